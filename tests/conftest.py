@@ -1,0 +1,50 @@
+"""What every test runs under: no accelerator, no caches of the user's, types checked."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+_is_worker = "PYTEST_XDIST_WORKER" in os.environ
+
+if _is_worker:
+    # The workers share the cores already: threads of their own would only wait for each other.
+    # OpenMP's variable is read by torch and scikit-learn, the other one by jax.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+    ).strip()
+else:
+    # The workers and the commands that tests start inherit this environment.
+    _caches = tempfile.mkdtemp(prefix="efficientad-jax-tests-")
+    os.environ["XDG_CACHE_HOME"] = f"{_caches}/cache"
+    os.environ["MPLCONFIGDIR"] = f"{_caches}/matplotlib"
+    os.environ["TFDS_DATA_DIR"] = f"{_caches}/tensorflow_datasets"
+    os.environ["TORCH_HOME"] = f"{_caches}/torch"
+    # A program compiled by an earlier run could stand in for the one under test.
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+# Before the first import of the package: checks every call against its annotations.
+install_import_hook("efficientad_jax", "beartype.beartype")
+
+
+def pytest_unconfigure() -> None:
+    if not _is_worker:
+        shutil.rmtree(_caches, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real images: $EFFICIENTAD_DATA, or `../shared/data` beside the checkout."""
+    given = os.environ.get("EFFICIENTAD_DATA")
+    root = Path(given) if given else REPOSITORY.parent / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip(f"needs real images: no folder {root}; set EFFICIENTAD_DATA to one")
+    return root

@@ -1,0 +1,180 @@
+"""The package's modules import in one direction, and no more than they need."""
+
+import ast
+import graphlib
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = "efficientad_jax"
+
+# In the order in which data flows. A module may import from its own layer and from those above it
+# here; within a layer, in any direction that makes no circle.
+LAYERS = {
+    "ground": ["atomic_file", "configuration", "errors", "interruption"],
+    "data": [
+        "data",
+        "data.decoding",
+        "data.elpv",
+        "data.examples",
+        "data.files",
+        "data.folder",
+        "data.loading",
+        "augmentation",
+        "preprocessing",
+        "resize",
+        "torch_weights",
+    ],
+    "convolution": ["channel_statistics", "convolution", "cook_toom", "layers"],
+    "networks": ["autoencoder", "efficientnet_lite", "patch_features", "pdn", "teacher"],
+    "losses": ["hard_feature_loss", "losses", "optimizer"],
+    "training": [
+        "checkpoints",
+        "distillation",
+        "distillation_loop",
+        "map_normalization",
+        "training",
+        "training_loop",
+        "workdir",
+    ],
+    "detector": ["calibration", "detector", "fit", "inference"],
+    "evaluation": ["baselines", "evaluation", "heatmap"],
+    "report": ["assessment", "report"],
+}
+LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+# The package itself only names the public parts of its modules: all may be imported there, and no
+# module may import it.
+FACADE = ""
+
+
+def module_files() -> dict[str, Path]:
+    """Every module of the package: its name below the package, and its file."""
+    files = {}
+    for path in sorted((REPOSITORY / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(REPOSITORY / PACKAGE).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+MODULES = module_files()
+
+
+def imported_names(source: str, module: str, is_package: bool) -> set[str]:
+    """The absolute dotted names that a module's source imports, inside functions too.
+
+    `from a import b` gives `a.b`, whether `b` is a module or not.
+    """
+    inside = [PACKAGE, *filter(None, module.split("."))]
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [node.module] if node.module else []
+            if node.level:
+                base = inside[: len(inside) - node.level + is_package] + base
+            names.update(".".join([*base, alias.name]) for alias in node.names)
+    return names
+
+
+def imported_modules(module: str) -> set[str]:
+    """The modules of the package that a module of the package imports, by name below it."""
+    path = MODULES[module]
+    names = imported_names(path.read_text(), module, path.name == "__init__.py")
+    found = set()
+    for name in names:
+        top, _, rest = name.partition(".")
+        if top == PACKAGE:
+            # `rest` is a module, or a name defined in the module that its front part names.
+            found.add(rest if rest in MODULES else rest.rpartition(".")[0])
+    return found
+
+
+INNER_MODULES = sorted(set(MODULES) - {FACADE})
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import efficientad_jax.pdn as p", {"efficientad_jax.pdn"}),
+        (
+            "from efficientad_jax import pdn, report",
+            {"efficientad_jax.pdn", "efficientad_jax.report"},
+        ),
+        ("def f():\n    from efficientad_jax.pdn import LAYERS", {"efficientad_jax.pdn.LAYERS"}),
+        ("from . import folder", {"efficientad_jax.data.folder"}),
+        ("from ..errors import InputError", {"efficientad_jax.errors.InputError"}),
+    ],
+)
+def test_imports_are_found_in_every_form(source: str, expected: set[str]) -> None:
+    assert imported_names(source, "data.loading", is_package=False) == expected
+
+
+def test_every_module_has_a_layer() -> None:
+    without = [name for name in INNER_MODULES if name not in LAYER_OF]
+    gone = [name for name in LAYER_OF if name not in MODULES]
+    assert not without, f"modules without a layer: {without}; add them to LAYERS"
+    assert not gone, f"layers of modules that are gone: {gone}; take them out of LAYERS"
+
+
+@pytest.mark.parametrize("module", INNER_MODULES)
+def test_module_imports_nothing_later_in_the_flow(module: str) -> None:
+    order = list(LAYERS)
+    own = order.index(LAYER_OF[module])
+    imported = imported_modules(module)
+    assert FACADE not in imported, f"{module} imports the package itself; import the module meant"
+    later = {name for name in imported if order.index(LAYER_OF[name]) > own}
+    assert not later, f"{module} is in layer {order[own]!r} and imports from later ones: {later}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: imported_modules(module) - {module} for module in INNER_MODULES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_package_imports_nothing_of_the_experiments(module: str) -> None:
+    path = MODULES[module]
+    names = imported_names(path.read_text(), module, path.name == "__init__.py")
+    tops = {name.partition(".")[0] for name in names}
+    assert not tops & {"experiments", "configs", "tests"}
+
+
+def test_names_say_what_a_file_holds() -> None:
+    vague = {"common", "helper", "helpers", "misc", "util", "utils"}
+    folders = [REPOSITORY / name for name in (PACKAGE, "configs", "experiments", "tests")]
+    paths = [path.relative_to(REPOSITORY) for folder in folders for path in folder.rglob("*.py")]
+    assert paths
+    assert not [path for path in paths if vague & set(path.with_suffix("").parts)]
+
+
+def test_importing_the_package_leaves_heavy_libraries_alone() -> None:
+    code = (
+        f"import sys, {PACKAGE}\n"
+        "print(sorted({'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def fresh_processes() -> Iterator[Pool]:
+    """Runs each task in a process of its own, forked from one with the slow imports behind it."""
+    context = multiprocessing.get_context("forkserver")
+    slow = ["flax.linen", "matplotlib.pyplot", "optax", "orbax.checkpoint", "sklearn.metrics"]
+    context.set_forkserver_preload(slow)
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("module", INNER_MODULES)
+def test_module_can_be_imported_first(module: str, fresh_processes: Pool) -> None:
+    fresh_processes.apply(exec, (f"import {PACKAGE}.{module}",))
