@@ -1,0 +1,46 @@
+"""Configurations of `ml_collections`, and what their types alone do not check."""
+
+from typing import Any
+
+from efficientad_jax.errors import InputError
+
+# An `ml_collections.ConfigDict`, whose attributes a type checker cannot know.
+Config = Any
+
+
+def check_config(config: Config) -> None:
+    """Checks what types alone do not tell.
+
+    Raises:
+      InputError: a value is out of range; it names the field.
+    """
+    model, train = config.model, config.train
+    _require(model.size in ("small", "medium"), "model.size", model.size, "'small' or 'medium'")
+    _require(
+        model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16"
+    )
+    for field in ("input_height", "input_width"):
+        side = model[field]
+        _require(
+            side >= 128 and side % 32 == 0,
+            f"model.{field}",
+            side,
+            "a multiple of 32, at least 128",
+        )
+    for field in ("steps", "batch_size", "steps_per_dispatch", "checkpoint_every"):
+        _require(train[field] >= 1, f"train.{field}", train[field], "at least 1")
+    _require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0")
+    _require(0 < train.decay_at <= 1, "train.decay_at", train.decay_at, "in (0, 1]")
+    _require(0 <= config.losses.p_hard < 1, "losses.p_hard", config.losses.p_hard, "in [0, 1)")
+    calibration = config.calibration
+    _require(
+        0 <= calibration.q_a < calibration.q_b <= 1,
+        "calibration.q_a",
+        calibration.q_a,
+        f"at least 0 and below q_b = {calibration.q_b}, itself at most 1",
+    )
+
+
+def _require(holds: bool, field: str, found: object, expected: str) -> None:
+    if not holds:
+        raise InputError(f"config.{field} = {found!r}: expected {expected}")

@@ -1,0 +1,1 @@
+"""Datasets: decoding, tensorflow-datasets builders, loading."""

@@ -1,0 +1,154 @@
+"""From an image in whatever form it comes to 8-bit RGB."""
+
+import contextlib
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Shaped, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from efficientad_jax.errors import InputError
+
+# What an image can be given as: a path, encoded bytes, a PIL image or an array.
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+# 16 bits to 8: 65535 becomes 255.
+_SIXTEEN_TO_EIGHT = 257
+
+# Python keeps one list of warning filters for all threads: two that change it at once would leave
+# it changed, and images are read in several threads.
+_WARNING_FILTERS = threading.Lock()
+
+
+def decode_image(source: ImageSource, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image to RGB.
+
+    Grayscale is repeated over the channels, transparency dropped, a palette looked up, CMYK
+    converted, 16 bits reduced to 8, an EXIF rotation carried out; of an animation the first frame
+    is taken.
+
+    Args:
+      source: a path, encoded bytes, a PIL image, or an array `[h, w]` or `[h, w, c]` with 1 to 4
+        channels of uint8, uint16, bool, or floats in [0, 1].
+      name: what to call the image in an error; a path names itself.
+
+    Raises:
+      InputError: it cannot be read or decoded, it has more pixels than Pillow takes without a
+        warning (`PIL.Image.MAX_IMAGE_PIXELS`), or its pixels are none of the above.
+    """
+    name = name or _name_of(source)
+    pixels = _to_eight_bits(_read(source, name), name)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def decode_mask(source: ImageSource, name: str = "") -> Bool[np.ndarray, "h w"]:
+    """Decodes a mask: True where any channel but transparency is not 0, of any number of bits.
+
+    Arguments and errors are those of `decode_image`.
+    """
+    return (_read(source, name or _name_of(source)) != 0).any(-1)
+
+
+def resize_image(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Resizes bilinearly, with antialiasing when it shrinks, as torchvision does PIL images."""
+    if image.shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def _name_of(source: ImageSource) -> str:
+    if isinstance(source, np.ndarray):
+        return "array"
+    if isinstance(source, Image.Image):
+        return "from PIL"
+    return "from bytes" if isinstance(source, bytes) else os.fspath(source) or "''"
+
+
+def _read(source: ImageSource, name: str) -> Shaped[np.ndarray, "h w c"]:
+    """Pixels of any dtype, of 1 or 3 channels."""
+    if isinstance(source, np.ndarray):
+        return _drop_alpha(source, name)
+    try:
+        if isinstance(source, Image.Image):
+            return _drop_alpha(_pixels(source), name)
+        with contextlib.ExitStack() as stack:
+            with _pillow_warnings():
+                opened = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+                image = stack.enter_context(Image.open(opened))
+            return _drop_alpha(_pixels(image), name)
+    except InputError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"image {name}: too many pixels to be taken ({error})") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"image {name}: not an image of a known format") from error
+    except FileNotFoundError as error:
+        raise InputError(f"image {name}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"image {name}: is a folder, expected an image file") from error
+    except PermissionError as error:
+        raise InputError(f"image {name}: may not be read, check its permissions") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on a damaged file.
+        raise InputError(f"image {name}: damaged or cut off ({error})") from error
+
+
+@contextlib.contextmanager
+def _pillow_warnings() -> Iterator[None]:
+    """Makes an error of the warning of too many pixels, and ignores those of odd metadata."""
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _pixels(image: Image.Image) -> Shaped[np.ndarray, "..."]:
+    is_pgm = image.format == "PPM"
+    image.load()  # The slow part, outside the lock.
+    with _pillow_warnings():
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "I" and is_pgm:
+        # Pillow scales PGM of more than 8 bits to 16 and holds it in 32.
+        return np.asarray(image).astype(np.uint16)
+    if image.mode.startswith(("I", "F")):
+        return np.asarray(image)
+    if image.mode == "P":
+        # Through RGBA, so that a transparent colour is not mixed in.
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def _drop_alpha(array: Shaped[np.ndarray, "..."], name: str) -> Shaped[np.ndarray, "h w c"]:
+    shape_fits = array.ndim == 2 or (array.ndim == 3 and 1 <= array.shape[2] <= 4)
+    if not shape_fits or 0 in array.shape:
+        raise InputError(f"image {name}: shape {array.shape}, expected [h, w] or [h, w, 1 to 4]")
+    if array.ndim == 2:
+        return array[..., None]
+    return array[..., : 1 if array.shape[2] < 3 else 3]
+
+
+def _to_eight_bits(array: Shaped[np.ndarray, "h w c"], name: str) -> UInt8[np.ndarray, "h w c"]:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # In either order of bytes.
+        rounded = (array.astype(np.uint32) + _SIXTEEN_TO_EIGHT // 2) // _SIXTEEN_TO_EIGHT
+        return rounded.astype(np.uint8)
+    if array.dtype.kind == "f":
+        # `not (>= and <=)` also catches NaN.
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise InputError(
+                f"image {name}: floats outside [0, 1], expected them in that range or uint8"
+            )
+        return np.rint(array * 255).astype(np.uint8)
+    raise InputError(
+        f"image {name}: dtype {array.dtype}, expected uint8, uint16, bool or floats in [0, 1]"
+    )

@@ -1,0 +1,153 @@
+"""Datasets as arrays: read by grain, decoded and resized once."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
+from efficientad_jax.errors import InputError
+
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+
+
+class ImageSet(NamedTuple):
+    """Images of one split, ordered by name.
+
+    Attributes:
+      images: RGB, resized to the networks' input size.
+      labels: 0 for normal, 1 for anomalous.
+      names: unique in the dataset, such as `test/crack/017.png`.
+      defects: kinds of defect, 'good' for none.
+      masks: of the defects at the images' original sizes, None without one.
+      sizes: original height and width of each image.
+    """
+
+    images: UInt8[np.ndarray, "n h w 3"]
+    labels: Int[np.ndarray, " n"]
+    names: list[str]
+    defects: list[str]
+    masks: list[Bool[np.ndarray, "_h _w"] | None]
+    sizes: list[tuple[int, int]]
+
+
+class Dataset(NamedTuple):
+    """Images to train on, to calibrate with and to test with; no image is in two of them."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+
+def load_dataset(
+    name: str,
+    category: str,
+    root: str,
+    data_dir: str,
+    image_size: tuple[int, int],
+    validation_fraction: float,
+    seed: int,
+) -> Dataset:
+    """Prepares a dataset with tensorflow-datasets, unless it is prepared, and loads it.
+
+    Args:
+      name: 'elpv', or 'folder' for a folder in MVTec AD's layout.
+      category: of the dataset; for a folder, a folder inside `root` or ''.
+      root: the folder; not read for 'elpv'.
+      data_dir: where prepared datasets are kept, '' for tensorflow-datasets' own folder.
+      image_size: height and width that images are resized to.
+      validation_fraction: part of the training images that is held out, where the dataset has
+        no validation images of its own.
+      seed: decides which are held out.
+
+    Raises:
+      InputError: dataset, category, a folder or an image cannot be used.
+    """
+    # Slow to import, and needed for nothing else.
+    from efficientad_jax.data import elpv, folder
+    from efficientad_jax.data.examples import prepare
+
+    where = data_dir or None
+    if name == "elpv":
+        if category not in elpv.CATEGORIES:
+            raise InputError(
+                f"category {category!r}: no such category of elpv, "
+                f"expected one of: {', '.join(elpv.CATEGORIES)}"
+            )
+        builder = elpv.Elpv(config=category, data_dir=where)
+    elif name == "folder":
+        builder = folder.MvtecFolder(root=folder.resolve_category(root, category), data_dir=where)
+    else:
+        raise InputError(f"dataset {name!r}: no such dataset, expected one of: elpv, folder")
+    prepare(builder)
+    splits = {split: _load_split(builder, split, image_size) for split in builder.info.splits}
+    train, test = splits["train"], splits["test"]
+    if "validation" in splits:
+        return Dataset(train, splits["validation"], test)
+    train, validation = _hold_out(train, validation_fraction, seed)
+    return Dataset(train, validation, test)
+
+
+def load_images(paths: Sequence[Path], image_size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Decodes and resizes image files.
+
+    Raises:
+      InputError: one cannot be decoded; it is named.
+    """
+    dataset = grain.MapDataset.source(list(paths)).map(partial(_load_file, size=image_size))
+    return np.stack(list(dataset.to_iter_dataset(_READ)))
+
+
+def _load_file(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    return resize_image(decode_image(path), *size)
+
+
+def _load_split(builder: Any, split: str, size: tuple[int, int]) -> ImageSet:
+    from efficientad_jax.data.examples import StoredBytes
+
+    stored = StoredBytes()
+    source = builder.as_data_source(split, decoders={"image": stored, "masks": stored})
+    dataset = grain.MapDataset.source(source).map(partial(_decode_example, size=size))
+    examples = sorted(dataset.to_iter_dataset(_READ), key=lambda example: example["name"])
+    return ImageSet(
+        images=np.stack([example["image"] for example in examples]),
+        labels=np.array([example["label"] for example in examples], np.int64),
+        names=[example["name"] for example in examples],
+        defects=[example["defect"] for example in examples],
+        masks=[example["mask"] for example in examples],
+        sizes=[example["size"] for example in examples],
+    )
+
+
+def _decode_example(example: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    name = example["name"].decode()
+    image = decode_image(example["image"], name)
+    masks = [decode_mask(mask, name) for mask in example["masks"]]
+    return {
+        "image": resize_image(image, *size),
+        "label": int(example["label"]),
+        "name": name,
+        "defect": example["defect"].decode(),
+        "mask": np.any(masks, axis=0) if masks else None,
+        "size": image.shape[:2],
+    }
+
+
+def _hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Splits off a random part: at least one image goes, at least one stays."""
+    count = len(images.names)
+    held_out = min(max(1, round(fraction * count)), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return _take(images, np.sort(order[held_out:])), _take(images, np.sort(order[:held_out]))
+
+
+def _take(images: ImageSet, chosen: Int[np.ndarray, " m"]) -> ImageSet:
+    return ImageSet(
+        images.images[chosen],
+        images.labels[chosen],
+        *([field[i] for i in chosen] for field in images[2:]),
+    )

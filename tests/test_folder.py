@@ -1,0 +1,351 @@
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientad_jax.data.decoding import decode_image
+from efficientad_jax.data.loading import Dataset, load_dataset
+from efficientad_jax.errors import InputError
+
+GENERATOR = np.random.default_rng(0)
+
+
+def write_image(path: Path, height: int = 6, width: int = 9) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = GENERATOR.integers(0, 256, (height, width, 3), np.uint8)
+    # Not compressed, so that files of one shape have one size.
+    Image.fromarray(pixels).save(path, compress_level=0)
+    return path
+
+
+def write_mask(path: Path, height: int = 6, width: int = 9) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((height, width), np.uint8)
+    mask[1:3, 2:5] = 255
+    Image.fromarray(mask).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Four good images to train on; one good image, a crack with a mask and a dent without."""
+    root = tmp_path / "bottle"
+    for i in range(4):
+        write_image(root / f"train/good/{i:03}.png")
+    for name in ("good/000.png", "crack/000.png", "dent/000.png"):
+        write_image(root / "test" / name)
+    write_mask(root / "ground_truth/crack/000_mask.png")
+    return root
+
+
+def load(root: Path, category: str = "", data_dir: str = "prepared") -> Dataset:
+    where = str(root.parent / data_dir)
+    return load_dataset("folder", category, str(root), where, (8, 8), 0.25, 0)
+
+
+def prepared_copies(root: Path) -> set[Path]:
+    return set((root.parent / "prepared").glob("mvtec_folder/*/1.0.0"))
+
+
+def train_names(dataset: Dataset) -> list[str]:
+    """Names of the images of train/good, those held out for validation included."""
+    return sorted(dataset.train.names + dataset.validation.names)
+
+
+def test_layout_is_read(root: Path) -> None:
+    dataset = load(root)
+    assert train_names(dataset) == [f"train/good/{i:03}.png" for i in range(4)]
+    assert len(dataset.validation.names) == 1
+    test = dataset.test
+    assert test.names == ["test/crack/000.png", "test/dent/000.png", "test/good/000.png"]
+    assert test.defects == ["crack", "dent", "good"]
+    assert test.labels.tolist() == [1, 1, 0]
+    with Image.open(root / "ground_truth/crack/000_mask.png") as mask:
+        expected = np.asarray(mask) == 255
+    assert test.masks[0] is not None
+    np.testing.assert_array_equal(test.masks[0], expected)
+    assert test.masks[1:] == [None, None]
+
+
+def test_mask_may_have_the_name_of_its_image(root: Path) -> None:
+    (root / "ground_truth/crack/000_mask.png").rename(root / "ground_truth/crack/000.png")
+    masks = load(root).test.masks
+    assert [mask is not None for mask in masks] == [True, False, False]
+
+
+def test_good_image_may_have_a_mask(root: Path) -> None:
+    write_mask(root / "ground_truth/good/000_mask.png")
+    masks = load(root).test.masks
+    assert [mask is not None for mask in masks] == [True, False, True]
+
+
+def test_folders_inside_a_defect_keep_their_masks(root: Path) -> None:
+    write_image(root / "test/crack/left/000.png")
+    write_mask(root / "ground_truth/crack/left/000_mask.png")
+    write_image(root / "test/crack/right/000.png")
+    test = load(root).test
+    masked = [name for name, mask in zip(test.names, test.masks, strict=True) if mask is not None]
+    assert masked == ["test/crack/000.png", "test/crack/left/000.png"]
+    assert set(test.defects) == {"crack", "dent", "good"}
+
+
+def test_size_and_kind_of_image_are_free(root: Path) -> None:
+    gray = Image.fromarray(GENERATOR.integers(0, 256, (30, 11), np.uint8))
+    sixteen_bits = Image.fromarray(GENERATOR.integers(0, 65536, (5, 4), np.uint16))
+    for i, suffix in enumerate([".bmp", ".GIF", ".jpeg", ".JPG", ".pgm", ".tif", ".webp"]):
+        gray.save(root / f"train/good/gray_{i}{suffix}")
+    sixteen_bits.save(root / "train/good/sixteen_bits.png")
+    dataset = load(root)
+    sizes = dict(
+        zip(
+            dataset.train.names + dataset.validation.names,
+            dataset.train.sizes + dataset.validation.sizes,
+            strict=True,
+        )
+    )
+    assert len(sizes) == 4 + 7 + 1
+    assert sizes["train/good/000.png"] == (6, 9)
+    assert sizes["train/good/gray_1.GIF"] == (30, 11)
+    assert sizes["train/good/sixteen_bits.png"] == (5, 4)
+
+
+def test_what_is_no_image_is_ignored(root: Path) -> None:
+    for name in ("Thumbs.db", ".DS_Store", "._000.png", "notes.txt", "test.csv", "LICENSE"):
+        (root / "train/good" / name).write_bytes(b"nothing")
+    assert len(train_names(load(root))) == 4
+
+
+def test_own_validation_images_are_taken(root: Path) -> None:
+    write_image(root / "validation/good/000.png")
+    write_image(root / "validation/good/001.png")
+    dataset = load(root)
+    assert dataset.validation.names == ["validation/good/000.png", "validation/good/001.png"]
+    assert dataset.train.names == [f"train/good/{i:03}.png" for i in range(4)]
+
+
+def test_category_is_a_folder_of_the_root(root: Path) -> None:
+    by_category = load(root.parent, "bottle", "elsewhere/prepared")
+    assert by_category.test.names == load(root).test.names
+
+
+def test_unknown_category_lists_the_known_ones(root: Path) -> None:
+    write_image(root.parent / "cable/train/good/000.png")
+    (root.parent / "empty").mkdir()
+    with pytest.raises(InputError, match=r"'cabel'.*expected one of: bottle, cable$"):
+        load(root.parent, "cabel")
+    with pytest.raises(InputError, match=r"no folder 'train'.*category of: bottle, cable$"):
+        load(root.parent)
+    with pytest.raises(InputError, match=r"'left'.*\(none there\)"):
+        load(root, "left")
+
+
+def test_missing_folders_are_named(root: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere: no such folder"):
+        load(root / "nowhere")
+    with pytest.raises(InputError, match="root is empty"):
+        load_dataset("folder", "", "", str(root.parent / "prepared"), (8, 8), 0.25, 0)
+    (root / "train/good").rename(root / "train/fine")
+    with pytest.raises(InputError, match=r"train/good.*no such folder"):
+        load(root)
+    (root / "train/good").mkdir()
+    with pytest.raises(InputError, match=r"train/good: no images"):
+        load(root)
+    (root / "train/good").rmdir()
+    (root / "train/fine").rename(root / "train/good")
+    (root / "test").rename(root / "tests")
+    with pytest.raises(InputError, match=r"bottle/test.*no such folder"):
+        load(root)
+    assert not (root.parent / "prepared").exists()
+
+
+def test_one_training_image_is_too_few(root: Path) -> None:
+    for i in range(1, 4):
+        (root / f"train/good/{i:03}.png").unlink()
+    with pytest.raises(InputError, match=r"train/good: 1 image, expected at least 2"):
+        load(root)
+
+
+def test_image_outside_of_a_kind_of_defect_is_refused(root: Path) -> None:
+    write_image(root / "test/000.png")
+    with pytest.raises(InputError, match=r"test/000\.png: lies in 'test' itself"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "ground_truth/crack/001_mask.png",
+        "ground_truth/scratch/000_mask.png",
+        "ground_truth/000_mask.png",
+        "ground_truth/crack/000/000.png",
+        "ground_truth/crack/_mask.png",
+    ],
+)
+def test_mask_without_image_is_refused(root: Path, stray: str) -> None:
+    write_mask(root / stray)
+    with pytest.raises(InputError, match=rf"mask .*{re.escape(stray)}: belongs to no image"):
+        load(root)
+
+
+def test_second_mask_of_an_image_is_refused(root: Path) -> None:
+    write_mask(root / "ground_truth/crack/000.png")
+    with pytest.raises(InputError, match="for the same image as"):
+        load(root)
+
+
+def test_mask_that_fits_two_images_is_refused(root: Path) -> None:
+    write_image(root / "test/crack/000.bmp")
+    with pytest.raises(InputError, match=r"000_mask\.png: could belong to .*bmp or to .*png"):
+        load(root)
+
+
+def test_mask_of_another_size_is_refused(root: Path) -> None:
+    path = write_mask(root / "ground_truth/crack/000_mask.png", height=9, width=6)
+    with pytest.raises(InputError, match=rf"mask {re.escape(str(path))}: 9x6 .* expected the 6x9"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["train/good/002.png", "test/dent/000.png", "ground_truth/crack/000_mask.png"]
+)
+@pytest.mark.parametrize("damage", ["cut off", "no image", "empty"])
+def test_broken_file_is_named_and_no_copy_is_left(root: Path, name: str, damage: str) -> None:
+    load(root)
+    before = sorted((root.parent / "prepared").rglob("*"))
+    path = root / name
+    content = {"cut off": path.read_bytes()[:60], "no image": b"text", "empty": b""}[damage]
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"image {re.escape(str(path))}: ") as caught:
+        load(root)
+    assert "\n" not in str(caught.value)
+    assert sorted((root.parent / "prepared").rglob("*")) == before
+
+
+def test_interruption_leaves_no_copy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(root)
+    before = sorted((root.parent / "prepared").rglob("*"))
+    write_image(root / "train/good/004.png")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr("efficientad_jax.data.examples.decode_image", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load(root)
+    assert sorted((root.parent / "prepared").rglob("*")) == before
+    assert len(train_names(load(root))) == 5
+
+
+def test_failure_leaves_no_new_folder(root: Path) -> None:
+    (root / "train/good/000.png").write_bytes(b"text")
+    with pytest.raises(InputError, match="not an image"):
+        load(root, data_dir="new/prepared")
+    assert not (root.parent / "new").exists()
+
+
+def test_preparing_prints_nothing(
+    root: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    load(root)
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelname != "INFO"] == []
+
+
+def test_copy_finished_by_another_process_meanwhile_is_taken(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = [root]
+
+    def decode_after_the_other(source: Path) -> np.ndarray:
+        if pending:
+            load(pending.pop())
+        return decode_image(source)
+
+    monkeypatch.setattr("efficientad_jax.data.examples.decode_image", decode_after_the_other)
+    dataset = load(root)
+    assert len(train_names(dataset)) == 4
+    assert len(dataset.test.names) == 3
+    (copy,) = prepared_copies(root)
+    assert sorted(copy.parent.iterdir()) == [copy]
+
+
+def test_unchanged_folder_is_prepared_once(root: Path) -> None:
+    load(root)
+    copies = prepared_copies(root)
+    assert len(copies) == 1
+    times = {path: path.stat().st_mtime_ns for copy in copies for path in copy.iterdir()}
+    load(root)
+    assert prepared_copies(root) == copies
+    assert {path: path.stat().st_mtime_ns for copy in copies for path in copy.iterdir()} == times
+
+
+def test_changed_folder_is_prepared_anew(root: Path) -> None:
+    def pixels(dataset: Dataset) -> dict[str, bytes]:
+        images = [*dataset.train.images, *dataset.validation.images, *dataset.test.images]
+        names = dataset.train.names + dataset.validation.names + dataset.test.names
+        return {name: image.tobytes() for name, image in zip(names, images, strict=True)}
+
+    first = pixels(load(root))
+    path = root / "train/good/001.png"
+    old = path.stat()
+    write_image(path)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + 1))
+    second = pixels(load(root))
+    assert {name for name in first if first[name] != second[name]} == {"train/good/001.png"}
+
+    write_image(root / "test/dent/001.png")
+    assert pixels(load(root)).keys() - second.keys() == {"test/dent/001.png"}
+    (root / "test/dent/001.png").unlink()
+    path.rename(path.with_name("renamed.png"))
+    third = pixels(load(root))
+    assert third.keys() ^ second.keys() == {"train/good/001.png", "train/good/renamed.png"}
+
+    write_mask(root / "ground_truth/dent/000_mask.png")
+    assert [mask is not None for mask in load(root).test.masks] == [True, True, False]
+    (root / "ground_truth/crack/000_mask.png").unlink()
+    assert [mask is not None for mask in load(root).test.masks] == [False, True, False]
+
+
+def test_folders_of_one_name_do_not_meet(root: Path) -> None:
+    other = root.parent / "other" / "bottle"
+    for path in sorted(root.rglob("*.png")):
+        copy = other / path.relative_to(root)
+        write_image(copy)
+        status = path.stat()
+        os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    first = load(root)
+    where = str(root.parent / "prepared")
+    second = load_dataset("folder", "", str(other), where, (8, 8), 0.25, 0)
+    assert len(prepared_copies(root)) == 2
+    assert not np.array_equal(first.test.images, second.test.images)
+
+
+@pytest.mark.parametrize("name", ["größe 2", "a.b-c", "瓶", "+"])
+def test_folder_may_have_any_name(root: Path, name: str) -> None:
+    renamed = root.rename(root.with_name(name))
+    assert len(train_names(load(renamed))) == 4
+
+
+def test_folder_that_cannot_be_written_to_is_named(root: Path) -> None:
+    (root.parent / "prepared").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match=r"prepared.*cannot be written"):
+        load(root)
+
+
+def test_magnetic_tiles_are_a_folder(data_root: Path) -> None:
+    from efficientad_jax.data.folder import list_examples
+
+    root = data_root / "magnetic_tile"
+    splits = list_examples(root)
+    counts = Counter(example.defect for example in splits["test"])
+    assert counts == {
+        folder.name: len(list(folder.glob("*.jpg"))) for folder in (root / "test").iterdir()
+    }
+    for example in splits["test"]:
+        assert (example.mask is None) == (example.defect == "good")
+    assert len(splits["train"]) == len(os.listdir(root / "train/good"))
