@@ -1,0 +1,52 @@
+"""The convolution layer that the networks are built from."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from efficientad_jax.convolution import Method, convolve
+
+
+class Conv(nn.Module):
+    """A 2-D convolution with a bias, initialised as PyTorch does.
+
+    Uniform in +-1/sqrt(fan in), kernel and bias alike: what the implementations start from that
+    reproduced the paper, which does not name an initialisation.
+
+    Attributes:
+      features: output channels.
+      kernel_size: of the kernel in pixels, one number where it is square.
+      stride: step in both dimensions, in pixels.
+      padding: rows and columns of zeros added on each side.
+      dtype: of the computation; parameters are float32.
+      convolution: see `efficientad_jax.convolution`.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int]
+    stride: int = 1
+    padding: int = 0
+    dtype: DTypeLike = jnp.float32
+    convolution: Method = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], channels: slice | None = None
+    ) -> Float[Array, "n oh ow k"]:
+        """Applies the layer; `channels` computes only these of the output channels."""
+        size = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,) * 2
+        shape = (*size, x.shape[-1], self.features)
+        bound = (shape[0] * shape[1] * shape[2]) ** -0.5
+
+        def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+        kernel = self.param("kernel", uniform, shape)
+        bias = self.param("bias", uniform, (self.features,))
+        if channels is not None:
+            kernel, bias = kernel[..., channels], bias[channels]
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        y = convolve(x.astype(self.dtype), kernel, self.stride, self.padding, self.convolution)
+        return y + bias
