@@ -1,0 +1,35 @@
+"""Adam with the weight decay that PyTorch's Adam has."""
+
+import optax
+
+
+def adam_with_l2(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float
+) -> optax.GradientTransformation:
+    """Adam whose decay is an L2 term of the gradient, as `torch.optim.Adam(weight_decay=...)`.
+
+    `optax.adamw` decays parameters beside the adapted step instead; with Adam the two differ.
+    (Paper, Algorithm 1, line 14; Algorithm 3, line 13.)
+
+    Args:
+      learning_rate: a number or a schedule over steps.
+      weight_decay: factor of the parameters added to their gradient.
+    """
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, eps=1e-8))
+
+
+def step_decay(
+    learning_rate: float, steps: int, decay_at: float, decay_factor: float
+) -> optax.Schedule:
+    """A constant rate, multiplied by `decay_factor` after `decay_at` of all steps.
+
+    The paper: 1e-4, after 66 500 of 70 000 steps 1e-5. It counts steps, not epochs.
+    """
+    return optax.piecewise_constant_schedule(learning_rate, {int(steps * decay_at): decay_factor})
+
+
+def warmup_cosine(learning_rate: float, steps: int, warmup_steps: int) -> optax.Schedule:
+    """From 0 up over `warmup_steps`, then along a cosine down to a hundredth at the last step."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(warmup_steps, steps // 2), steps, learning_rate / 100
+    )

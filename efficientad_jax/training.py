@@ -1,0 +1,264 @@
+"""Phase 2: student and autoencoder learn the normal images (paper, Algorithm 1).
+
+Everything here is a pure function of a state: the loop around it is in `training_loop`.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
+
+from efficientad_jax.augmentation import jitter, random_grayscale
+from efficientad_jax.autoencoder import Autoencoder
+from efficientad_jax.convolution import Method
+from efficientad_jax.losses import (
+    Losses,
+    mean_squared_difference,
+    pretraining_penalty,
+    student_teacher_loss,
+)
+from efficientad_jax.pdn import PatchDescriptionNetwork, Size, output_size
+from efficientad_jax.preprocessing import normalize_images, to_unit_range
+
+
+class Networks(NamedTuple):
+    """The three networks, without parameters."""
+
+    teacher: PatchDescriptionNetwork
+    student: PatchDescriptionNetwork
+    autoencoder: Autoencoder
+
+
+class Objective(NamedTuple):
+    """Which losses a step minimises.
+
+    Attributes:
+      p_hard: quantile of the hard feature loss; 0 is the plain mean.
+      penalty: whether the pretraining penalty counts.
+      autoencoder: whether the autoencoder is trained and imitated.
+      grayscale_probability: how often a pretraining image loses its colour.
+    """
+
+    p_hard: float = 0.999
+    penalty: bool = True
+    autoencoder: bool = True
+    grayscale_probability: float = 0.3
+
+
+class TrainState(NamedTuple):
+    """What training carries from step to step; all randomness follows from `step`.
+
+    Attributes:
+      params: of 'student' and 'autoencoder'.
+      opt_state: of the optimiser, over both.
+      step: how many steps are done.
+    """
+
+    params: dict[str, PyTree]
+    opt_state: PyTree
+    step: Int[Array, ""]
+
+
+class TrainData(NamedTuple):
+    """What stays on the device during training.
+
+    Attributes:
+      images: training images at the network's size.
+      teacher_features: the normalised teacher's features of each of them, rounded to float16, or
+        None to compute them in each step.
+      pretraining_images: for the penalty, None where it is off.
+    """
+
+    images: UInt8[Array, "n h w 3"]
+    teacher_features: Float16[Array, "n oh ow c"] | None
+    pretraining_images: UInt8[Array, "m h w 3"] | None
+
+
+class Batch(NamedTuple):
+    """The images of one step; see `TrainData`."""
+
+    images: UInt8[Array, "b h w 3"]
+    teacher_features: Float16[Array, "b oh ow c"] | None
+    pretraining_images: UInt8[Array, "b h w 3"] | None
+
+
+def create_networks(
+    size: Size,
+    out_channels: int,
+    input_size: tuple[int, int],
+    padding: bool = False,
+    dtype: DTypeLike = jnp.float32,
+    convolution: Method = "auto",
+) -> Networks:
+    """Teacher, student with twice the teacher's channels, and an autoencoder that fits them."""
+    pdn = partial(
+        PatchDescriptionNetwork, size=size, padding=padding, dtype=dtype, convolution=convolution
+    )
+    autoencoder = Autoencoder(
+        out_channels=out_channels,
+        output_size=output_size(*input_size, padding=padding),
+        dtype=dtype,
+        convolution=convolution,
+    )
+    return Networks(pdn(out_channels=out_channels), pdn(out_channels=2 * out_channels), autoencoder)
+
+
+def create_train_state(
+    key: jax.Array,
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    input_size: tuple[int, int],
+) -> TrainState:
+    """Fresh parameters and optimiser."""
+    student_key, autoencoder_key = jax.random.split(key)
+    image = jnp.zeros((1, *input_size, 3))
+    params = {
+        "student": jax.jit(networks.student.init)(student_key, image),
+        "autoencoder": jax.jit(networks.autoencoder.init)(autoencoder_key, image),
+    }
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def compute_losses(
+    networks: Networks,
+    objective: Objective,
+    teacher_params: PyTree,
+    params: dict[str, PyTree],
+    batch: Batch,
+    key: jax.Array,
+) -> Losses:
+    """The losses of one step (Algorithm 1, lines 12-32).
+
+    Args:
+      networks: their modules.
+      objective: which losses count.
+      teacher_params: of the normalised teacher, see `normalize_teacher`.
+      params: of 'student' and 'autoencoder'.
+      batch: uint8 images of the step.
+      key: decides augmentation, grayscale and dropout.
+    """
+    jitter_key, gray_key, dropout_key = jax.random.split(key, 3)
+    half = networks.teacher.out_channels
+    count = batch.images.shape[0]
+    images = to_unit_range(batch.images)
+
+    for_student = [images]
+    if objective.penalty:
+        if batch.pretraining_images is None:
+            raise ValueError("the pretraining penalty is on, but there are no pretraining images")
+        pretraining = to_unit_range(batch.pretraining_images)
+        pretraining = random_grayscale(gray_key, pretraining, objective.grayscale_probability)
+        for_student.append(pretraining)
+    imitating = len(for_student) * count  # rows of which the student's first half is needed
+    if objective.autoencoder:
+        augmented = jitter(jitter_key, images)
+        for_student.append(augmented)
+
+    # All layers but the last see every image at once; the last computes the half that is used.
+    student = partial(networks.student.apply, params["student"])
+    trunk = student(normalize_images(jnp.concatenate(for_student)), method="trunk")
+    first = student(trunk[:imitating], slice(0, half), method="describe").astype(jnp.float32)
+
+    for_teacher = [images] if batch.teacher_features is None else []
+    if objective.autoencoder:
+        for_teacher.append(augmented)
+    if for_teacher:
+        described = networks.teacher.apply(
+            teacher_params, normalize_images(jnp.concatenate(for_teacher))
+        ).astype(jnp.float32)
+    if batch.teacher_features is None:
+        target = described[:count]
+    else:
+        target = batch.teacher_features.astype(jnp.float32)
+
+    zero = jnp.zeros(())
+    hard = student_teacher_loss(target, first[:count], objective.p_hard)
+    penalty = pretraining_penalty(first[count:]) if objective.penalty else zero
+    if not objective.autoencoder:
+        return Losses(hard, penalty, zero, zero)
+
+    second = student(trunk[imitating:], slice(half, None), method="describe").astype(jnp.float32)
+    predicted = networks.autoencoder.apply(
+        params["autoencoder"],
+        normalize_images(augmented),
+        deterministic=False,
+        rngs={"dropout": dropout_key},
+    ).astype(jnp.float32)
+    return Losses(
+        hard,
+        penalty,
+        mean_squared_difference(described[-count:], predicted),
+        mean_squared_difference(predicted, second),
+    )
+
+
+def train_step(
+    networks: Networks,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    teacher_params: PyTree,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[TrainState, Losses]:
+    """One step of Algorithm 1: losses, gradients, optimiser (lines 12-34)."""
+
+    def objective_of(params: dict[str, PyTree]) -> tuple[Float[Array, ""], Losses]:
+        losses = compute_losses(networks, objective, teacher_params, params, batch, key)
+        return losses.total, losses
+
+    gradients, losses = jax.grad(objective_of, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.step + 1), losses
+
+
+@partial(
+    jax.jit,
+    static_argnames=("networks", "objective", "optimizer"),
+    donate_argnames=("state",),
+)
+def train_steps(
+    networks: Networks,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    teacher_params: PyTree,
+    data: TrainData,
+    state: TrainState,
+    indices: Int[Array, "k b"],
+    pretraining_indices: Int[Array, "k b"],
+    key: jax.Array,
+) -> tuple[TrainState, Losses]:
+    """`k` steps in one dispatch.
+
+    Args:
+      networks: their modules.
+      objective: which losses count.
+      optimizer: as made the state.
+      teacher_params: of the normalised teacher.
+      data: resident images.
+      state: given up to the result.
+      indices: which images each step takes.
+      pretraining_indices: which pretraining images; not read where the penalty is off.
+      key: of the whole training; each step folds its number in.
+
+    Returns:
+      The state after `k` steps, and the losses of each.
+    """
+
+    def step(state: TrainState, chosen: tuple[Array, Array]) -> tuple[TrainState, Losses]:
+        normal, pretraining = chosen
+        features, others = data.teacher_features, data.pretraining_images
+        batch = Batch(
+            data.images[normal],
+            None if features is None else features[normal],
+            others[pretraining] if objective.penalty and others is not None else None,
+        )
+        step_key = jax.random.fold_in(key, state.step)
+        return train_step(networks, objective, optimizer, teacher_params, state, batch, step_key)
+
+    return jax.lax.scan(step, state, (indices, pretraining_indices))

@@ -1,0 +1,123 @@
+"""The loop of phase 2: dispatches of many steps, checkpoints, progress, a clean stop."""
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from efficientad_jax.checkpoints import open_checkpoints
+from efficientad_jax.configuration import Config
+from efficientad_jax.errors import DivergenceError
+from efficientad_jax.interruption import interruption
+from efficientad_jax.losses import Losses
+from efficientad_jax.optimizer import adam_with_l2, step_decay
+from efficientad_jax.training import (
+    Networks,
+    Objective,
+    TrainData,
+    TrainState,
+    create_train_state,
+    train_steps,
+)
+
+
+def run_training(
+    config: Config,
+    networks: Networks,
+    teacher_params: PyTree,
+    data: TrainData,
+    workdir: Path,
+) -> TrainState | None:
+    """Trains for `config.train.steps`, going on from the newest checkpoint in `workdir`.
+
+    Which images a step sees, and how they are changed, follows from `config.seed` and the number
+    of the step: a run that was stopped ends as one that was not.
+
+    Args:
+      config: see `configs/elpv.py`; read are `seed`, `losses` and `train`.
+      networks: their modules.
+      teacher_params: of the normalised teacher.
+      data: resident images.
+      workdir: for checkpoints and TensorBoard files.
+
+    Returns:
+      The trained state, or None when Ctrl-C stopped the run before its last step.
+
+    Raises:
+      DivergenceError: a loss is not finite. The checkpoint before it stays.
+    """
+    train = config.train
+    objective = Objective(**config.losses)
+    schedule = step_decay(train.learning_rate, train.steps, train.decay_at, train.decay_factor)
+    optimizer = adam_with_l2(schedule, train.weight_decay)
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    height, width = data.images.shape[1:3]
+    state = create_train_state(init_key, networks, optimizer, (height, width))
+
+    with (
+        open_checkpoints(workdir / "checkpoints") as checkpoints,
+        interruption() as interrupted,
+        SummaryWriter(str(workdir / "tensorboard")) as writer,
+    ):
+        restored = checkpoints.restore_latest(state)
+        state = state if restored is None else restored
+        step = saved = int(state.step)
+        with tqdm(total=train.steps, initial=step, unit="step", file=sys.stderr) as progress:
+            while step < train.steps and not interrupted():
+                count = min(train.steps_per_dispatch, train.steps - step)
+                state, losses = train_steps(
+                    networks,
+                    objective,
+                    optimizer,
+                    teacher_params,
+                    data,
+                    state,
+                    _chosen(data.images, config.seed, 0, step, count, train.batch_size),
+                    _chosen(data.pretraining_images, config.seed, 1, step, count, train.batch_size),
+                    train_key,
+                )
+                losses = Losses(*(np.asarray(loss) for loss in losses))
+                _check_finite(losses, step)
+                step += count
+                for name, loss in (*losses._asdict().items(), ("total", losses.total)):
+                    writer.add_scalar(f"loss/{name}", float(loss.mean()), step)
+                writer.add_scalar("learning_rate", float(schedule(step)), step)
+                progress.update(count)
+                progress.set_postfix(loss=f"{losses.total.mean():.4f}")
+                if step - saved >= train.checkpoint_every:
+                    checkpoints.save(step, state)
+                    saved = step
+        if step > saved:
+            checkpoints.save(step, state)
+    return state if step == train.steps else None
+
+
+def _chosen(
+    images: object, seed: int, stream: int, first_step: int, steps: int, batch_size: int
+) -> Int[np.ndarray, "{steps} {batch_size}"]:
+    """Which of the images each step takes: every image once, in a new order, again and again."""
+    count = 1 if images is None else len(images)  # pyright: ignore[reportArgumentType]
+    positions = np.arange(first_step * batch_size, (first_step + steps) * batch_size)
+    indices = [_order(seed, stream, int(p) // count, count)[p % count] for p in positions]
+    return np.array(indices, np.int32).reshape(steps, batch_size)
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, stream: int, epoch: int, count: int) -> Int[np.ndarray, " {count}"]:
+    return np.random.default_rng((seed, stream, epoch)).permutation(count)
+
+
+def _check_finite(losses: Losses, first_step: int) -> None:
+    for name, values in losses._asdict().items():
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise DivergenceError(
+                f"training: the loss '{name}' is {values[bad[0]]} at step "
+                f"{first_step + int(bad[0]) + 1}, expected a finite number; the last checkpoint "
+                "is kept; try a lower config.train.learning_rate"
+            )
