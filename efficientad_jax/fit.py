@@ -1,0 +1,148 @@
+"""From a configuration and images to a detector: phases 2 and 3 one after the other."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float16, PyTree, UInt8
+
+from efficientad_jax.calibration import calibrate
+from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
+from efficientad_jax.configuration import Config, check_config
+from efficientad_jax.data.files import list_images
+from efficientad_jax.data.loading import Dataset, load_dataset, load_images
+from efficientad_jax.detector import Detector, DetectorSpec, networks_of
+from efficientad_jax.errors import InputError
+from efficientad_jax.inference import DetectorParams
+from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
+from efficientad_jax.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.teacher import load_teacher, normalize_teacher
+from efficientad_jax.training import TrainData
+from efficientad_jax.training_loop import run_training
+
+_IMAGES_PER_DISPATCH = 16
+
+
+def load_configured_dataset(config: Config) -> Dataset:
+    """The dataset that a configuration names, at the model's input size.
+
+    Raises:
+      InputError: it cannot be loaded.
+    """
+    check_config(config)
+    return load_dataset(
+        config.dataset.name,
+        config.category,
+        config.dataset.root,
+        config.dataset.data_dir,
+        (config.model.input_height, config.model.input_width),
+        config.dataset.validation_fraction,
+        config.seed,
+    )
+
+
+def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | None:
+    """Trains student and autoencoder, calibrates on the validation images, saves the detector.
+
+    Args:
+      config: see `configs/elpv.py`.
+      dataset: its training and validation images; test images are not looked at.
+      workdir: for checkpoints; the detector is saved to `workdir / "detector"`.
+
+    Returns:
+      The detector, or None when Ctrl-C stopped the training before its last step.
+
+    Raises:
+      InputError: the configuration or an input it names cannot be used.
+      DivergenceError: a loss is no longer finite.
+    """
+    check_config(config)
+    model = config.model
+    teacher = load_teacher(config.teacher, model.size)
+    spec = DetectorSpec(
+        size=model.size,
+        out_channels=teacher.out_channels,
+        input_size=(model.input_height, model.input_width),
+        padding=model.padding,
+        dtype=model.dtype,
+        autoencoder=config.losses.autoencoder,
+    )
+    networks = networks_of(spec)
+    images = dataset.train.images
+    pretraining = _pretraining_images(config, spec.input_size) if config.losses.penalty else None
+    teacher_params, features = _describe_training_images(
+        networks.teacher, teacher.params, images, config.train.feature_cache_gb
+    )
+    data = TrainData(
+        jnp.asarray(images),
+        None if features is None else jnp.asarray(features),
+        None if pretraining is None else jnp.asarray(pretraining),
+    )
+    state = run_training(config, networks, teacher_params, data, workdir)
+    if state is None:
+        return None
+    params = DetectorParams(
+        teacher_params,
+        state.params["student"],
+        state.params["autoencoder"] if spec.autoencoder else None,
+    )
+    calibration = calibrate(networks, params, dataset.validation.images, **config.calibration)
+    detector = Detector(spec, params, calibration, json.loads(config.to_json()), {})
+    detector.save(workdir / "detector")
+    return detector
+
+
+def _pretraining_images(
+    config: Config, input_size: tuple[int, int]
+) -> UInt8[np.ndarray, "m h w 3"]:
+    """Photographs at twice the input size, cut to their centre (Algorithm 1, lines 18-20)."""
+    if not config.pretraining_images:
+        raise InputError(
+            "config.losses.penalty = True: needs photographs, give their folder as "
+            "config.pretraining_images, or switch it off"
+        )
+    height, width = input_size
+    files = list_images(Path(config.pretraining_images))
+    centre = (slice(height // 2, height // 2 + height), slice(width // 2, width // 2 + width))
+    return np.stack([load_images([file], (2 * height, 2 * width))[0][centre] for file in files])
+
+
+def _describe_training_images(
+    network: PatchDescriptionNetwork,
+    params: PyTree,
+    images: UInt8[np.ndarray, "n h w 3"],
+    cache_gb: float,
+) -> tuple[PyTree, Float16[np.ndarray, "n oh ow c"] | None]:
+    """Normalises the teacher over the training images (Algorithm 1, lines 3-11).
+
+    Returns:
+      Parameters of the normalised teacher, and its features of each image if they fit into
+      `cache_gb` gigabytes: training then need not compute them again.
+    """
+
+    @jax.jit
+    def describe(batch: jax.Array) -> jax.Array:
+        def one(image: jax.Array) -> jax.Array:
+            return network.apply(params, normalize_images(to_unit_range(image[None])))[0]
+
+        return jax.lax.map(one, batch)
+
+    size = output_size(images.shape[1], images.shape[2], network.padding)
+    shape = (len(images), *size, network.out_channels)
+    cached = np.prod(shape, dtype=np.int64) * np.dtype(np.float16).itemsize <= cache_gb * 1e9
+    features = np.empty(shape, np.float16) if cached else None
+
+    def batches():
+        for i in range(0, len(images), _IMAGES_PER_DISPATCH):
+            described = describe(images[i : i + _IMAGES_PER_DISPATCH])
+            if features is not None:
+                features[i : i + len(described)] = described
+            yield described
+
+    statistics: ChannelStatistics = channel_statistics(batches())
+    if features is not None:
+        for feature in features:
+            feature[:] = (feature - statistics.mean) / statistics.std
+    return normalize_teacher(params, network.size, statistics), features

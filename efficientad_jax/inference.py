@@ -1,0 +1,140 @@
+"""From uint8 images to anomaly maps and scores, in one jitted function (paper, Algorithm 2)."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from efficientad_jax.convolution import computes_products
+from efficientad_jax.map_normalization import MapQuantiles, normalize_map
+from efficientad_jax.pdn import STRIDE
+from efficientad_jax.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.resize import resize_bilinear
+from efficientad_jax.training import Networks
+
+
+class DetectorParams(NamedTuple):
+    """Parameters of the three networks; the teacher's are those of the normalised teacher.
+
+    `autoencoder` is None for a detector that was trained without one.
+    """
+
+    teacher: PyTree
+    student: PyTree
+    autoencoder: PyTree | None
+
+
+class Calibration(NamedTuple):
+    """How maps become comparable.
+
+    Attributes:
+      local: quantiles of the student-teacher map.
+      global_: quantiles of the autoencoder-student map, None without an autoencoder.
+      upsample_first: whether maps are resized to the input's size before their quantiles are
+        taken and they are combined, as the paper does, or afterwards.
+    """
+
+    local: MapQuantiles
+    global_: MapQuantiles | None
+    upsample_first: bool = False
+
+
+class RawMaps(NamedTuple):
+    """Mean squared differences at the resolution of the features, before normalisation."""
+
+    local: Float[Array, "n oh ow"]
+    global_: Float[Array, "n oh ow"] | None
+
+
+class Anomalies(NamedTuple):
+    """What the detector says of a batch.
+
+    Attributes:
+      scores: the maximum of each combined map, before it is padded.
+      combined: normalised maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
+        A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0.
+      local: of the student against the teacher.
+      global_: of the autoencoder against the student, None without an autoencoder.
+    """
+
+    scores: Float[Array, " n"]
+    combined: Float[Array, "n h w"]
+    local: Float[Array, "n h w"]
+    global_: Float[Array, "n h w"] | None
+
+
+def raw_maps(
+    networks: Networks,
+    params: DetectorParams,
+    images: UInt8[Array, "n h w 3"],
+    upsample_first: bool = False,
+) -> RawMaps:
+    """The two maps of each image (Algorithm 2, lines 2-7).
+
+    Args:
+      networks: their modules.
+      params: their parameters.
+      images: RGB at the networks' input size.
+      upsample_first: whether to resize the maps to that size.
+    """
+    if len(images) > 1 and computes_products(networks.teacher.convolution):
+        # On a CPU one image fills the machine and several do not fit its caches.
+        one = partial(raw_maps, networks, params, upsample_first=upsample_first)
+        maps = jax.lax.map(lambda image: one(image[None]), images)
+        return jax.tree.map(lambda m: m[:, 0], maps)
+    x = normalize_images(to_unit_range(images))
+    half = networks.teacher.out_channels
+    teacher = networks.teacher.apply(params.teacher, x).astype(jnp.float32)
+    channels = slice(0, half) if params.autoencoder is None else None
+    student = networks.student.apply(params.student, x, channels).astype(jnp.float32)
+    local = jnp.square(teacher - student[..., :half]).mean(-1)
+    if params.autoencoder is None:
+        maps = RawMaps(local, None)
+    else:
+        predicted = networks.autoencoder.apply(params.autoencoder, x).astype(jnp.float32)
+        maps = RawMaps(local, jnp.square(predicted - student[..., half:]).mean(-1))
+    if not upsample_first:
+        return maps
+    size = (images.shape[1], images.shape[2])
+    return jax.tree.map(lambda m: resize_bilinear(m[..., None], size)[..., 0], maps)
+
+
+def detect(
+    networks: Networks,
+    params: DetectorParams,
+    calibration: Calibration,
+    images: UInt8[Array, "n h w 3"],
+) -> Anomalies:
+    """Scores and normalised maps (Algorithm 2).
+
+    Args:
+      networks: their modules.
+      params: their parameters.
+      calibration: quantiles of the validation maps.
+      images: RGB at the networks' input size.
+    """
+    maps = raw_maps(networks, params, images, calibration.upsample_first)
+    local = normalize_map(maps.local, calibration.local)
+    if maps.global_ is None or calibration.global_ is None:
+        global_, combined = None, local
+    else:
+        global_ = normalize_map(maps.global_, calibration.global_)
+        combined = 0.5 * local + 0.5 * global_
+    scores = combined.max((1, 2))
+    if calibration.upsample_first:
+        return Anomalies(scores, combined, local, global_)
+    size = (images.shape[1] // STRIDE, images.shape[2] // STRIDE)
+    pad = partial(_pad_to, size=size)
+    return Anomalies(scores, pad(combined), pad(local), None if global_ is None else pad(global_))
+
+
+def _pad_to(maps: Array, size: tuple[int, int]) -> Array:
+    """Zeros on each side, so that every pixel of a map lies over the patch it describes."""
+    margins = [((s - m) // 2,) * 2 for s, m in zip(size, maps.shape[1:], strict=True)]
+    return jnp.pad(maps, ((0, 0), *margins))
+
+
+jitted_raw_maps = jax.jit(raw_maps, static_argnames=("networks", "upsample_first"))
+jitted_detect = jax.jit(detect, static_argnames=("networks", "calibration"))
