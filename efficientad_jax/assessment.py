@@ -1,0 +1,116 @@
+"""A detector against a test split: figures, baselines, report, as files in a folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn.metrics import roc_auc_score
+
+from efficientad_jax.atomic_file import write_atomically
+from efficientad_jax.baselines import mean_brightness_scores, pca_reconstruction_scores
+from efficientad_jax.configuration import Config
+from efficientad_jax.data.loading import Dataset
+from efficientad_jax.detector import Detector
+from efficientad_jax.evaluation import Metrics, evaluate
+from efficientad_jax.fit import load_configured_dataset
+from efficientad_jax.report import ScoredImages, write_report
+
+METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.html"
+
+
+def assess(
+    detector: Detector,
+    dataset: Dataset,
+    folder: Path,
+    title: str,
+    facts: Mapping[str, str],
+) -> tuple[Metrics, dict[str, float | None]]:
+    """Evaluates a detector and writes `metrics.json` and `report.html`.
+
+    Args:
+      detector: calibrated.
+      dataset: its test images are scored; the trivial baselines also look at those it was
+        trained and calibrated with.
+      folder: where the files go.
+      title: heading of the report.
+      facts: what the report should name besides.
+
+    Returns:
+      The detector's figures, and the image AU-ROC of each baseline, None where the test images
+      are all normal or all anomalous.
+    """
+    test = dataset.test
+    detections = detector.detect_resized(test.images, test.sizes)
+    scores = np.array([detection.score for detection in detections])
+    maps = [detection.anomaly_map for detection in detections]
+    metrics = evaluate(scores, test.labels, maps, test.masks)
+    normal = np.concatenate([dataset.train.images, dataset.validation.images])
+    both = len(np.unique(test.labels)) == 2
+    baselines = {
+        name: float(roc_auc_score(test.labels, score(normal, test.images))) if both else None
+        for name, score in (
+            ("PCA reconstruction", pca_reconstruction_scores),
+            ("mean brightness", mean_brightness_scores),
+        )
+    }
+    summary = {"detector": metrics.as_dict(), "baselines_image_auroc": baselines}
+    write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+    write_report(
+        folder / REPORT_FILE,
+        title,
+        metrics,
+        baselines,
+        facts,
+        ScoredImages(test.names, test.labels, test.defects, scores, test.images, maps, test.masks),
+    )
+    return metrics, baselines
+
+
+def evaluate_workdir(workdir: Path) -> str:
+    """Evaluates `workdir / "detector"` on the dataset of the configuration it keeps.
+
+    Returns:
+      A few lines for the terminal.
+
+    Raises:
+      InputError: the detector or its dataset cannot be loaded.
+    """
+    folder = workdir / "detector"
+    detector = Detector.load(folder)
+    config: Config = ConfigDict(detector.config)
+    dataset = load_configured_dataset(config)
+    facts = {
+        "dataset": f"{config.dataset.name} {config.category}".strip(),
+        "training steps": f"{config.train.steps}",
+        "training images": f"{len(dataset.train.names)}",
+        "validation images": f"{len(dataset.validation.names)}",
+        "input": f"{config.model.input_height} x {config.model.input_width} pixels",
+    }
+    title = f"EfficientAD-{config.model.size[0].upper()} on {facts['dataset']}"
+    metrics, baselines = assess(detector, dataset, workdir, title, facts)
+    detector.with_metrics(metrics.as_dict()).save_record(folder)
+    return f"{_summarise(metrics, baselines)}\nreport: {workdir / REPORT_FILE}"
+
+
+def _summarise(metrics: Metrics, baselines: Mapping[str, float | None]) -> str:
+    """A few lines for the terminal: the figures, and the baselines beside them."""
+
+    def figure(value: float | None, reason: str | None = None) -> str:
+        return f"{value:.4f}" if value is not None else f"not defined ({reason or 'one class'})"
+
+    lines = [
+        f"image AU-ROC         {figure(metrics.image_auroc, metrics.image_reason)}",
+        *(f"  {name:<19}{figure(value)}" for name, value in baselines.items()),
+        f"average precision    {figure(metrics.image_average_precision, metrics.image_reason)}",
+        f"pixel AU-ROC         {figure(metrics.pixel_auroc, metrics.pixel_reason)}",
+        f"test images          {metrics.good_images} normal, {metrics.anomalous_images} anomalous",
+    ]
+    if metrics.anomalous_without_mask and metrics.pixel_auroc is not None:
+        lines.append(
+            f"                     {metrics.anomalous_without_mask} anomalous ones have no mask or "
+            "an empty one and count in no pixel figure"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation import evaluate, pixel_auroc
+
+
+def _split(seed=0, good=9, anomalous=7):
+    """Scores with ties, maps of different sizes, masks on the anomalous images."""
+    rng = np.random.default_rng(seed)
+    labels = np.array([0] * good + [1] * anomalous)
+    scores = np.round(rng.normal(size=labels.size) + labels, 1).astype(np.float32)
+    maps, masks = [], []
+    for label in labels:
+        shape = tuple(rng.integers(5, 12, 2))
+        mask = np.zeros(shape, bool)
+        if label:
+            mask[1:4, 2:5] = True
+        maps.append(np.round(rng.normal(size=shape) + mask, 1).astype(np.float32))
+        masks.append(mask if label else None)
+    return scores, labels, maps, masks
+
+
+def _flat(maps, masks):
+    values = np.concatenate([m.ravel() for m in maps])
+    marks = [np.zeros(m.shape, bool) if k is None else k for m, k in zip(maps, masks, strict=True)]
+    return np.concatenate([k.ravel() for k in marks]), values
+
+
+def test_image_auroc_is_the_share_of_rightly_ordered_pairs():
+    scores, labels, _, _ = _split()
+    good, anomalous = scores[labels == 0], scores[labels == 1]
+    wins = [1.0 if a > g else 0.5 if a == g else 0.0 for a in anomalous for g in good]
+    assert 0 < np.mean(wins) < 1
+    assert evaluate(scores, labels).image_auroc == pytest.approx(np.mean(wins), abs=1e-12)
+
+
+def test_average_precision_is_the_mean_precision_at_each_step_of_recall():
+    scores, labels, _, _ = _split()
+    expected, recall = 0.0, 0.0
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        flagged = scores >= threshold
+        new_recall = np.sum(labels[flagged]) / np.sum(labels)
+        expected += (new_recall - recall) * np.mean(labels[flagged])
+        recall = new_recall
+    metrics = evaluate(scores, labels)
+    assert metrics.image_average_precision == pytest.approx(expected, abs=1e-12)
+    assert expected == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+
+
+def test_best_f1_is_the_best_over_all_thresholds_and_reached_at_its_own():
+    scores, labels, _, _ = _split()
+    reached = {t: f1_score(labels, scores >= t) for t in scores.tolist()}
+    metrics = evaluate(scores, labels)
+    assert metrics.image_best_f1 == pytest.approx(max(reached.values()), abs=1e-12)
+    assert reached[metrics.image_best_f1_threshold] == pytest.approx(metrics.image_best_f1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pixel_auroc_equals_scikit_learn_on_flattened_maps(seed):
+    scores, labels, maps, masks = _split(seed)
+    expected = roc_auc_score(*_flat(maps, masks))
+    metrics = evaluate(scores, labels, maps, masks)
+    assert metrics.pixel_auroc == pytest.approx(expected, abs=1e-12)
+    assert metrics.pixel_images == labels.size
+    assert metrics.anomalous_without_mask == 0
+
+
+def test_anomalous_images_without_a_marked_pixel_count_in_the_image_figures_only():
+    scores, labels, maps, masks = _split()
+    masks[-1] = None
+    masks[-2] = np.zeros_like(masks[-2])
+    metrics = evaluate(scores, labels, maps, masks)
+    assert metrics.pixel_auroc == pytest.approx(roc_auc_score(*_flat(maps[:-2], masks[:-2])))
+    assert metrics.pixel_auroc != pytest.approx(roc_auc_score(*_flat(maps, masks)))
+    assert metrics.image_auroc == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics.anomalous_without_mask == 2
+    assert metrics.pixel_images == labels.size - 2
+
+
+def test_an_empty_mask_of_a_good_image_is_the_same_as_none():
+    scores, labels, maps, masks = _split()
+    filled = [np.zeros(m.shape, bool) if k is None else k for m, k in zip(maps, masks, strict=True)]
+    assert evaluate(scores, labels, maps, filled) == evaluate(scores, labels, maps, masks)
+
+
+def test_pixel_auroc_stays_exact_over_many_pixels_and_large_values():
+    rng = np.random.default_rng(0)
+    maps = [(1e6 * rng.normal(size=(200, 300))).astype(np.float32) for _ in range(4)]
+    masks = [rng.random((200, 300)) < 0.3 for _ in maps]
+    assert pixel_auroc(maps, masks) == pytest.approx(roc_auc_score(*_flat(maps, masks)), abs=1e-12)
+
+
+@pytest.mark.parametrize(("label", "missing"), [(0, "no anomalous image"), (1, "no good image")])
+def test_one_class_gives_none_and_a_reason(label, missing):
+    scores = np.array([0.1, 0.2], np.float32)
+    metrics = evaluate(scores, np.full(2, label))
+    assert metrics.image_auroc is None
+    assert metrics.image_average_precision is None
+    assert metrics.image_best_f1 is None
+    assert metrics.image_best_f1_threshold is None
+    assert missing in str(metrics.image_reason)
+    assert (metrics.good_images, metrics.anomalous_images) == (2 * (1 - label), 2 * label)
+
+
+def test_no_images_gives_none_and_a_reason():
+    metrics = evaluate(np.empty(0, np.float32), np.empty(0, int), [], [])
+    assert metrics.image_auroc is None
+    assert metrics.pixel_auroc is None
+    assert "no test images" in str(metrics.image_reason)
+
+
+def test_without_masks_the_pixel_figure_is_none_with_a_reason():
+    scores, labels, maps, _ = _split()
+    metrics = evaluate(scores, labels, maps)
+    assert metrics.pixel_auroc is None
+    assert "mask" in str(metrics.pixel_reason)
+    assert metrics.anomalous_without_mask == 7
+    assert metrics.image_auroc is not None
+    assert "maps" in str(evaluate(scores, labels).pixel_reason)
+
+
+def test_masks_that_mark_everything_give_none_with_a_reason():
+    metrics = evaluate(
+        np.ones(1), np.ones(1, int), [np.ones((2, 2), np.float32)], [np.ones((2, 2), bool)]
+    )
+    assert metrics.pixel_auroc is None
+    assert "every pixel" in str(metrics.pixel_reason)
+
+
+def test_the_figures_survive_json():
+    scores, labels, maps, masks = _split()
+    masks[-1] = None
+    metrics = evaluate(scores, labels, maps, masks)
+    restored = json.loads(json.dumps(metrics.as_dict(), allow_nan=False))
+    assert restored == metrics.as_dict()
+    assert restored["anomalous_without_mask"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s, y, m, k: s.__setitem__(2, np.nan), "1 of 16 are not finite"),
+        (lambda s, y, m, k: y.__setitem__(0, 3), "found 3, expected 0"),
+        (lambda s, y, m, k: m.pop(), "15 maps and 16 masks"),
+        (lambda s, y, m, k: m[4].__setitem__((0, 0), np.inf), "test image 4"),
+        (lambda s, y, m, k: k.__setitem__(9, np.ones((2, 3), bool)), "test image 9: is 2 x 3"),
+        (lambda s, y, m, k: k.__setitem__(1, np.ones(m[1].shape, bool)), "labeled good"),
+    ],
+)
+def test_unusable_input_is_named(change, message):
+    split = _split()
+    change(*split)
+    with pytest.raises(InputError, match=message):
+        evaluate(*split)

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientad_jax.atomic_file import write_atomically
+from efficientad_jax.errors import InputError
+from efficientad_jax.heatmap import color_indices, overlay, palette, save_picture
+
+
+def _lightness(rgb):
+    """CIE L* of sRGB colors in 0..255."""
+    linear = np.asarray(rgb, float) / 255
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return 116 * np.cbrt(luminance) - 16
+
+
+def test_lightness_and_alpha_of_the_palette_grow_evenly():
+    lightness = _lightness(palette()[:, :3])
+    steps = np.diff(lightness[::15])
+    assert np.all(steps > 0)
+    assert steps.max() < 2 * steps.min()
+    alpha = palette()[:, 3].astype(int)
+    assert np.all(np.diff(alpha) >= 0)
+    assert (alpha[0], alpha[-1]) == (0, 255)
+
+
+def test_color_indices_span_the_range_and_clip_outside():
+    values = np.array([[-5.0, 1.0, 2.0, 3.0, 99.0]], np.float32)
+    np.testing.assert_array_equal(color_indices(values, 1.0, 3.0), [[0, 0, 128, 255, 255]])
+
+
+def test_overlay_blends_the_color_by_the_value():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 5, 3), np.uint8)
+    anomaly_map = rng.uniform(-0.2, 1.2, (4, 5)).astype(np.float32)
+    result = overlay(image, anomaly_map, 0.0, 1.0, opacity=0.5)
+    for y in range(4):
+        for x in range(5):
+            value = min(max(float(anomaly_map[y, x]), 0.0), 1.0)
+            r, g, b, a = palette()[round(255 * value)].astype(float)
+            alpha = 0.5 * a / 255
+            expected = (1 - alpha) * image[y, x] + alpha * np.array([r, g, b])
+            np.testing.assert_allclose(result[y, x], expected, atol=0.51)
+
+
+def test_normal_regions_and_zero_opacity_leave_the_image_alone():
+    image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
+    np.testing.assert_array_equal(overlay(image, np.full((6, 7), 0.9), 1.0, 2.0), image)
+    np.testing.assert_array_equal(overlay(image, np.full((6, 7), 9.0), 1.0, 2.0, 0.0), image)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
+def test_an_empty_range_is_named(low, high):
+    with pytest.raises(InputError, match="expected low < high"):
+        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2)), low, high)
+
+
+def test_save_picture_puts_the_overlays_beside_the_image(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
+    maps = [np.full((6, 7), value, np.float32) for value in (0.0, 0.5)]
+    path = tmp_path / "new" / "picture.png"
+    save_picture(path, image, maps, 0.0, 1.0)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        pixels = np.asarray(picture)
+    np.testing.assert_array_equal(pixels[:, :7], image)
+    np.testing.assert_array_equal(pixels[:, 7:14], image)
+    np.testing.assert_array_equal(pixels[:, 14:], overlay(image, maps[1], 0.0, 1.0))
+    assert [p.name for p in path.parent.iterdir()] == ["picture.png"]
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_atomically(path, b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
