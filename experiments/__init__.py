@@ -1,0 +1,21 @@
+"""The commands: thin entry points over `efficientad_jax`, one a file."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, logging
+
+from efficientad_jax.errors import DivergenceError, InputError
+
+# Exit status of a run that Ctrl-C stopped after saving its state.
+STOPPED = 130
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a command; what a user can cause ends it with one line and status 2."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        app.run(main)
+    except (InputError, DivergenceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,31 @@
+"""Evaluates a detector on the test images of the dataset it was trained on.
+
+    python -m experiments.evaluate --workdir=runs/elpv_mono
+
+Prints the figures, writes `metrics.json` and `report.html` into the work directory, and puts the
+figures on record in the detector.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from efficientad_jax.assessment import evaluate_workdir
+from efficientad_jax.errors import InputError
+from experiments import run
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the folder given to experiments.train", required=True
+)
+
+
+def main(argv: list[str]) -> int:
+    """Evaluates."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
+    print(evaluate_workdir(Path(_WORKDIR.value).absolute()))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,35 @@
+"""Phases 2 and 3: trains and calibrates a detector. The configurations name the commands."""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from efficientad_jax.errors import InputError
+from efficientad_jax.fit import fit_detector, load_configured_dataset
+from efficientad_jax.workdir import claim_workdir
+from experiments import STOPPED, run
+
+_CONFIG = config_flags.DEFINE_config_file("config")
+flags.mark_flag_as_required("config")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder for checkpoints and the detector", required=True
+)
+
+
+def main(argv: list[str]) -> int:
+    """Trains, going on where an earlier run of the same work directory stopped."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
+    config = _CONFIG.value
+    dataset = load_configured_dataset(config)
+    workdir = claim_workdir(Path(_WORKDIR.value), config)
+    if fit_detector(config, dataset, workdir) is None:
+        print(f"stopped; the same command goes on from the checkpoint in {workdir}")
+        return STOPPED
+    print(f"detector: {workdir / 'detector'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
