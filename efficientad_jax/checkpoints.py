@@ -48,9 +48,9 @@ def abstract(tree: PyTree) -> PyTree:
 
 
 def save_arrays(folder: Path, arrays: PyTree) -> None:
-    """Writes a pytree of arrays to a folder that does not exist yet, and waits."""
+    """Writes a pytree of arrays to a folder, replacing what is there, and waits."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, arrays)
+        checkpointer.save(folder, arrays, force=True)
 
 
 def load_arrays(folder: Path, like: PyTree) -> PyTree:

@@ -86,7 +86,7 @@ def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
     if metadata["size"] != size:
         raise InputError(f"teacher {path}: a PDN of size {metadata['size']!r}, expected {size!r}")
     out_channels = int(metadata["out_channels"])
-    flat = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
+    flat = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
     params = {"params": unflatten_dict(flat, sep=".")}
     _check_shapes(path, params, size, out_channels)
     return Teacher(size, out_channels, params, json.loads(metadata["record"]))

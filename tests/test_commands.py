@@ -1,0 +1,150 @@
+"""The commands as a user runs them, on a small folder in MVTec AD's layout."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = (
+    "--config.model.input_height=128",
+    "--config.model.input_width=128",
+    "--config.train.steps=2",
+    "--config.train.steps_per_dispatch=2",
+)
+
+
+def command(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def write_images(folder, count, seed=0, blot=False):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        height, width = rng.integers(100, 160, 2)
+        pixels = rng.integers(90, 130, (height, width), np.uint8)
+        if blot:
+            pixels[40:70, 40:70] = 255
+        Image.fromarray(pixels).save(folder / f"{i:03}.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_images(tmp_path / "data/train/good", 4)
+    write_images(tmp_path / "data/test/good", 2, seed=1)
+    write_images(tmp_path / "data/test/blot", 2, seed=2, blot=True)
+    return tmp_path / "data"
+
+
+def train(folder, workdir, *more):
+    return command(
+        "train",
+        "--config=configs/folder.py",
+        f"--config.dataset.root={folder}",
+        f"--config.dataset.data_dir={workdir.parent / 'tfds'}",
+        f"--workdir={workdir}",
+        *more,
+    )
+
+
+def assert_one_line_error(result, *parts):
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    for part in parts:
+        assert part in line
+    assert "Traceback" not in result.stderr
+
+
+def test_train_evaluate_predict(folder, tmp_path):
+    workdir = tmp_path / "run"
+    result = train(folder, workdir, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "loss=" in result.stderr
+    assert list((workdir / "tensorboard").iterdir())
+
+    result = command("evaluate", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    assert "image AU-ROC" in result.stdout
+    assert "PCA reconstruction" in result.stdout
+    figures = json.loads((workdir / "metrics.json").read_text())["detector"]
+    record = json.loads((workdir / "detector" / "detector.json").read_text())
+    assert record["metrics"] == figures
+    assert figures["good_images"] == figures["anomalous_images"] == 2
+    assert (workdir / "report.html").stat().st_size > 10_000
+
+    (folder / "test" / "blot" / "broken.png").write_bytes(b"no image")
+    output = tmp_path / "predicted"
+    result = command(
+        "predict", f"--detector={workdir / 'detector'}", f"--output={output}", folder / "test"
+    )
+    assert_one_line_error(result, "broken.png")
+    assert result.returncode == 1
+    with (output / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    for row in rows:
+        assert np.isfinite(float(row["score"]))
+        with Image.open(row["heatmap"]) as picture, Image.open(row["image"]) as image:
+            assert picture.height >= image.height
+    assert not (output / "blot" / "broken_heatmap.png").exists()
+
+
+def test_a_misspelt_field_is_named(tmp_path):
+    result = command(
+        "train", "--config=configs/elpv.py", f"--workdir={tmp_path / 'run'}", "--config.catgory=poly"
+    )
+    assert result.returncode != 0
+    assert "catgory" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_field_of_another_type_is_named(tmp_path):
+    result = command(
+        "train",
+        "--config=configs/elpv.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.train.steps=many",
+    )
+    assert result.returncode != 0
+    assert "train.steps" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("--config.model.input_height=100", ("config.model.input_height = 100", "multiple of 32")),
+        ("--config.dataset.name=cats", ("dataset 'cats'", "elpv, folder")),
+        ("--config.category=bottle", ("category 'bottle'",)),
+        ("--config.dataset.root=nowhere", ("nowhere", "no such folder")),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, argument, parts):
+    assert_one_line_error(train(folder, tmp_path / "run", argument), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_truncated_training_image_is_named_and_nothing_left(folder, tmp_path):
+    broken = folder / "train" / "good" / "002.png"
+    broken.write_bytes(broken.read_bytes()[:-500])
+    assert_one_line_error(train(folder, tmp_path / "run"), "002.png")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "tfds").exists()
+
+
+def test_a_folder_without_a_detector_is_refused(tmp_path):
+    assert_one_line_error(command("evaluate", f"--workdir={tmp_path}"), "no detector.json")
+    result = command("predict", f"--detector={tmp_path}", "x.png")
+    assert_one_line_error(result, "no detector.json")

@@ -1,0 +1,62 @@
+"""The mined set against PyTorch's quantile and against sorting everything."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from efficientad_jax import hard_feature_loss
+from efficientad_jax.hard_feature_loss import hard_feature_mask
+
+torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
+
+
+def random_squares(*shape):
+    return np.square(np.random.default_rng(1).standard_normal(shape)).astype(np.float32)
+
+
+def torch_loss(values, p_hard):
+    values = torch.tensor(values, requires_grad=True)
+    loss = values[values >= torch.quantile(values, p_hard)].mean()
+    loss.backward()
+    return loss.item(), values.grad.numpy()
+
+
+@pytest.mark.parametrize("p_hard", [0.0, 0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("shape", [(1, 24, 24, 16), (7,), (1,)])
+def test_value_and_gradient_are_pytorchs(shape, p_hard):
+    values = random_squares(*shape)
+    loss, gradient = jax.value_and_grad(hard_feature_loss)(jnp.asarray(values), p_hard)
+    expected, expected_gradient = torch_loss(values, p_hard)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
+
+
+def test_ties_at_the_quantile_are_all_mined():
+    values = np.array([1, 2, 3, 3, 3, 3, 4, 5], np.float32)
+    mask = hard_feature_mask(jnp.asarray(values), 0.5)
+    assert mask.tolist() == (values >= np.quantile(values, 0.5)).tolist()
+    assert int(mask.sum()) == 6
+
+
+def test_constant_differences_are_mined_whole():
+    assert hard_feature_loss(jnp.full((4, 5), 0.25)) == pytest.approx(0.25)
+
+
+def test_the_set_is_exact_beyond_two_to_the_24():
+    count = 2**24 + 2**20
+    # The bit patterns of positive floats are ordered as the integers they are made from.
+    start = np.float32(0.5).view(np.int32)
+    order = np.random.default_rng(2).permutation(count).astype(np.int32)
+    # Eight steps of float32 apart, so that the quantile between two of them is neither.
+    values = (start + 8 * order).view(np.float32)
+    mask = np.asarray(hard_feature_mask(jnp.asarray(values), 0.999))
+    position = 0.999 * (count - 1)
+    assert mask.sum() == count - np.ceil(position)
+    assert (order[mask] >= position).all()
+
+
+@pytest.mark.parametrize("p_hard", [-0.1, 1.0, 1.5])
+def test_quantiles_outside_their_range_are_refused(p_hard):
+    with pytest.raises(ValueError, match="p_hard"):
+        hard_feature_loss(jnp.ones(3), p_hard)
