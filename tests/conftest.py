@@ -11,6 +11,8 @@ from jaxtyping import install_import_hook
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile much and compute little: without XLA's costly passes they take a third of the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 _is_worker = "PYTEST_XDIST_WORKER" in os.environ
 

@@ -97,7 +97,8 @@ def test_half_of_the_channels_is_a_slice_of_all(size):
 
 
 def test_receptive_field_is_33_pixels():
-    network = PatchDescriptionNetwork("small", 4)
+    # Direct, since the transforms of the other leave rounding noise where zeros belong.
+    network = PatchDescriptionNetwork("small", 4, convolution="direct")
     x = images(128, 128)
     params = random_params(network, (128, 128))
     gradient = jax.grad(lambda x: network.apply(params, x)[0, 10, 12].sum())(x)
