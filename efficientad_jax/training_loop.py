@@ -1,12 +1,13 @@
 """The loop of phase 2: dispatches of many steps, checkpoints, progress, a clean stop."""
 
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Float, Int, PyTree
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -14,7 +15,6 @@ from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.configuration import Config
 from efficientad_jax.errors import DivergenceError
 from efficientad_jax.interruption import interruption
-from efficientad_jax.losses import Losses
 from efficientad_jax.optimizer import adam_with_l2, step_decay
 from efficientad_jax.training import (
     Networks,
@@ -81,14 +81,15 @@ def run_training(
                     _chosen(data.pretraining_images, config.seed, 1, step, count, train.batch_size),
                     train_key,
                 )
-                losses = Losses(*(np.asarray(loss) for loss in losses))
-                _check_finite(losses, step)
+                by_name = {name: np.asarray(loss) for name, loss in losses._asdict().items()}
+                _check_finite(by_name, step)
                 step += count
-                for name, loss in (*losses._asdict().items(), ("total", losses.total)):
+                by_name["total"] = sum(by_name.values())
+                for name, loss in by_name.items():
                     writer.add_scalar(f"loss/{name}", float(loss.mean()), step)
                 writer.add_scalar("learning_rate", float(schedule(step)), step)
                 progress.update(count)
-                progress.set_postfix(loss=f"{losses.total.mean():.4f}")
+                progress.set_postfix(loss=f"{by_name['total'].mean():.4f}")
                 if step - saved >= train.checkpoint_every:
                     checkpoints.save(step, state)
                     saved = step
@@ -112,8 +113,8 @@ def _order(seed: int, stream: int, epoch: int, count: int) -> Int[np.ndarray, " 
     return np.random.default_rng((seed, stream, epoch)).permutation(count)
 
 
-def _check_finite(losses: Losses, first_step: int) -> None:
-    for name, values in losses._asdict().items():
+def _check_finite(losses: Mapping[str, Float[np.ndarray, " k"]], first_step: int) -> None:
+    for name, values in losses.items():
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             raise DivergenceError(

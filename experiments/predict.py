@@ -26,8 +26,8 @@ _DETECTOR = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", "", "folder for the pictures, default: beside the images")
 _SCORES = flags.DEFINE_string("scores", "scores.csv", "CSV file to write, in --output if given")
-_LOW = flags.DEFINE_float("low", 0.0, "value of a map that gets the first colour")
-_HIGH = flags.DEFINE_float("high", 0.5, "value of a map that gets the last colour")
+_LOW = flags.DEFINE_float("low", 0.05, "value of a map that gets the first colour")
+_HIGH = flags.DEFINE_float("high", 0.25, "value of a map that gets the last colour")
 
 _SUFFIX = "_heatmap.png"
 _CHUNK = 32

@@ -9,8 +9,8 @@ from efficientad_jax.channel_statistics import channel_statistics
 
 def features():
     rng = np.random.default_rng(0)
-    deviations = rng.standard_normal((9, 6, 5, 3)) * [0.5, 3.0, 0.05]
-    return (deviations + [4000.0, -2.0, 300.0]).astype(np.float32)
+    scale, mean = np.array([0.5, 3.0, 0.05]), np.array([4000.0, -2.0, 300.0])
+    return (rng.standard_normal((9, 6, 5, 3)) * scale + mean).astype(np.float32)
 
 
 def test_batches_merge_to_the_statistics_of_all():

@@ -103,7 +103,10 @@ def test_train_evaluate_predict(folder, tmp_path):
 
 def test_a_misspelt_field_is_named(tmp_path):
     result = command(
-        "train", "--config=configs/elpv.py", f"--workdir={tmp_path / 'run'}", "--config.catgory=poly"
+        "train",
+        "--config=configs/elpv.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.catgory=poly",
     )
     assert result.returncode != 0
     assert "catgory" in result.stderr

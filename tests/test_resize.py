@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip insta
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [((1, 1), (3, 3)), ((4, 9), (8, 5)), ((128, 5), (56, 63)), ((6, 6), (6, 6))]
+    ("source", "target"),
+    [((1, 1), (3, 3)), ((4, 9), (8, 5)), ((128, 5), (56, 63)), ((6, 6), (6, 6))],
 )
 def test_bilinear_without_aligned_corners(source, target):
     x = np.random.default_rng(0).standard_normal((2, *source, 3)).astype(np.float32)

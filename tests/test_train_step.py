@@ -58,7 +58,9 @@ def normalized(images):
 def torch_losses(teacher, student, ae, images, augmented, pretraining):
     """Algorithm 1, lines 12-32, with the random changes already made."""
     target = torch_pdn(teacher, normalized(images), "small", False).detach()
-    difference = (target - torch_pdn(student, normalized(images), "small", False)[:, :CHANNELS]) ** 2
+    difference = (
+        target - torch_pdn(student, normalized(images), "small", False)[:, :CHANNELS]
+    ) ** 2
     hard = difference[difference >= torch.quantile(difference, OBJECTIVE.p_hard)].mean()
     outside = torch_pdn(student, normalized(pretraining), "small", False)[:, :CHANNELS]
     x = normalized(augmented)
