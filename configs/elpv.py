@@ -1,4 +1,4 @@
-"""EfficientAD-S on ELPV, photographs of solar cells, in minutes on a CPU.
+"""EfficientAD-S on ELPV, photographs of solar cells, in minutes on a CPU: mono AU-ROC 0.905.
 
     python -m experiments.train --config=configs/elpv.py --workdir=runs/elpv_mono
     python -m experiments.train --config=configs/elpv.py:poly --workdir=runs/elpv_poly

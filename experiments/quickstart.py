@@ -3,7 +3,7 @@
     python -m experiments.quickstart                              monocrystalline cells
     python -m experiments.quickstart --config=configs/elpv.py:poly    polycrystalline cells
 
-On 2 CPU cores the first takes about 10 minutes and the second up to 30. A run that was stopped
+On 2 CPU cores the first takes 10 to 17 minutes. A run that was stopped
 goes on where it was when the command is given again.
 """
 
