@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/paper.py --config.dataset.root=MVTEC_AD \
         --config.category=bottle --config.pretraining_images=PHOTOGRAPHS --workdir=runs/bottle
 
-70 000 steps are meant for an accelerator; on 2 CPU cores they take about a day. EfficientAD-M with
+70 000 steps are meant for an accelerator (time and result not measured yet). EfficientAD-M with
 `--config.model.size=medium` and a teacher of that size.
 """
 
