@@ -10,8 +10,10 @@ the comment says what the paper has.
 
 from ml_collections import ConfigDict
 
+from efficientad_jax.configuration import Config
 
-def get_config() -> ConfigDict:
+
+def get_config() -> Config:
     """Returns the configuration of the packaged teacher."""
     config = ConfigDict()
     config.seed = 0

@@ -9,11 +9,13 @@ Where the paper's constants cannot be had in minutes on a CPU, the comment says 
 
 from ml_collections import ConfigDict
 
+from efficientad_jax.configuration import Config
+
 # Steps of batch 1 that fit the time: fewer for monocrystalline cells, which look alike.
 _STEPS = {"mono": 1000, "poly": 2000}
 
 
-def get_config(category: str = "mono") -> ConfigDict:
+def get_config(category: str = "mono") -> Config:
     """Returns the configuration of a category, `mono` or `poly`."""
     config = ConfigDict()
     config.seed = 0

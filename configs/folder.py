@@ -7,12 +7,11 @@
 `--config.category=NAME` takes the folder NAME inside FOLDER, as for `bottle` of MVTec AD.
 """
 
-from ml_collections import ConfigDict
-
 from configs import elpv
+from efficientad_jax.configuration import Config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     """Returns the configuration of the magnetic tile figures in the README."""
     config = elpv.get_config()
     config.dataset.name = "folder"

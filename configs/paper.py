@@ -7,12 +7,11 @@
 `--config.model.size=medium` and a teacher of that size.
 """
 
-from ml_collections import ConfigDict
-
 from configs import elpv
+from efficientad_jax.configuration import Config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     """Returns the configuration of Algorithm 1."""
     config = elpv.get_config()
     config.dataset.name = "folder"

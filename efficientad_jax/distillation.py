@@ -20,6 +20,7 @@ from PIL import Image
 
 from efficientad_jax import pdn
 from efficientad_jax.channel_statistics import ChannelStatistics
+from efficientad_jax.layers import float32_features
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
 
 # A view is this many pixels a side for the PDN and twice that for the backbone, whose deepest
@@ -132,8 +133,8 @@ def distillation_loss(
     targets: Float[Array, "n t u c"],
 ) -> Float[Array, ""]:
     """Mean squared difference to the normalised targets (Algorithm 3, line 21)."""
-    features = network.apply(params, normalize_images(to_unit_range(images)))
-    return jnp.square(features.astype(jnp.float32) - targets.astype(jnp.float32)).mean()
+    features = float32_features(network, params, normalize_images(to_unit_range(images)))
+    return jnp.square(features - targets.astype(jnp.float32)).mean()
 
 
 @partial(jax.jit, static_argnames=("network", "optimizer"), donate_argnames=("state",))

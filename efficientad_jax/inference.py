@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.convolution import computes_products
+from efficientad_jax.layers import float32_features
 from efficientad_jax.map_normalization import MapQuantiles, normalize_map
 from efficientad_jax.pdn import STRIDE
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
@@ -86,14 +87,14 @@ def raw_maps(
         return jax.tree.map(lambda m: m[:, 0], maps)
     x = normalize_images(to_unit_range(images))
     half = networks.teacher.out_channels
-    teacher = networks.teacher.apply(params.teacher, x).astype(jnp.float32)
+    teacher = float32_features(networks.teacher, params.teacher, x)
     channels = slice(0, half) if params.autoencoder is None else None
-    student = networks.student.apply(params.student, x, channels).astype(jnp.float32)
+    student = float32_features(networks.student, params.student, x, channels)
     local = jnp.square(teacher - student[..., :half]).mean(-1)
     if params.autoencoder is None:
         maps = RawMaps(local, None)
     else:
-        predicted = networks.autoencoder.apply(params.autoencoder, x).astype(jnp.float32)
+        predicted = float32_features(networks.autoencoder, params.autoencoder, x)
         maps = RawMaps(local, jnp.square(predicted - student[..., half:]).mean(-1))
     if not upsample_first:
         return maps

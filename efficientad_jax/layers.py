@@ -1,10 +1,12 @@
-"""The convolution layer that the networks are built from."""
+"""The layer that the networks are built from, and how their features are taken."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from efficientad_jax.convolution import Method, convolve
 
@@ -50,3 +52,11 @@ class Conv(nn.Module):
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         y = convolve(x.astype(self.dtype), kernel, self.stride, self.padding, self.convolution)
         return y + bias
+
+
+def float32_features(
+    network: nn.Module, params: PyTree, *args: Any, **kwargs: Any
+) -> Float[Array, "n h w c"]:
+    """Applies a network; losses and maps are computed of its features in float32."""
+    features: Any = network.apply(params, *args, **kwargs)
+    return features.astype(jnp.float32)

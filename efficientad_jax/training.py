@@ -4,7 +4,7 @@ Everything here is a pure function of a state: the loop around it is in `trainin
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 from efficientad_jax.augmentation import jitter, random_grayscale
 from efficientad_jax.autoencoder import Autoencoder
 from efficientad_jax.convolution import Method
+from efficientad_jax.layers import float32_features
 from efficientad_jax.losses import (
     Losses,
     mean_squared_difference,
@@ -154,40 +155,35 @@ def compute_losses(
         pretraining = random_grayscale(gray_key, pretraining, objective.grayscale_probability)
         for_student.append(pretraining)
     imitating = len(for_student) * count  # rows of which the student's first half is needed
-    if objective.autoencoder:
-        augmented = jitter(jitter_key, images)
-        for_student.append(augmented)
+    augmented = [jitter(jitter_key, images)] if objective.autoencoder else []
 
     # All layers but the last see every image at once; the last computes the half that is used.
-    student = partial(networks.student.apply, params["student"])
-    trunk = student(normalize_images(jnp.concatenate(for_student)), method="trunk")
-    first = student(trunk[:imitating], slice(0, half), method="describe").astype(jnp.float32)
+    student = partial(float32_features, networks.student, params["student"])
+    trunk = student(normalize_images(jnp.concatenate(for_student + augmented)), method="trunk")
+    first = student(trunk[:imitating], slice(0, half), method="describe")
 
-    for_teacher = [images] if batch.teacher_features is None else []
-    if objective.autoencoder:
-        for_teacher.append(augmented)
-    if for_teacher:
-        described = networks.teacher.apply(
-            teacher_params, normalize_images(jnp.concatenate(for_teacher))
-        ).astype(jnp.float32)
+    teacher = partial(float32_features, networks.teacher, teacher_params)
     if batch.teacher_features is None:
+        described = teacher(normalize_images(jnp.concatenate([images, *augmented])))
         target = described[:count]
     else:
+        described = teacher(normalize_images(augmented[0])) if augmented else None
         target = batch.teacher_features.astype(jnp.float32)
 
     zero = jnp.zeros(())
     hard = student_teacher_loss(target, first[:count], objective.p_hard)
     penalty = pretraining_penalty(first[count:]) if objective.penalty else zero
-    if not objective.autoencoder:
+    if not augmented or described is None:
         return Losses(hard, penalty, zero, zero)
 
-    second = student(trunk[imitating:], slice(half, None), method="describe").astype(jnp.float32)
-    predicted = networks.autoencoder.apply(
+    second = student(trunk[imitating:], slice(half, None), method="describe")
+    predicted = float32_features(
+        networks.autoencoder,
         params["autoencoder"],
-        normalize_images(augmented),
+        normalize_images(augmented[0]),
         deterministic=False,
         rngs={"dropout": dropout_key},
-    ).astype(jnp.float32)
+    )
     return Losses(
         hard,
         penalty,
@@ -213,7 +209,7 @@ def train_step(
 
     gradients, losses = jax.grad(objective_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     return TrainState(params, opt_state, state.step + 1), losses
 
 
