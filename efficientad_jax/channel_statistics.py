@@ -32,7 +32,7 @@ class ChannelStatistics(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    count: int
+    values: int
     mean: Float64[np.ndarray, " c"]
     squares: Float64[np.ndarray, " c"]  # sum of squared deviations from `mean`
 
@@ -48,10 +48,10 @@ def _batch_moments(
 
 def _merge(a: _Moments, b: _Moments) -> _Moments:
     """Chan, Golub and LeVeque, 'Updating formulae', 1979."""
-    count = a.count + b.count
+    count = a.values + b.values
     delta = b.mean - a.mean
-    mean = a.mean + delta * (b.count / count)
-    squares = a.squares + b.squares + delta**2 * (a.count * b.count / count)
+    mean = a.mean + delta * (b.values / count)
+    squares = a.squares + b.squares + delta**2 * (a.values * b.values / count)
     return _Moments(count, mean, squares)
 
 
@@ -75,7 +75,7 @@ def channel_statistics(batches: Iterable[Float[Array, "n h w c"]]) -> ChannelSta
         total = moments if total is None else _merge(total, moments)
     if total is None:
         raise ValueError("channel statistics of no feature maps at all")
-    std = np.sqrt(total.squares / total.count)
+    std = np.sqrt(total.squares / total.values)
     constant = std <= _NEGLIGIBLE * std.mean()
     return ChannelStatistics(
         mean=total.mean.astype(np.float32),

@@ -96,7 +96,7 @@ class Detector:
           InputError: an image cannot be decoded; it names which.
         """
         if not isinstance(images, list | tuple):
-            return self([images])[0]  # pyright: ignore[reportReturnType, reportIndexIssue]
+            return self([images])[0]  # pyright: ignore
         decoded = [decode_image(image) for image in images]
         if not decoded:
             return []

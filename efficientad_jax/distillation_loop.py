@@ -45,9 +45,13 @@ def backbone_features(backbone: str, channels: int) -> Describe:
         raise InputError(f"backbone {backbone!r}: expected 'lite0' or 'lite2'")
     network = EfficientNetLite(backbone)
     params = load_efficientnet_lite(backbone)
-    return jax.jit(
-        lambda images: patch_features(network.apply(params, preprocess(images)), channels)
-    )
+
+    @jax.jit
+    def describe(images: jax.Array) -> jax.Array:
+        maps: Any = network.apply(params, preprocess(images))
+        return patch_features(maps, channels)
+
+    return describe
 
 
 def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teacher | None:

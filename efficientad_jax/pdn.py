@@ -134,7 +134,10 @@ class PatchDescriptionNetwork(nn.Module):
         if isinstance(layer, _AvgPool):
             pad = layer.pad if self.padding else 0
             return nn.avg_pool(
-                x, window_shape=(2, 2), strides=(2, 2), padding=((pad, pad), (pad, pad))
+                x,
+                window_shape=(2, 2),
+                strides=(2, 2),
+                padding=((pad, pad), (pad, pad)),  # pyright: ignore[reportArgumentType]
             )
         x = getattr(self, layer.name)(x)
         return nn.relu(x) if layer.relu else x

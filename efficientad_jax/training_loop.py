@@ -84,10 +84,10 @@ def run_training(
                 by_name = {name: np.asarray(loss) for name, loss in losses._asdict().items()}
                 _check_finite(by_name, step)
                 step += count
-                by_name["total"] = sum(by_name.values())
+                by_name["total"] = np.sum(list(by_name.values()), axis=0)
                 for name, loss in by_name.items():
                     writer.add_scalar(f"loss/{name}", float(loss.mean()), step)
-                writer.add_scalar("learning_rate", float(schedule(step)), step)
+                writer.add_scalar("learning_rate", np.asarray(schedule(step)).item(), step)
                 progress.update(count)
                 progress.set_postfix(loss=f"{by_name['total'].mean():.4f}")
                 if step - saved >= train.checkpoint_every:
