@@ -81,15 +81,14 @@ def run_training(
                     _chosen(data.pretraining_images, config.seed, 1, step, count, train.batch_size),
                     train_key,
                 )
-                by_name = {name: np.asarray(loss) for name, loss in losses._asdict().items()}
-                _check_finite(by_name, step)
+                losses = jax.device_get(losses)
+                _check_finite(losses._asdict(), step)
                 step += count
-                by_name["total"] = np.sum(list(by_name.values()), axis=0)
-                for name, loss in by_name.items():
+                for name, loss in (*losses._asdict().items(), ("total", losses.total)):
                     writer.add_scalar(f"loss/{name}", float(loss.mean()), step)
                 writer.add_scalar("learning_rate", np.asarray(schedule(step)).item(), step)
                 progress.update(count)
-                progress.set_postfix(loss=f"{by_name['total'].mean():.4f}")
+                progress.set_postfix(loss=f"{losses.total.mean():.4f}")
                 if step - saved >= train.checkpoint_every:
                     checkpoints.save(step, state)
                     saved = step

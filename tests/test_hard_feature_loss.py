@@ -60,3 +60,14 @@ def test_the_set_is_exact_beyond_two_to_the_24():
 def test_quantiles_outside_their_range_are_refused(p_hard):
     with pytest.raises(ValueError, match="p_hard"):
         hard_feature_loss(jnp.ones(3), p_hard)
+
+
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_xla_selects_and_does_not_sort(differentiate):
+    def loss(features):
+        return hard_feature_loss(jnp.square(features))
+
+    f = jax.grad(loss) if differentiate else loss
+    compiled = jax.jit(f).lower(jnp.ones((1, 56, 56, 8))).compile().as_text()
+    assert "TopK" in compiled
+    assert " sort(" not in compiled
