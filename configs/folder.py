@@ -4,7 +4,8 @@
         --config.dataset.root=FOLDER --workdir=runs/folder
     python -m experiments.evaluate --workdir=runs/folder
 
-`--config.category=NAME` takes the folder NAME inside FOLDER, as for `bottle` of MVTec AD.
+`--config.category=NAME` takes the folder NAME inside FOLDER, as for `bottle` of MVTec AD. For
+logical anomalies, and with time for ten times the steps, `--config.losses.autoencoder=True`.
 """
 
 from configs import elpv

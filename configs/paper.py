@@ -17,6 +17,7 @@ def get_config() -> Config:
     config.dataset.name = "folder"
     config.category = ""
     config.losses.penalty = True  # lines 18-21
+    config.losses.autoencoder = True  # lines 22-31
     config.train.steps = 70_000
     config.train.learning_rate = 1e-4
     config.train.steps_per_dispatch = 100

@@ -100,7 +100,7 @@ def describe_views(
 
 
 def random_crops(
-    pool: ViewPool, rng: np.random.Generator, count: int, crop: int
+    pool: ViewPool, rng: np.random.Generator, count: int, crop: int, share: slice = slice(None)
 ) -> tuple[UInt8[np.ndarray, "n {crop} {crop} 3"], Float16[np.ndarray, "n t t c"]]:
     """Crops of random views with the targets of every patch inside them.
 
@@ -109,6 +109,7 @@ def random_crops(
       rng: decides views and positions.
       count: crops, each of a view drawn with replacement.
       crop: their side in pixels, a multiple of 4.
+      share: which of the crops to cut; all are drawn, whatever the share.
 
     Returns:
       The crops and the `crop // 4 - 8` targets a side that an unpadded PDN predicts from them:
@@ -116,9 +117,10 @@ def random_crops(
     """
     cells = crop // pdn.STRIDE
     margin, inside = 4, cells - 8
+    views = rng.integers(len(pool.images), size=count)
+    corners = rng.integers(TARGET_SIZE - cells + 1, size=(count, 2))
     images, targets = [], []
-    for view in rng.integers(len(pool.images), size=count):
-        i, j = rng.integers(TARGET_SIZE - cells + 1, size=2)
+    for view, (i, j) in zip(views[share], corners[share], strict=True):
         y, x = i * pdn.STRIDE, j * pdn.STRIDE
         images.append(pool.images[view, y : y + crop, x : x + crop])
         i, j = i + margin, j + margin
@@ -137,7 +139,7 @@ def distillation_loss(
     return jnp.square(features - targets.astype(jnp.float32)).mean()
 
 
-@partial(jax.jit, static_argnames=("network", "optimizer"), donate_argnames=("state",))
+@partial(jax.pmap, axis_name="devices", static_broadcasted_argnums=(0, 1), donate_argnums=(2,))
 def distill_steps(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -145,12 +147,27 @@ def distill_steps(
     images: UInt8[Array, "k n h w 3"],
     targets: Float[Array, "k n t u c"],
 ) -> tuple[DistillState, Float[Array, " k"]]:
-    """`k` steps in one dispatch, one for each batch; returns the loss of each."""
+    """`k` steps in one dispatch, one for each batch, on all devices of all processes.
+
+    Every device holds the whole state and sees its share of each batch; gradients and losses are
+    averaged over the devices, so the states stay the same.
+
+    Args:
+      network: the PDN.
+      optimizer: as made the state.
+      state: a copy for each device of this process; given up to the result.
+      images: for each device the views of `k` steps.
+      targets: their targets.
+
+    Returns:
+      The states after `k` steps, and the loss of each, once for each device.
+    """
 
     def step(state: DistillState, batch):
         loss, gradients = jax.value_and_grad(partial(distillation_loss, network))(
             state.params, *batch
         )
+        loss, gradients = jax.lax.pmean((loss, gradients), "devices")
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return DistillState(params, opt_state, state.step + 1), loss

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.jax_utils import replicate
+from jaxtyping import PyTree
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -27,8 +29,9 @@ from efficientad_jax.distillation import (
     random_view,
 )
 from efficientad_jax.efficientnet_lite import EfficientNetLite, load_efficientnet_lite, preprocess
-from efficientad_jax.errors import InputError
+from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.interruption import interruption
+from efficientad_jax.multihost import any_process, is_first_process
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
 from efficientad_jax.patch_features import patch_features
 from efficientad_jax.pdn import PatchDescriptionNetwork
@@ -57,6 +60,9 @@ def backbone_features(backbone: str, channels: int) -> Describe:
 def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teacher | None:
     """Distils a PDN (Algorithm 3), going on from the newest checkpoint in `workdir`.
 
+    Runs on all devices of all processes, each of which gets an equal share of every batch. The
+    batches are the same however many devices there are.
+
     The images are split by a fixed seed: those held out give the loss that is reported and are
     never trained on. The pool of views is renewed in part every `config.steps_per_round` steps;
     which views there are in a round follows from the seed and the round alone.
@@ -70,8 +76,11 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
       The teacher, or None when Ctrl-C stopped the run before its last step.
 
     Raises:
-      InputError: there are too few photographs, or one cannot be read.
+      InputError: there are too few photographs, one cannot be read, or the batch cannot be
+        divided among the devices.
+      DivergenceError: the loss is not finite. The checkpoint before it stays.
     """
+    share = _share_of_batch(config.batch_size)
     order = np.random.default_rng(config.seed).permutation(len(files))
     held_out = max(1, round(config.held_out_fraction * len(files)))
     if len(files) <= held_out:
@@ -96,18 +105,25 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
     with (
         open_checkpoints(workdir / "checkpoints") as checkpoints,
         interruption() as interrupted,
-        SummaryWriter(str(workdir / "tensorboard")) as writer,
+        SummaryWriter(str(workdir / "tensorboard"), write_to_disk=is_first_process()) as writer,
     ):
         restored = checkpoints.restore_latest(state)
-        state = state if restored is None else restored
-        step = int(state.step)
+        state = replicate(state if restored is None else restored)
+        step = int(_one_of(state).step)
         pool: ViewPool | None = None
-        progress = tqdm(total=config.steps, initial=step, unit="step", file=sys.stderr)
-        while step < config.steps and not interrupted():
+        progress = tqdm(
+            total=config.steps,
+            initial=step,
+            unit="step",
+            file=sys.stderr,
+            disable=not is_first_process(),
+        )
+        stopped = any_process(interrupted())
+        while step < config.steps and not stopped:
             round_number = step // config.steps_per_round
             pool = _renew_pool(config, pool, round_number, train, describe, statistics)
             end = min(config.steps, (round_number + 1) * config.steps_per_round)
-            while step < end and not interrupted():
+            while step < end and not stopped:
                 count = min(config.steps_per_dispatch, end - step)
                 batches = [
                     random_crops(
@@ -115,28 +131,60 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
                         np.random.default_rng((config.seed, 1, step + i)),
                         config.batch_size,
                         config.crop,
+                        share,
                     )
                     for i in range(count)
                 ]
-                images, targets = (np.stack(parts) for parts in zip(*batches, strict=True))
+                images, targets = map(_to_devices, zip(*batches, strict=True))
                 state, losses = distill_steps(network, optimizer, state, images, targets)
                 step += count
-                loss = float(losses.mean())
+                loss = float(_one_of(losses).mean())
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f"distillation: the loss is {loss} at step {step}")
+                    raise DivergenceError(
+                        f"distillation: the loss is {loss} at step {step}, expected a finite "
+                        "number; the last checkpoint is kept; try a lower config.learning_rate"
+                    )
                 writer.add_scalar("loss/train", loss, step)
                 progress.update(count)
                 progress.set_postfix(loss=f"{loss:.4f}")
-            checkpoints.save(step, state)
+                stopped = any_process(interrupted())
+            single = _one_of(state)
+            checkpoints.save(step, single)
             writer.add_scalar(
-                "loss/held_out", held_out_loss(network, state.params, held_pool), step
+                "loss/held_out", held_out_loss(network, single.params, held_pool), step
             )
         progress.close()
     if step < config.steps:
         return None
-    params = jax.tree.map(np.asarray, state.params)
+    params = _one_of(state).params
     record = _record(config, len(train), len(held), held_out_loss(network, params, held_pool))
     return Teacher(config.size, config.channels, params, record)
+
+
+def _share_of_batch(batch_size: int) -> slice:
+    """Which rows of every batch are for the devices of this process."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise InputError(
+            f"config.batch_size = {batch_size}: cannot be divided among {devices} devices; "
+            f"give a multiple of {devices}"
+        )
+    rows = batch_size // jax.process_count()
+    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
+def _to_devices(batches: Sequence[np.ndarray]) -> np.ndarray:
+    """Batches `[n, ...]` of some steps to `[devices, steps, n // devices, ...]`."""
+    stacked = np.stack(batches)
+    devices = jax.local_device_count()
+    steps, rows = stacked.shape[:2]
+    split = stacked.reshape(steps, devices, rows // devices, *stacked.shape[2:])
+    return np.ascontiguousarray(split.swapaxes(0, 1))
+
+
+def _one_of(replicated: PyTree) -> PyTree:
+    """The first device's copy, in the host's memory."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], replicated)
 
 
 def _target_statistics(
@@ -193,5 +241,5 @@ def _record(config: Config, train: int, held_out: int, loss: float) -> dict[str,
         "held_out_images": held_out,
         "held_out_loss": round(loss, 4),
         "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

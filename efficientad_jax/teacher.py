@@ -16,8 +16,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.channel_statistics import ChannelStatistics
 from efficientad_jax.errors import InputError
 from efficientad_jax.pdn import LAYERS, PatchDescriptionNetwork, Size
@@ -42,7 +43,11 @@ class Teacher(NamedTuple):
 
 
 def save_teacher(path: Path, teacher: Teacher, dtype: type[np.floating] = np.float16) -> None:
-    """Writes a teacher; with the default float16, PDN-S takes 5.4 MB."""
+    """Writes a teacher; with the default float16, PDN-S takes 5.4 MB.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     flat = flatten_dict(teacher.params["params"], sep=".")
     tensors = {name: np.ascontiguousarray(value, dtype) for name, value in flat.items()}
     metadata = {
@@ -51,9 +56,7 @@ def save_teacher(path: Path, teacher: Teacher, dtype: type[np.floating] = np.flo
         "out_channels": str(teacher.out_channels),
         "record": json.dumps(teacher.record),
     }
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    partial.replace(path)
+    write_atomically(path, save(tensors, metadata))
 
 
 def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
@@ -88,11 +91,16 @@ def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
     out_channels = int(metadata["out_channels"])
     flat = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
     params = {"params": unflatten_dict(flat, sep=".")}
-    _check_shapes(path, params, size, out_channels)
+    check_shapes(path, params, size, out_channels)
     return Teacher(size, out_channels, params, json.loads(metadata["record"]))
 
 
-def _check_shapes(path: Path, params: PyTree, size: Size, out_channels: int) -> None:
+def check_shapes(path: Path, params: PyTree, size: Size, out_channels: int) -> None:
+    """Checks that parameters read from a file are those of a PDN of this size.
+
+    Raises:
+      InputError: a layer is missing, is one too many or has another shape.
+    """
     network = PatchDescriptionNetwork(size, out_channels)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     expected = jax.eval_shape(network.init, jax.random.key(0), image)

@@ -19,3 +19,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except (InputError, DivergenceError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)

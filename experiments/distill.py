@@ -1,4 +1,14 @@
-"""Phase 1: distils a teacher. See the configurations `configs/distill_*.py` for the commands."""
+"""Phase 1: distils a teacher. See the configurations `configs/distill_*.py` for the commands.
+
+All devices of the machine take part. On several hosts, give the same command on each, with a
+--workdir that all of them see and, under SLURM, Open MPI or on a TPU pod,
+
+    --coordinator=auto
+
+or anywhere
+
+    --coordinator=HOST:PORT --processes=N --process=I
+"""
 
 from pathlib import Path
 
@@ -8,6 +18,7 @@ from ml_collections import config_flags
 from efficientad_jax.data.files import list_images
 from efficientad_jax.distillation_loop import distil_teacher
 from efficientad_jax.errors import InputError
+from efficientad_jax.multihost import is_first_process, join_processes, wait_for_processes
 from efficientad_jax.teacher import save_teacher
 from efficientad_jax.workdir import claim_workdir
 from experiments import STOPPED, run
@@ -17,6 +28,9 @@ flags.mark_flag_as_required("config")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder for checkpoints and the teacher", required=True
 )
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, or 'auto'")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "how many processes there are")
+_PROCESS = flags.DEFINE_integer("process", 0, "which of them this is, from 0")
 
 
 def main(argv: list[str]) -> int:
@@ -25,11 +39,18 @@ def main(argv: list[str]) -> int:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     config = _CONFIG.value
     files = list_images(Path(config.images))
+    join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if not is_first_process():
+        wait_for_processes("workdir claimed")
     workdir = claim_workdir(Path(_WORKDIR.value), config)
+    if is_first_process():
+        wait_for_processes("workdir claimed")
     teacher = distil_teacher(config, files, workdir)
     if teacher is None:
         print(f"stopped; the same command goes on from the checkpoint in {workdir}")
         return STOPPED
+    if not is_first_process():
+        return 0
     save_teacher(workdir / "teacher.safetensors", teacher)
     print(f"held-out loss {teacher.record['held_out_loss']}: {workdir / 'teacher.safetensors'}")
     return 0

@@ -16,6 +16,7 @@ SMALL = (
     "--config.model.input_width=128",
     "--config.train.steps=2",
     "--config.train.steps_per_dispatch=2",
+    "--config.losses.autoencoder=True",
 )
 
 

@@ -46,7 +46,8 @@ def test_normalisation_is_folded_into_the_last_layer():
     x = jnp.asarray(rng.standard_normal((1, 64, 64, 3)), jnp.float32)
     folded = normalize_teacher(teacher.params, "small", ChannelStatistics(mean, std, ()))
     expected = (network.apply(teacher.params, x) - mean) / std
-    np.testing.assert_allclose(network.apply(folded, x), expected, atol=1e-5)
+    error = np.abs(network.apply(folded, x) - expected).max()
+    assert error <= 1e-5 * np.abs(expected).max()
 
 
 def test_what_is_no_teacher_is_refused_in_one_line(tmp_path):
