@@ -13,6 +13,8 @@ _Features = Float[Array, "n h w c"]
 class Losses(NamedTuple):
     """What a step minimises: the sum. A loss that is switched off is 0.
 
+    Scalars of one step, or arrays of those of several.
+
     Attributes:
       hard: L_hard, student against teacher where they differ most.
       penalty: L_penalty, of the student's features of pretraining images.
@@ -20,13 +22,13 @@ class Losses(NamedTuple):
       student_autoencoder: L_STAE, student's second half against autoencoder.
     """
 
-    hard: Float[Array, ""]
-    penalty: Float[Array, ""]
-    autoencoder: Float[Array, ""]
-    student_autoencoder: Float[Array, ""]
+    hard: Float[Array, "*steps"]
+    penalty: Float[Array, "*steps"]
+    autoencoder: Float[Array, "*steps"]
+    student_autoencoder: Float[Array, "*steps"]
 
     @property
-    def total(self) -> Float[Array, ""]:
+    def total(self) -> Float[Array, "*steps"]:
         """L_total (Algorithm 1, line 32)."""
         return self.hard + self.penalty + self.autoencoder + self.student_autoencoder
 

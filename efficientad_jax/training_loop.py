@@ -81,14 +81,15 @@ def run_training(
                     _chosen(data.pretraining_images, config.seed, 1, step, count, train.batch_size),
                     train_key,
                 )
-                losses = jax.device_get(losses)
-                _check_finite(losses._asdict(), step)
+                by_name = losses._asdict() | {"total": losses.total}
+                by_name = {name: np.asarray(loss) for name, loss in by_name.items()}
+                _check_finite(by_name, step)
                 step += count
-                for name, loss in (*losses._asdict().items(), ("total", losses.total)):
+                for name, loss in by_name.items():
                     writer.add_scalar(f"loss/{name}", float(loss.mean()), step)
                 writer.add_scalar("learning_rate", np.asarray(schedule(step)).item(), step)
                 progress.update(count)
-                progress.set_postfix(loss=f"{losses.total.mean():.4f}")
+                progress.set_postfix(loss=f"{by_name['total'].mean():.4f}")
                 if step - saved >= train.checkpoint_every:
                     checkpoints.save(step, state)
                     saved = step
