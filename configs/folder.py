@@ -13,7 +13,7 @@ from efficientad_jax.configuration import Config
 
 
 def get_config() -> Config:
-    """Returns the configuration of the magnetic tile figures in the README."""
+    """Returns the configuration: that of ELPV with more steps, for any folder."""
     config = elpv.get_config()
     config.dataset.name = "folder"
     config.category = ""
