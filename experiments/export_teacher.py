@@ -29,7 +29,7 @@ _SIZE = flags.DEFINE_enum("size", "small", get_args(Size), "size of the teacher"
 
 
 def main(argv: list[str]) -> int:
-    """Exports; an empty SOURCE is the teacher in the package."""
+    """Exports; an empty TEACHER is the one in the package."""
     if len(argv) != 3:
         raise InputError(f"{len(argv) - 1} arguments: expected two, TEACHER OUT")
     source, target = argv[1], Path(argv[2])
