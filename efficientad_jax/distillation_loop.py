@@ -31,11 +31,12 @@ from efficientad_jax.distillation import (
 from efficientad_jax.efficientnet_lite import EfficientNetLite, load_efficientnet_lite, preprocess
 from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.interruption import interruption
-from efficientad_jax.multihost import any_process, is_first_process
+from efficientad_jax.multihost import any_process, is_first_process, wait_for_processes
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
 from efficientad_jax.patch_features import patch_features
 from efficientad_jax.pdn import PatchDescriptionNetwork
 from efficientad_jax.teacher import Teacher
+from efficientad_jax.workdir import claim_workdir
 
 
 def backbone_features(backbone: str, channels: int) -> Describe:
@@ -70,14 +71,15 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
     Args:
       config: see `configs/distill_small.py`.
       files: photographs.
-      workdir: for checkpoints and TensorBoard files.
+      workdir: for checkpoints and TensorBoard files; made, or claimed for `config`, once all
+        that the configuration names has been read.
 
     Returns:
       The teacher, or None when Ctrl-C stopped the run before its last step.
 
     Raises:
-      InputError: there are too few photographs, one cannot be read, or the batch cannot be
-        divided among the devices.
+      InputError: there are too few photographs, one cannot be read, the batch cannot be divided
+        among the devices, or the work directory belongs to another configuration.
       DivergenceError: the loss is not finite. The checkpoint before it stays.
     """
     share = _share_of_batch(config.batch_size)
@@ -89,6 +91,7 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
     held, train = photographs[:held_out], photographs[held_out:]
 
     describe = backbone_features(config.backbone, config.channels)
+    workdir = _claim_together(workdir, config)
     statistics = _target_statistics(config, describe, train)
     # Held-out views are whole images in colour, as the paper's.
     held_views = [random_view(p, np.random.default_rng(0), 1.0, 0.0) for p in held]
@@ -159,6 +162,16 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
     params = _one_of(state).params
     record = _record(config, len(train), len(held), held_out_loss(network, params, held_pool))
     return Teacher(config.size, config.channels, params, record)
+
+
+def _claim_together(workdir: Path, config: Config) -> Path:
+    """The first process makes the work directory, the others find it made."""
+    if not is_first_process():
+        wait_for_processes("workdir claimed")
+    claimed = claim_workdir(workdir, config)
+    if is_first_process():
+        wait_for_processes("workdir claimed")
+    return claimed
 
 
 def _share_of_batch(batch_size: int) -> slice:

@@ -21,6 +21,7 @@ from efficientad_jax.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.teacher import load_teacher, normalize_teacher
 from efficientad_jax.training import TrainData
 from efficientad_jax.training_loop import run_training
+from efficientad_jax.workdir import claim_workdir
 
 _IMAGES_PER_DISPATCH = 16
 
@@ -49,13 +50,16 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | 
     Args:
       config: see `configs/elpv.py`.
       dataset: its training and validation images; test images are not looked at.
-      workdir: for checkpoints; the detector is saved to `workdir / "detector"`.
+      workdir: for checkpoints; the detector is saved to `workdir / "detector"`. It is made, or
+        claimed for `config`, once all that the configuration names has been read: a mistake
+        leaves nothing behind that the corrected command would stumble over.
 
     Returns:
       The detector, or None when Ctrl-C stopped the training before its last step.
 
     Raises:
-      InputError: the configuration or an input it names cannot be used.
+      InputError: the configuration or an input it names cannot be used, or the work directory
+        belongs to another configuration.
       DivergenceError: a loss is no longer finite.
     """
     check_config(config)
@@ -72,6 +76,7 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | 
     networks = networks_of(spec)
     images = dataset.train.images
     pretraining = _pretraining_images(config, spec.input_size) if config.losses.penalty else None
+    workdir = claim_workdir(workdir, config)
     teacher_params, features = _describe_training_images(
         networks.teacher, teacher.params, images, config.train.feature_cache_gb
     )

@@ -18,9 +18,8 @@ from ml_collections import config_flags
 from efficientad_jax.data.files import list_images
 from efficientad_jax.distillation_loop import distil_teacher
 from efficientad_jax.errors import InputError
-from efficientad_jax.multihost import is_first_process, join_processes, wait_for_processes
+from efficientad_jax.multihost import is_first_process, join_processes
 from efficientad_jax.teacher import save_teacher
-from efficientad_jax.workdir import claim_workdir
 from experiments import STOPPED, run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -40,11 +39,7 @@ def main(argv: list[str]) -> int:
     config = _CONFIG.value
     files = list_images(Path(config.images))
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    if not is_first_process():
-        wait_for_processes("workdir claimed")
-    workdir = claim_workdir(Path(_WORKDIR.value), config)
-    if is_first_process():
-        wait_for_processes("workdir claimed")
+    workdir = Path(_WORKDIR.value)
     teacher = distil_teacher(config, files, workdir)
     if teacher is None:
         print(f"stopped; the same command goes on from the checkpoint in {workdir}")

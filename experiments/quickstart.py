@@ -16,7 +16,6 @@ from ml_collections import config_flags
 from efficientad_jax.assessment import evaluate_workdir
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector, load_configured_dataset
-from efficientad_jax.workdir import claim_workdir
 from experiments import STOPPED, run
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/elpv.py", lock_config=True)
@@ -30,8 +29,7 @@ def main(argv: list[str]) -> int:
     start = time.monotonic()
     config = _CONFIG.value
     dataset = load_configured_dataset(config)
-    name = _WORKDIR.value or f"runs/quickstart_{config.category}"
-    workdir = claim_workdir(Path(name), config)
+    workdir = Path(_WORKDIR.value or f"runs/quickstart_{config.category}")
     if fit_detector(config, dataset, workdir) is None:
         print(f"stopped; the same command goes on from the checkpoint in {workdir}")
         return STOPPED

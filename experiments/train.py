@@ -7,7 +7,6 @@ from ml_collections import config_flags
 
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector, load_configured_dataset
-from efficientad_jax.workdir import claim_workdir
 from experiments import STOPPED, run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -23,7 +22,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     config = _CONFIG.value
     dataset = load_configured_dataset(config)
-    workdir = claim_workdir(Path(_WORKDIR.value), config)
+    workdir = Path(_WORKDIR.value)
     if fit_detector(config, dataset, workdir) is None:
         print(f"stopped; the same command goes on from the checkpoint in {workdir}")
         return STOPPED

@@ -2,15 +2,13 @@
 
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.command import command
+
 SMALL = (
     "--config.model.input_height=128",
     "--config.model.input_width=128",
@@ -18,16 +16,6 @@ SMALL = (
     "--config.train.steps_per_dispatch=2",
     "--config.losses.autoencoder=True",
 )
-
-
-def command(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def write_images(folder, count, seed=0, blot=False):
@@ -70,7 +58,10 @@ def assert_one_line_error(result, *parts):
 
 def test_train_evaluate_predict(folder, tmp_path):
     workdir = tmp_path / "run"
-    result = train(folder, workdir, *SMALL)
+    photographs = tmp_path / "photographs"
+    write_images(photographs, 2, seed=3)
+    penalty = ("--config.losses.penalty=True", f"--config.pretraining_images={photographs}")
+    result = train(folder, workdir, *SMALL, *penalty)
     assert result.returncode == 0, result.stderr
     assert "loss=" in result.stderr
     assert list((workdir / "tensorboard").iterdir())
@@ -100,6 +91,21 @@ def test_train_evaluate_predict(folder, tmp_path):
         with Image.open(row["heatmap"]) as picture, Image.open(row["image"]) as image:
             assert picture.height >= image.height
     assert not (output / "blot" / "broken_heatmap.png").exists()
+
+    # Without --output the pictures lie beside the images, and are not taken for images.
+    for _ in range(2):
+        result = command(
+            "predict",
+            f"--detector={workdir / 'detector'}",
+            f"--scores={tmp_path / 'again.csv'}",
+            folder / "test" / "good",
+        )
+        assert result.returncode == 0, result.stderr
+        names = sorted(path.name for path in (folder / "test" / "good").iterdir())
+        assert names == ["000.png", "000_heatmap.png", "001.png", "001_heatmap.png"]
+    again = list(csv.DictReader((tmp_path / "again.csv").read_text().splitlines()))
+    good = [row["score"] for row in rows if "good" in row["image"]]
+    assert [row["score"] for row in again] == good
 
 
 def test_a_misspelt_field_is_named(tmp_path):
@@ -133,6 +139,8 @@ def test_a_field_of_another_type_is_named(tmp_path):
         ("--config.dataset.name=cats", ("dataset 'cats'", "elpv, folder")),
         ("--config.category=bottle", ("category 'bottle'",)),
         ("--config.dataset.root=nowhere", ("nowhere", "no such folder")),
+        ("--config.teacher=nowhere.safetensors", ("teacher nowhere.safetensors",)),
+        ("--config.losses.penalty=True", ("config.losses.penalty", "config.pretraining_images")),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, argument, parts):

@@ -139,6 +139,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(photographs, tmp_path):
     assert process.returncode == 2
     assert "config.batch_size = 6" in errors.splitlines()[-1]
     assert "multiple of 4" in errors.splitlines()[-1]
+    assert not (tmp_path / "workdir").exists()
 
 
 def test_a_process_that_is_not_one_of_them_is_refused(photographs, tmp_path):

@@ -1,9 +1,5 @@
 """Teachers of PyTorch implementations, in and out, against modules built as theirs are."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +10,7 @@ from safetensors.torch import load_file
 from efficientad_jax import InputError, PatchDescriptionNetwork
 from efficientad_jax.teacher import load_teacher
 from efficientad_jax.torch_teacher import read_torch_teacher, torch_state_dict
+from tests.command import command
 from tests.torch_reference import to_torch, torch
 
 nn = torch.nn
@@ -71,16 +68,6 @@ def test_an_imported_teacher_says_what_the_module_says(size, layout, tmp_path):
     assert set(exported) == set(state)
     for name, value in state.items():
         np.testing.assert_array_equal(exported[name], value.numpy())
-
-
-def command(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=Path(__file__).resolve().parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_commands_import_what_they_exported(tmp_path):
