@@ -4,6 +4,9 @@
         --config.dataset.root=FOLDER --workdir=runs/folder
     python -m experiments.evaluate --workdir=runs/folder
 
+Magnetic tile photographs (766 to learn from): 17.4 minutes to train on 2 cores with AVX2, 3.4 to
+evaluate, image AU-ROC 0.786.
+
 `--config.category=NAME` takes the folder NAME inside FOLDER, as for `bottle` of MVTec AD. For
 logical anomalies, and with time for ten times the steps, `--config.losses.autoencoder=True`.
 """
