@@ -2,7 +2,8 @@
 
 XLA's own convolution is the best there is on GPU and TPU. On CPU it reaches a fifth of the rate
 of XLA's matrix products, and its gradients less, so there a convolution becomes matrix products:
-by Cook-Toom filtering where that saves multiplications, otherwise on patches.
+by Cook-Toom filtering where that saves multiplications, otherwise on patches. They are computed
+by C++ of the package where it can be compiled, otherwise by XLA's operations.
 """
 
 from typing import Literal
@@ -13,16 +14,27 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from efficientad_jax.cook_toom import cook_toom_convolution
+from efficientad_jax.native_convolution import (
+    native_filter,
+    native_patch_filter,
+    suits_filtering,
+    suits_patches,
+)
+from efficientad_jax.native_library import native_library
 
-Method = Literal["auto", "direct", "products"]
+Method = Literal["auto", "direct", "products", "native"]
 
 # Cook-Toom pays where channels are many; its transforms cost the same for a few.
 _FEWEST_CHANNELS = 32
 
 
-def computes_products(method: Method) -> bool:
-    """Whether `method` means matrix products here: the one place that looks at the platform."""
-    return method == "products" or (method == "auto" and jax.default_backend() == "cpu")
+def chosen_method(method: Method) -> Method:
+    """What `method` means here, where it is 'auto': the one place that looks at the platform."""
+    if method != "auto":
+        return method
+    if jax.default_backend() != "cpu":
+        return "direct"
+    return "native" if native_library() else "products"
 
 
 def convolve(
@@ -39,13 +51,19 @@ def convolve(
       kernel: filters of the same dtype.
       stride: step in both dimensions, in pixels.
       padding: rows and columns of zeros added on each side.
-      method: 'direct' is XLA's convolution; 'products' are matrix products (see the module);
-        'auto' takes 'products' on CPU and 'direct' elsewhere.
+      method: 'direct' is XLA's convolution; 'products' are XLA's matrix products (see the
+        module); 'native' is the package's C++, for float32 and numbers of channels that suit it,
+        and 'products' for others; 'auto' takes 'direct' on GPU and TPU, on CPU 'native' if there
+        is a compiler.
 
     Returns:
       `[n, (h + 2 padding - kh) // stride + 1, ..., k]` of the dtype of `x`.
+
+    Raises:
+      RuntimeError: `method` is 'native' and the C++ cannot be compiled here.
     """
-    if not computes_products(method):
+    method = chosen_method(method)
+    if method == "direct":
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -53,10 +71,17 @@ def convolve(
             padding=((padding, padding), (padding, padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+    if method == "native" and not native_library():
+        raise RuntimeError("convolution 'native': no C++ compiler; take 'auto' or install g++")
+    native = method == "native" and x.dtype == jnp.float32
+    if native and stride == 1 and suits_filtering(kernel) and padding < kernel.shape[0]:
+        return native_filter(x, kernel, padding)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     kernel_height, kernel_width, channels, _ = kernel.shape
     if x.shape[1:3] == (kernel_height, kernel_width):
         return _whole_image_product(x, kernel)
+    if native and suits_patches(kernel):
+        return native_patch_filter(x, kernel, stride)
     if stride > 1:
         x, kernel = _stride_to_channels(x, kernel, stride)
         return _patch_products(x, kernel)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from efficientad_jax.convolution import computes_products
+from efficientad_jax.convolution import chosen_method
 from efficientad_jax.layers import float32_features
 from efficientad_jax.map_normalization import MapQuantiles, normalize_map
 from efficientad_jax.pdn import STRIDE
@@ -80,7 +80,7 @@ def raw_maps(
       images: RGB at the networks' input size.
       upsample_first: whether to resize the maps to that size.
     """
-    if len(images) > 1 and computes_products(networks.teacher.convolution):
+    if len(images) > 1 and chosen_method(networks.teacher.convolution) == "products":
         # On a CPU one image fills the machine and several do not fit its caches.
         one = partial(raw_maps, networks, params, upsample_first=upsample_first)
         maps = jax.lax.map(lambda image: one(image[None]), images)

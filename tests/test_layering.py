@@ -31,7 +31,14 @@ LAYERS = {
         "resize",
         "torch_weights",
     ],
-    "convolution": ["channel_statistics", "convolution", "cook_toom", "layers"],
+    "convolution": [
+        "channel_statistics",
+        "convolution",
+        "cook_toom",
+        "layers",
+        "native_convolution",
+        "native_library",
+    ],
     "networks": [
         "autoencoder",
         "efficientnet_lite",

@@ -30,11 +30,11 @@ def assert_agree(ours, theirs):
 @pytest.mark.parametrize(
     ("size", "channels", "padding", "method"),
     [
-        ("small", 384, False, "products"),
-        ("small", 768, True, "products"),
+        ("small", 384, False, "native"),
+        ("small", 768, True, "native"),
         ("small", 768, False, "direct"),
         ("small", 384, True, "direct"),
-        ("medium", 384, False, "products"),
+        ("medium", 384, False, "native"),
         ("medium", 768, True, "direct"),
         ("medium", 384, False, "direct"),
     ],
@@ -49,7 +49,7 @@ def test_pdn_agrees_with_pytorch(size, channels, padding, method):
 
 @pytest.mark.parametrize(
     ("size", "method"),
-    [((128, 160), "products"), ((128, 160), "direct"), ((256, 256), "direct")],
+    [((128, 160), "native"), ((128, 160), "direct"), ((256, 256), "direct")],
 )
 def test_autoencoder_agrees_with_pytorch(size, method):
     output = output_size(*size)

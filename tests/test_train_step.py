@@ -159,7 +159,7 @@ def test_penalty_without_photographs_is_refused():
 
 
 def test_many_steps_a_dispatch_and_cached_features_change_nothing():
-    networks = create_networks("small", CHANNELS, SIZE, convolution="products")
+    networks = create_networks("small", CHANNELS, SIZE, convolution="native")
     optimizer = adam_with_l2(1e-4, 1e-5)
     images = uint8_images(3, 0)
     x = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD

@@ -1,0 +1,612 @@
+// Stride-1 convolutions of float32 images by Cook-Toom filtering, and their gradients, on a CPU.
+//
+// What cook_toom.py does with XLA's operations, in one pass over memory: a block of tiles is
+// transformed, multiplied and transformed back while it is in the cache. The transforms' matrices
+// come from cook_toom.py (`Transform<taps>` is written before this text when it is compiled), and
+// images are channels last. Numbers of channels are multiples of kPanel.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Index = int64_t;
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kRows = 12;  // of a block of products: 24 of 32 registers hold its sums
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+constexpr int kRows = 6;  // 12 of 16 registers
+#else
+constexpr int kLanes = 4;
+constexpr int kRows = 6;
+#endif
+constexpr int kColumns = 2 * kLanes;  // of a block of products
+constexpr int kPanel = 32;            // channels stored side by side in a transformed kernel
+constexpr int kTile = 4;              // outputs of a tile, a side
+constexpr Index kBlock = 52;          // tiles transformed at once: what fits the L2 cache
+constexpr Index kChunk = 128;         // tiles summed at once in a gradient
+constexpr Index kSkew = 16;           // keeps rows from falling on the same lines of the L1 cache
+
+using Vector = float __attribute__((vector_size(kLanes * 4)));
+using Loose = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline Vector load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
+inline void store(float* p, Vector v) { *reinterpret_cast<Loose*>(p) = v; }
+
+// ---- Memory and threads -------------------------------------------------------------------------
+
+// Memory that is kept from call to call: fresh memory costs a page fault every 4 kB.
+class Scratch {
+ public:
+  explicit Scratch(Index floats) {
+    const std::lock_guard<std::mutex> lock(mutex());
+    auto& kept = free_list();
+    auto it = std::find_if(kept.begin(), kept.end(),
+                           [&](const Buffer& b) { return b.floats >= floats; });
+    if (it == kept.end() && !kept.empty()) it = kept.end() - 1;
+    if (it != kept.end()) {
+      buffer_ = *it;
+      kept.erase(it);
+    }
+    if (buffer_.floats < floats) {
+      std::free(buffer_.data);
+      const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
+      buffer_ = {static_cast<float*>(std::aligned_alloc(64, bytes)), floats};
+      if (buffer_.data == nullptr) buffer_.floats = 0;
+    }
+  }
+  ~Scratch() {
+    if (buffer_.data == nullptr) return;
+    const std::lock_guard<std::mutex> lock(mutex());
+    auto& kept = free_list();
+    kept.insert(std::upper_bound(kept.begin(), kept.end(), buffer_,
+                                 [](auto& a, auto& b) { return a.floats < b.floats; }),
+                buffer_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* data() const { return buffer_.data; }
+
+ private:
+  struct Buffer {
+    float* data = nullptr;
+    Index floats = 0;
+  };
+  static std::vector<Buffer>& free_list() {
+    static auto* kept = new std::vector<Buffer>;  // by size; never destroyed, threads may outlive
+    return *kept;
+  }
+  static std::mutex& mutex() {
+    static auto* m = new std::mutex;
+    return *m;
+  }
+  Buffer buffer_;
+};
+
+// Does tasks 0 to count - 1 on XLA's threads and this one; returns when all are done. This thread
+// works too, so it ends even if no other thread is free.
+void in_parallel(ffi::ThreadPool& pool, Index count, const std::function<void(Index)>& task) {
+  struct Shared {
+    std::atomic<Index> next{0};
+    Index done = 0;
+    std::mutex mutex;
+    std::condition_variable all_done;
+  };
+  auto shared = std::make_shared<Shared>();
+  // Claims tasks until none is left: a thread that comes late finds none and never reads `task`,
+  // which is gone by then.
+  auto work = [shared, count, &task] {
+    Index mine = 0;
+    for (Index i; (i = shared->next.fetch_add(1)) < count; ++mine) task(i);
+    if (mine == 0) return;
+    const std::lock_guard<std::mutex> lock(shared->mutex);
+    shared->done += mine;
+    if (shared->done == count) shared->all_done.notify_all();
+  };
+  const Index others = std::min<Index>(pool.num_threads(), count) - 1;
+  for (Index i = 0; i < others; ++i) pool.Schedule(decltype(work)(work));
+  work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->all_done.wait(lock, [&] { return shared->done == count; });
+}
+
+// ---- Transforms ---------------------------------------------------------------------------------
+
+// Row I of the matrix M times x, without the terms whose coefficient is zero.
+template <class M, int I, int J = 0>
+inline Vector row_times(const Vector* x, int step, Vector sum) {
+  if constexpr (J == M::columns) {
+    return sum;
+  } else if constexpr (M::at[I][J] == 0.0f) {
+    return row_times<M, I, J + 1>(x, step, sum);
+  } else {
+    return row_times<M, I, J + 1>(x, step, sum + M::at[I][J] * x[J * step]);
+  }
+}
+
+template <class M, int I = 0>
+inline void times(const Vector* x, int x_step, Vector* y, int y_step) {
+  if constexpr (I < M::rows) {
+    y[I * y_step] = row_times<M, I>(x, x_step, Vector{});
+    times<M, I + 1>(x, x_step, y, y_step);
+  }
+}
+
+// M x M^T.
+template <class M>
+inline void both_sides(const Vector* x, Vector* y) {
+  Vector half[M::rows * M::columns];
+  for (int j = 0; j < M::columns; ++j) times<M>(x + j, M::columns, half + j, M::columns);
+  for (int i = 0; i < M::rows; ++i) times<M>(half + i * M::columns, 1, y + i * M::rows, 1);
+}
+
+struct Images {
+  Index count, height, width, channels;
+  explicit Images(ffi::Span<const int64_t> d) : count(d[0]), height(d[1]), width(d[2]), channels(d[3]) {}
+};
+
+// The tiles that cover all outputs, numbered through all images.
+struct Tiles {
+  Index rows, columns, count;
+  explicit Tiles(const Images& outputs)
+      : rows((outputs.height + kTile - 1) / kTile),
+        columns((outputs.width + kTile - 1) / kTile),
+        count(outputs.count * rows * columns) {}
+};
+
+// SIDE x SIDE pixels of an image from (top, left) on, zeros outside it, `kLanes` channels each.
+template <int SIDE>
+inline void load_window(const float* image, const Images& d, Index top, Index left, Index channel,
+                        Vector* window) {
+  const bool inside = top >= 0 && left >= 0 && top + SIDE <= d.height && left + SIDE <= d.width;
+  const float* corner = image + (top * d.width + left) * d.channels + channel;
+  if (inside) {
+    for (int a = 0; a < SIDE; ++a)
+      for (int b = 0; b < SIDE; ++b)
+        window[a * SIDE + b] = load(corner + (a * d.width + b) * d.channels);
+    return;
+  }
+  for (int a = 0; a < SIDE; ++a)
+    for (int b = 0; b < SIDE; ++b) {
+      const Index y = top + a, x = left + b;
+      const bool in = y >= 0 && x >= 0 && y < d.height && x < d.width;
+      window[a * SIDE + b] =
+          in ? load(image + (y * d.width + x) * d.channels + channel) : Vector{};
+    }
+}
+
+// Transforms windows of `images` that lie kTile apart, the first `pad` pixels above and left of
+// the image, for the tiles first to first + count - 1. Element p of the result (of N * N), tile t,
+// channel c goes to out[p * position + t * tile + (c / kPanel) * panel + c % kPanel].
+template <class M>
+void transform_windows(const float* images, const Images& d, const Tiles& tiles, Index pad,
+                       Index first, Index count, float* out, Index position, Index tile,
+                       Index panel) {
+  constexpr int SIDE = M::columns, N = M::rows;
+  for (Index t = 0; t < count; ++t) {
+    const Index image = (first + t) / (tiles.rows * tiles.columns);
+    const Index within = (first + t) % (tiles.rows * tiles.columns);
+    const Index top = within / tiles.columns * kTile - pad;
+    const Index left = within % tiles.columns * kTile - pad;
+    const float* source = images + image * d.height * d.width * d.channels;
+    for (Index c = 0; c < d.channels; c += kLanes) {
+      Vector window[SIDE * SIDE], result[N * N];
+      load_window<SIDE>(source, d, top, left, c, window);
+      both_sides<M>(window, result);
+      float* target = out + t * tile + c / kPanel * panel + c % kPanel;
+      for (int p = 0; p < N * N; ++p) store(target + p * position, result[p]);
+    }
+  }
+}
+
+// ---- Products -----------------------------------------------------------------------------------
+
+// A matrix, or the part of one from `data` on.
+struct Left {  // any strides, if one of them is 1
+  const float* data;
+  Index row, column;
+};
+struct Right {  // rows are contiguous
+  const float* data;
+  Index row;
+};
+struct Sums {
+  float* data;
+  Index row;
+};
+
+// sums[ROWS, kColumns] = a[ROWS, depth] b[depth, kColumns], added to what is there if `add`.
+template <int ROWS>
+inline void multiply(Left a, Right b, Index depth, Sums sums, bool add) {
+  Vector s[ROWS][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    s[r][0] = add ? load(sums.data + r * sums.row) : Vector{};
+    s[r][1] = add ? load(sums.data + r * sums.row + kLanes) : Vector{};
+  }
+  for (Index k = 0; k < depth; ++k) {
+    const Vector b0 = load(b.data + k * b.row), b1 = load(b.data + k * b.row + kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const float x = a.data[r * a.row + k * a.column];
+      s[r][0] += x * b0;
+      s[r][1] += x * b1;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    store(sums.data + r * sums.row, s[r][0]);
+    store(sums.data + r * sums.row + kLanes, s[r][1]);
+  }
+}
+
+template <int ROWS>
+inline void multiply_fewer(Index rows, Left a, Right b, Index depth, Sums sums, bool add) {
+  if constexpr (ROWS > 0) {
+    if (rows == ROWS) return multiply<ROWS>(a, b, depth, sums, add);
+    multiply_fewer<ROWS - 1>(rows, a, b, depth, sums, add);
+  }
+}
+
+// The same for any number of rows and a panel of columns.
+inline void multiply_panel(Left a, Right b, Index depth, Index rows, Sums sums, bool add) {
+  for (int j = 0; j < kPanel; j += kColumns) {
+    const Right part{b.data + j, b.row};
+    Index r = 0;
+    for (; r < rows; r += kRows) {
+      const Left from{a.data + r * a.row, a.row, a.column};
+      const Sums to{sums.data + r * sums.row + j, sums.row};
+      if (r + kRows <= rows) {
+        multiply<kRows>(from, part, depth, to, add);
+      } else {
+        multiply_fewer<kRows - 1>(rows - r, from, part, depth, to, add);
+      }
+    }
+  }
+}
+
+// ---- The operations -----------------------------------------------------------------------------
+
+// kernel [R, R, in, out] to [N * N, out / kPanel, in, kPanel].
+template <int R>
+void transform_kernel(ffi::ThreadPool& pool, const float* kernel, Index in, Index out,
+                      float* transformed) {
+  using G = typename Transform<R>::Kernel;
+  constexpr int N = G::rows;
+  in_parallel(pool, in, [&](Index c) {
+    for (Index k = 0; k < out; k += kLanes) {
+      Vector taps[R * R], result[N * N];
+      for (int p = 0; p < R * R; ++p) taps[p] = load(kernel + (p * in + c) * out + k);
+      both_sides<G>(taps, result);
+      float* target = transformed + (k / kPanel * in + c) * kPanel + k % kPanel;
+      for (int p = 0; p < N * N; ++p) store(target + p * in * out, result[p]);
+    }
+  });
+}
+
+template <int R>
+void filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float* kernel, float* y,
+            const Images& out, Index pad) {
+  using B = typename Transform<R>::Input;
+  using A = typename Transform<R>::Output;
+  constexpr int N = B::rows;
+  const Tiles tiles(out);
+  const Index threads = std::max<Index>(1, pool.num_threads());
+  Index blocks = (tiles.count + kBlock - 1) / kBlock;
+  blocks = std::min(tiles.count, (blocks + threads - 1) / threads * threads);
+  const Index size = (tiles.count + blocks - 1) / blocks;
+  blocks = (tiles.count + size - 1) / size;
+  const Index row = in.channels + kSkew, position = size * row, sums = size * kPanel + kSkew;
+
+  in_parallel(pool, blocks, [&](Index block) {
+    const Index first = block * size, count = std::min(size, tiles.count - first);
+    const Scratch scratch(N * N * (position + sums));
+    float* transformed = scratch.data();
+    float* products = transformed + N * N * position;
+    transform_windows<B>(x, in, tiles, pad, first, count, transformed, position, row, kPanel);
+    for (Index panel = 0; panel < out.channels / kPanel; ++panel) {
+      for (int p = 0; p < N * N; ++p) {
+        const float* u = kernel + (p * out.channels + panel * kPanel) * in.channels;
+        multiply_panel({transformed + p * position, row, 1}, {u, kPanel}, in.channels, count,
+                       {products + p * sums, kPanel}, false);
+      }
+      for (Index t = 0; t < count; ++t) {
+        const Index image = (first + t) / (tiles.rows * tiles.columns);
+        const Index within = (first + t) % (tiles.rows * tiles.columns);
+        const Index top = within / tiles.columns * kTile, left = within % tiles.columns * kTile;
+        const Index height = std::min<Index>(kTile, out.height - top);
+        const Index width = std::min<Index>(kTile, out.width - left);
+        float* corner = y + ((image * out.height + top) * out.width + left) * out.channels;
+        for (int c = 0; c < kPanel; c += kLanes) {
+          Vector z[N * N], tile[kTile * kTile];
+          for (int p = 0; p < N * N; ++p) z[p] = load(products + p * sums + t * kPanel + c);
+          both_sides<A>(z, tile);
+          for (Index a = 0; a < height; ++a)
+            for (Index b = 0; b < width; ++b)
+              store(corner + (a * out.width + b) * out.channels + panel * kPanel + c,
+                    tile[a * kTile + b]);
+        }
+      }
+    }
+  });
+}
+
+template <int R>
+void dense_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& in,
+                           const float* dy, const Images& out, float* d_kernel, Index pad) {
+  using B = typename Transform<R>::Input;
+  using A = typename Transform<R>::OutputTransposed;
+  using G = typename Transform<R>::KernelTransposed;
+  constexpr int N = B::rows;
+  const Tiles tiles(out);
+  const Index chunk = std::min(kChunk, tiles.count);
+  const Index row = in.channels + kSkew, x_position = chunk * row;
+  const Index y_panel = chunk * kPanel, y_position = out.channels * chunk + kSkew;
+  const Index u_position = in.channels * out.channels;
+  const Scratch scratch(N * N * (x_position + y_position + u_position));
+  float* xs = scratch.data();
+  float* ys = xs + N * N * x_position;
+  float* us = ys + N * N * y_position;
+  const Index panels = out.channels / kPanel;
+  constexpr Index kShare = 8;  // tiles of a task
+
+  for (Index first = 0; first < tiles.count; first += chunk) {
+    const Index count = std::min(chunk, tiles.count - first);
+    in_parallel(pool, (count + kShare - 1) / kShare, [&](Index i) {
+      const Index from = i * kShare, some = std::min(kShare, count - from);
+      transform_windows<B>(x, in, tiles, pad, first + from, some, xs + from * row, x_position, row,
+                           kPanel);
+      transform_windows<A>(dy, out, tiles, 0, first + from, some, ys + from * kPanel, y_position,
+                           kPanel, y_panel);
+    });
+    in_parallel(pool, N * N * panels, [&](Index i) {
+      const Index p = i / panels, panel = i % panels;
+      multiply_panel({xs + p * x_position, 1, row}, {ys + p * y_position + panel * y_panel, kPanel},
+                     count, in.channels,
+                     {us + p * u_position + panel * in.channels * kPanel, kPanel}, first > 0);
+    });
+  }
+  in_parallel(pool, in.channels, [&](Index c) {
+    for (Index k = 0; k < out.channels; k += kLanes) {
+      Vector u[N * N], taps[R * R];
+      const float* source = us + (k / kPanel * in.channels + c) * kPanel + k % kPanel;
+      for (int p = 0; p < N * N; ++p) u[p] = load(source + p * u_position);
+      both_sides<G>(u, taps);
+      for (int p = 0; p < R * R; ++p)
+        store(d_kernel + (p * in.channels + c) * out.channels + k, taps[p]);
+    }
+  });
+}
+
+// ---- Gradients that are nearly all zero ---------------------------------------------------------
+
+// The hard feature loss sends back one gradient in a thousand: those are worked off one by one.
+struct Entry {
+  Index image, top, left, channel;
+  float value;
+};
+
+// The entries of dy that are not zero, channel by channel; false if they are not few.
+bool few_entries(const float* dy, const Images& d, std::vector<Entry>& entries) {
+  const Index size = d.count * d.height * d.width * d.channels;
+  std::vector<Index> found;
+  constexpr Index kRun = 64;
+  for (Index from = 0; from < size; from += kRun) {  // sizes are multiples of kPanel
+    const Index to = std::min(size, from + kRun);
+    bool any = false;
+    for (Index i = from; i < to; ++i) any |= dy[i] != 0.0f;
+    if (!any) continue;
+    for (Index i = from; i < to; ++i)
+      if (dy[i] != 0.0f) found.push_back(i);
+    if (static_cast<Index>(found.size()) * 64 > size) return false;
+  }
+  for (const Index i : found) {
+    const Index pixel = i / d.channels, row = pixel / d.width;
+    entries.push_back({row / d.height, row % d.height, pixel % d.width, i % d.channels, dy[i]});
+  }
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const Entry& a, const Entry& b) { return a.channel < b.channel; });
+  return true;
+}
+
+// dx of a convolution with `turned`, its kernel turned by half a circle: [R, R, out, in].
+template <int R>
+void sparse_input_gradient(ffi::ThreadPool& pool, const std::vector<Entry>& entries,
+                           const float* turned, Index out_channels, float* dx, const Images& in,
+                           Index pad) {
+  const Index channels = in.channels;
+  in_parallel(pool, channels / kPanel, [&](Index panel) {
+    const Index pixels = in.count * in.height * in.width;
+    for (Index i = 0; i < pixels; ++i) std::fill_n(dx + i * channels + panel * kPanel, kPanel, 0.0f);
+    for (const Entry& e : entries)
+      for (int a = 0; a < R; ++a)
+        for (int b = 0; b < R; ++b) {
+          const Index y = e.top + a - pad, x = e.left + b - pad;
+          if (y < 0 || x < 0 || y >= in.height || x >= in.width) continue;
+          const Index tap = (R - 1 - a) * R + R - 1 - b;
+          const float* from = turned + (tap * out_channels + e.channel) * channels + panel * kPanel;
+          float* to = dx + ((e.image * in.height + y) * in.width + x) * channels + panel * kPanel;
+          for (int c = 0; c < kPanel; c += kLanes)
+            store(to + c, load(to + c) + e.value * load(from + c));
+        }
+  });
+}
+
+template <int R>
+void sparse_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& in,
+                            const std::vector<Entry>& entries, Index out_channels,
+                            float* d_kernel, Index pad) {
+  const Index rows = R * R * in.channels;
+  in_parallel(pool, out_channels / kPanel, [&](Index panel) {
+    const Scratch scratch(kPanel * rows);  // [kPanel, rows]: one filter after the other
+    std::fill_n(scratch.data(), kPanel * rows, 0.0f);
+    const auto first = std::lower_bound(
+        entries.begin(), entries.end(), panel * kPanel,
+        [](const Entry& e, Index channel) { return e.channel < channel; });
+    for (auto e = first; e != entries.end() && e->channel < (panel + 1) * kPanel; ++e)
+      for (int a = 0; a < R; ++a)
+        for (int b = 0; b < R; ++b) {
+          const Index top = e->top + a - pad, left = e->left + b - pad;
+          if (top < 0 || left < 0 || top >= in.height || left >= in.width) continue;
+          const float* from = x + ((e->image * in.height + top) * in.width + left) * in.channels;
+          float* to = scratch.data() + e->channel % kPanel * rows + (a * R + b) * in.channels;
+          for (Index c = 0; c < in.channels; c += kLanes)
+            store(to + c, load(to + c) + e->value * load(from + c));
+        }
+    for (Index row = 0; row < rows; ++row)
+      for (Index k = 0; k < kPanel; ++k)
+        d_kernel[row * out_channels + panel * kPanel + k] = scratch.data()[k * rows + row];
+  });
+}
+
+template <int R>
+void kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& in, const float* dy,
+                     const Images& out, float* d_kernel, Index pad) {
+  std::vector<Entry> entries;
+  if (few_entries(dy, out, entries))
+    return sparse_kernel_gradient<R>(pool, x, in, entries, out.channels, d_kernel, pad);
+  dense_kernel_gradient<R>(pool, x, in, dy, out, d_kernel, pad);
+}
+
+template <int R>
+void input_gradient(ffi::ThreadPool& pool, const float* dy, const Images& out,
+                    const float* turned, float* dx, const Images& in, Index pad) {
+  std::vector<Entry> entries;
+  if (few_entries(dy, out, entries))
+    return sparse_input_gradient<R>(pool, entries, turned, out.channels, dx, in, pad);
+  constexpr int N = Transform<R>::Kernel::rows;
+  const Scratch transformed(N * N * in.channels * out.channels);
+  transform_kernel<R>(pool, turned, out.channels, in.channels, transformed.data());
+  filter<R>(pool, dy, out, transformed.data(), dx, in, R - 1 - pad);
+}
+
+// ---- Patches ------------------------------------------------------------------------------------
+
+// The patches that a row of outputs sees, one after the other: [out.width, side * side * channels].
+void gather_patches(const float* x, const Images& in, const Images& out, Index row, Index side,
+                    Index stride, float* patches) {
+  const Index image = row / out.height, top = row % out.height * stride;
+  const Index length = side * in.channels;  // of a patch's row, contiguous in the image
+  const float* corner = x + (image * in.height + top) * in.width * in.channels;
+  for (Index i = 0; i < out.width; ++i)
+    for (Index a = 0; a < side; ++a)
+      std::copy_n(corner + (a * in.width + i * stride) * in.channels, length,
+                  patches + (i * side + a) * length);
+}
+
+void patch_filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float* kernel,
+                  Index side, Index stride, float* y, const Images& out) {
+  const Index depth = side * side * in.channels;
+  in_parallel(pool, out.count * out.height, [&](Index row) {
+    const Scratch scratch(out.width * depth);
+    gather_patches(x, in, out, row, side, stride, scratch.data());
+    for (Index k = 0; k < out.channels; k += kPanel)
+      multiply_panel({scratch.data(), depth, 1}, {kernel + k, out.channels}, depth, out.width,
+                     {y + row * out.width * out.channels + k, out.channels}, false);
+  });
+}
+
+void patch_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& in,
+                           const float* dy, const Images& out, Index side, Index stride,
+                           float* d_kernel) {
+  const Index depth = side * side * in.channels, size = depth * out.channels;
+  const Index rows = out.count * out.height;
+  const Index shares = std::min<Index>(rows, 8);
+  const Scratch partial(shares * size);
+  in_parallel(pool, shares, [&](Index share) {
+    const Scratch scratch(out.width * depth);
+    float* const sums = partial.data() + share * size;
+    const Index first = rows * share / shares, last = rows * (share + 1) / shares;
+    for (Index row = first; row < last; ++row) {
+      gather_patches(x, in, out, row, side, stride, scratch.data());
+      for (Index k = 0; k < out.channels; k += kPanel)
+        multiply_panel({scratch.data(), 1, depth},
+                       {dy + row * out.width * out.channels + k, out.channels}, out.width, depth,
+                       {sums + k, out.channels}, row > first);
+    }
+  });
+  std::copy_n(partial.data(), size, d_kernel);
+  for (Index share = 1; share < shares; ++share)
+    for (Index i = 0; i < size; ++i) d_kernel[i] += partial.data()[share * size + i];
+}
+
+// ---- What XLA calls -----------------------------------------------------------------------------
+
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+ffi::Error transform_kernel_call(ffi::ThreadPool pool, Array kernel, Result transformed) {
+  const auto d = kernel.dimensions();
+  auto* const run = d[0] == 3 ? transform_kernel<3> : transform_kernel<4>;
+  run(pool, kernel.typed_data(), d[2], d[3], transformed->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error filter_call(ffi::ThreadPool pool, Array x, Array kernel, Result y, int64_t taps,
+                       int64_t pad) {
+  auto* const run = taps == 3 ? filter<3> : filter<4>;
+  run(pool, x.typed_data(), Images(x.dimensions()), kernel.typed_data(), y->typed_data(),
+      Images(y->dimensions()), pad);
+  return ffi::Error::Success();
+}
+
+ffi::Error input_gradient_call(ffi::ThreadPool pool, Array dy, Array turned, Result dx,
+                               int64_t pad) {
+  auto* const run = turned.dimensions()[0] == 3 ? input_gradient<3> : input_gradient<4>;
+  run(pool, dy.typed_data(), Images(dy.dimensions()), turned.typed_data(), dx->typed_data(),
+      Images(dx->dimensions()), pad);
+  return ffi::Error::Success();
+}
+
+ffi::Error kernel_gradient_call(ffi::ThreadPool pool, Array x, Array dy, Result d_kernel,
+                                int64_t pad) {
+  auto* const run = d_kernel->dimensions()[0] == 3 ? kernel_gradient<3> : kernel_gradient<4>;
+  run(pool, x.typed_data(), Images(x.dimensions()), dy.typed_data(), Images(dy.dimensions()),
+      d_kernel->typed_data(), pad);
+  return ffi::Error::Success();
+}
+
+ffi::Error patch_filter_call(ffi::ThreadPool pool, Array x, Array kernel, Result y,
+                             int64_t stride) {
+  patch_filter(pool, x.typed_data(), Images(x.dimensions()), kernel.typed_data(),
+               kernel.dimensions()[0], stride, y->typed_data(), Images(y->dimensions()));
+  return ffi::Error::Success();
+}
+
+ffi::Error patch_kernel_gradient_call(ffi::ThreadPool pool, Array x, Array dy, Result d_kernel,
+                                      int64_t stride) {
+  patch_kernel_gradient(pool, x.typed_data(), Images(x.dimensions()), dy.typed_data(),
+                        Images(dy.dimensions()), d_kernel->dimensions()[0], stride,
+                        d_kernel->typed_data());
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#define INPUTS_1 .Arg<Array>()
+#define INPUTS_2 .Arg<Array>().Arg<Array>()
+#define HANDLER(name, inputs, ...)                                 \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(efficientad_##name, name##_call,   \
+                                xla::ffi::Ffi::Bind()              \
+                                    .Ctx<xla::ffi::ThreadPool>()   \
+                                    inputs.Ret<Array>() __VA_ARGS__)
+
+HANDLER(transform_kernel, INPUTS_1, );
+HANDLER(filter, INPUTS_2, .Attr<int64_t>("taps").Attr<int64_t>("pad"));
+HANDLER(input_gradient, INPUTS_2, .Attr<int64_t>("pad"));
+HANDLER(kernel_gradient, INPUTS_2, .Attr<int64_t>("pad"));
+HANDLER(patch_filter, INPUTS_2, .Attr<int64_t>("stride"));
+HANDLER(patch_kernel_gradient, INPUTS_2, .Attr<int64_t>("stride"));

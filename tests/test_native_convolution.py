@@ -1,0 +1,196 @@
+"""The package's C++ convolutions and their gradients against XLA's own, and how it is compiled."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from efficientad_jax import native_library
+from efficientad_jax.convolution import chosen_method, convolve
+from efficientad_jax.native_library import _compiled, _compiler
+
+needs_compiler = pytest.mark.skipif(
+    not native_library.native_library(), reason="no C++ compiler here"
+)
+
+
+def direct(x, kernel, stride=1, padding=0):
+    pads = ((padding, padding), (padding, padding))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=numbers)
+
+
+def native(x, kernel, stride=1, padding=0):
+    return convolve(x, kernel, stride, padding, "native")
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def value_and_gradients(f, x, kernel, dy):
+    @jax.jit
+    def everything(x, kernel, dy):
+        y, pull = jax.vjp(f, x, kernel)
+        return (y, *pull(dy))
+
+    return everything(x, kernel, dy)
+
+
+def assert_agree(ours, theirs, tolerance=4e-5):
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+def calls(f, *args):
+    """Names of the C++ functions that a program calls."""
+    text = jax.jit(f).lower(*args).as_text()
+    return set(re.findall(r"@efficientad_(\w+)", text))
+
+
+# Tiles cut off at the right and bottom, more tiles than one block and one chunk hold, several
+# images, a kernel as large as the image, numbers of rows that leave every remainder.
+@needs_compiler
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "out", "taps", "stride", "padding", "function"),
+    [
+        (1, 4, 5, 32, 32, 4, 1, 0, "filter"),
+        (2, 9, 6, 32, 64, 4, 1, 2, "filter"),
+        (1, 13, 18, 64, 32, 3, 1, 1, "filter"),
+        (1, 16, 22, 32, 32, 3, 1, 2, "filter"),
+        (2, 47, 50, 32, 32, 4, 1, 0, "filter"),
+        (1, 50, 47, 32, 32, 4, 1, 3, "filter"),
+        (2, 11, 14, 3, 32, 4, 1, 0, "patch_filter"),
+        (1, 12, 11, 3, 64, 4, 2, 1, "patch_filter"),
+        (1, 14, 15, 32, 32, 4, 2, 1, "patch_filter"),
+        (2, 9, 11, 5, 32, 5, 3, 1, "patch_filter"),
+        (1, 7, 8, 24, 32, 1, 1, 0, "patch_filter"),
+    ],
+)
+def test_convolution_and_gradients_are_xlas(
+    batch, height, width, channels, out, taps, stride, padding, function
+):
+    x, kernel = normal(0, batch, height, width, channels), normal(1, taps, taps, channels, out)
+
+    def ours(x, kernel):
+        return native(x, kernel, stride, padding)
+
+    def theirs(x, kernel):
+        return direct(x, kernel, stride, padding)
+
+    assert function in calls(ours, x, kernel)
+    dy = normal(2, *jax.eval_shape(theirs, x, kernel).shape)
+    assert_agree(
+        value_and_gradients(ours, x, kernel, dy), value_and_gradients(theirs, x, kernel, dy)
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("entries", [0, 1, 9])
+def test_gradients_of_a_few_outputs_are_xlas(padding, entries):
+    x, kernel = normal(0, 2, 10, 9, 64), normal(1, 4, 4, 64, 32)
+    shape = direct(x, kernel, 1, padding).shape
+    dy = np.zeros(shape, np.float32)
+    rng = np.random.default_rng(3)
+    chosen = rng.choice(dy.size, entries, replace=False)
+    dy.ravel()[chosen] = rng.standard_normal(entries)
+
+    def ours(x, kernel):
+        return native(x, kernel, 1, padding)
+
+    def theirs(x, kernel):
+        return direct(x, kernel, 1, padding)
+
+    # Worked off one by one: as exact as the direct sum, to which filtering's 1e-5 would show.
+    assert_agree(
+        value_and_gradients(ours, x, kernel, jnp.asarray(dy))[1:],
+        value_and_gradients(theirs, x, kernel, jnp.asarray(dy))[1:],
+        1e-6,
+    )
+
+
+@needs_compiler
+def test_the_result_does_not_depend_on_chance():
+    x, kernel, dy = normal(0, 2, 47, 50, 32), normal(1, 4, 4, 32, 32), normal(2, 2, 44, 47, 32)
+    first = value_and_gradients(native, x, kernel, dy)
+    for _ in range(3):
+        for a, b in zip(first, value_and_gradients(native, x, kernel, dy), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@needs_compiler
+def test_inside_scan_and_vmap():
+    x, kernel = normal(0, 3, 2, 9, 8, 32), normal(1, 4, 4, 32, 32)
+    expected = jnp.stack([direct(one, kernel) for one in x])
+    mapped = jax.jit(lambda x: jax.vmap(lambda one: native(one, kernel))(x))(x)
+    scanned = jax.jit(lambda x: lax.map(lambda one: native(one, kernel), x))(x)
+    assert_agree((mapped, scanned), (expected, expected))
+
+
+@needs_compiler
+def test_what_does_not_suit_the_code_is_computed_all_the_same():
+    x, kernel = normal(0, 1, 9, 8, 6), normal(1, 4, 4, 6, 10)
+    assert not calls(native, x, kernel)
+    assert_agree([native(x, kernel)], [direct(x, kernel)])
+    a, b = (v.astype(jnp.bfloat16) for v in (normal(0, 1, 9, 8, 32), normal(1, 4, 4, 32, 32)))
+    assert native(a, b).dtype == jnp.bfloat16
+    assert not calls(native, a, b)
+
+
+@needs_compiler
+def test_compiled_once():
+    first = _compiled()
+    made = first.stat().st_mtime_ns
+    assert _compiled() == first
+    assert first.stat().st_mtime_ns == made
+    assert [p for p in first.parent.iterdir() if p.suffix != ".so"] == []
+
+
+def test_without_a_compiler_it_is_xlas_products(tmp_path):
+    code = (
+        "import jax.numpy as jnp; from efficientad_jax.convolution import chosen_method, convolve\n"
+        "x, k = jnp.ones((1, 9, 9, 32)), jnp.ones((4, 4, 32, 32))\n"
+        "print(chosen_method('auto'), float(convolve(x, k).sum()))\n"
+        "try: convolve(x, k, method='native')\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    environment = os.environ | {"CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    chosen, refused = done.stdout.splitlines()
+    assert chosen.split()[0] == "products"
+    assert float(chosen.split()[1]) == pytest.approx(6 * 6 * 32 * 16 * 32)
+    assert "no C++ compiler" in refused
+    assert "no-such-compiler" in done.stderr
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "efficientad_jax"
+    folder.mkdir()
+    folder.chmod(0o777)
+    _compiler_or_skip()
+    with pytest.raises(PermissionError, match="only you can write to"):
+        _compiled()
+
+
+def _compiler_or_skip():
+    try:
+        _compiler()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_auto_is_native_where_it_can_be():
+    expected = "native" if native_library.native_library() else "products"
+    assert chosen_method("auto") == expected
+    assert chosen_method("direct") == "direct"
