@@ -24,7 +24,7 @@ def get_config(category: str = "mono") -> Config:
 
     config.dataset = ConfigDict()
     config.dataset.name = "elpv"
-    config.dataset.root = ""  # read for name = "folder" alone
+    config.dataset.root = ""  # of name = "folder" and of the benchmarks
     config.dataset.data_dir = ""  # of prepared datasets, "" for ~/tensorflow_datasets
     config.dataset.validation_fraction = 0.1
 

@@ -347,5 +347,5 @@ def test_magnetic_tiles_are_a_folder(data_root: Path) -> None:
         folder.name: len(list(folder.glob("*.jpg"))) for folder in (root / "test").iterdir()
     }
     for example in splits["test"]:
-        assert (example.mask is None) == (example.defect == "good")
+        assert (not example.masks) == (example.defect == "good")
     assert len(splits["train"]) == len(os.listdir(root / "train/good"))

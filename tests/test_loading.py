@@ -114,7 +114,7 @@ def test_default_folder_is_that_of_tensorflow_datasets(root: Path) -> None:
 
 
 def test_unknown_dataset_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'mvtec'.*expected one of: elpv, folder"):
+    with pytest.raises(InputError, match=r"'mvtec'.*expected one of: mvtec_ad, .*, folder"):
         load_dataset("mvtec", "", "", str(tmp_path), (8, 8), 0.1, 0)
 
 

@@ -3,13 +3,15 @@
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from efficientad_jax.data.decoding import decode_image, decode_mask
+from efficientad_jax.data.saturation import Saturation, saturation_area
 from efficientad_jax.errors import InputError
 
 GOOD = "good"
@@ -22,13 +24,15 @@ class Example(NamedTuple):
       image: its path.
       name: unique within the dataset, such as `test/crack/017.png`.
       defect: kind of defect, 'good' for none.
-      mask: path of the mask of its defect, None without one.
+      masks: paths of the masks of its defects.
+      saturations: by the values that mark defects in the masks; None where there are none.
     """
 
     image: Path
     name: str
     defect: str
-    mask: Path | None = None
+    masks: tuple[Path, ...] = ()
+    saturations: Mapping[int, Saturation] | None = None
 
 
 # Images stay as the bytes of their files: this package decodes them, the same way everywhere.
@@ -39,6 +43,8 @@ FEATURES = {
     "defect": tfds.features.Text(),
     "name": tfds.features.Text(),
 }
+# One area for each of the masks.
+SATURATION_FEATURES = {"saturation_areas": tfds.features.Sequence(np.float64)}
 
 
 class StoredBytes(tfds.decode.SkipDecoding):
@@ -53,27 +59,31 @@ def generate(examples: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
     """What a builder's `_generate_examples` yields, each image being decoded once as a check.
 
     Raises:
-      InputError: an image or mask cannot be decoded, or a mask has another size than its image.
+      InputError: an image or mask cannot be decoded, a mask has another size than its image, or
+        marks a defect by a value without a saturation.
     """
     for example in examples:
         size = decode_image(example.image).shape[:2]
-        if example.mask is not None:
-            mask_size = decode_mask(example.mask).shape
+        for mask in example.masks:
+            mask_size = decode_mask(mask).shape
             if mask_size != size:
                 raise InputError(
-                    f"mask {example.mask}: {mask_size[0]}x{mask_size[1]} pixels, expected the "
+                    f"mask {mask}: {mask_size[0]}x{mask_size[1]} pixels, expected the "
                     f"{size[0]}x{size[1]} of its image {example.image}"
                 )
-        yield (
-            example.name,
-            {
-                "image": str(example.image),
-                "masks": [] if example.mask is None else [str(example.mask)],
-                "label": int(example.defect != GOOD),
-                "defect": example.defect,
-                "name": example.name,
-            },
-        )
+        record = {
+            "image": str(example.image),
+            "masks": [str(mask) for mask in example.masks],
+            "label": int(example.defect != GOOD),
+            "defect": example.defect,
+            "name": example.name,
+        }
+        if example.saturations is not None:
+            record["saturation_areas"] = [
+                saturation_area(decode_image(mask)[..., 0], example.saturations, str(mask))
+                for mask in example.masks
+            ]
+        yield example.name, record
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:

@@ -25,6 +25,8 @@ class ImageSet(NamedTuple):
       defects: kinds of defect, 'good' for none.
       masks: of the defects at the images' original sizes, None without one.
       sizes: original height and width of each image.
+      regions: the defects of each image one by one: a mask and the area in pixels that has to be
+        found of it (see `data/saturation.py`); None for a dataset that does not define such areas.
     """
 
     images: UInt8[np.ndarray, "n h w 3"]
@@ -33,6 +35,7 @@ class ImageSet(NamedTuple):
     defects: list[str]
     masks: list[Bool[np.ndarray, "_h _w"] | None]
     sizes: list[tuple[int, int]]
+    regions: list[list[tuple[Bool[np.ndarray, "_h _w"], float]]] | None = None
 
 
 class Dataset(NamedTuple):
@@ -55,9 +58,11 @@ def load_dataset(
     """Prepares a dataset with tensorflow-datasets, unless it is prepared, and loads it.
 
     Args:
-      name: 'elpv', or 'folder' for a folder in MVTec AD's layout.
+      name: 'mvtec_ad', 'mvtec_loco', 'mvtec_ad2', 'visa', 'btad' or 'elpv', or 'folder' for a
+        folder in MVTec AD's layout.
       category: of the dataset; for a folder, a folder inside `root` or ''.
-      root: the folder; not read for 'elpv'.
+      root: the folder; of a benchmark an extracted folder, an archive, or '' to download it; not
+        read for 'elpv'.
       data_dir: where prepared datasets are kept, '' for tensorflow-datasets' own folder.
       image_size: height and width that images are resized to.
       validation_fraction: part of the training images that is held out, where the dataset has
@@ -68,21 +73,9 @@ def load_dataset(
       InputError: dataset, category, a folder or an image cannot be used.
     """
     # Slow to import, and needed for nothing else.
-    from efficientad_jax.data import elpv, folder
     from efficientad_jax.data.examples import prepare
 
-    where = data_dir or None
-    if name == "elpv":
-        if category not in elpv.CATEGORIES:
-            raise InputError(
-                f"category {category!r}: no such category of elpv, "
-                f"expected one of: {', '.join(elpv.CATEGORIES)}"
-            )
-        builder = elpv.Elpv(config=category, data_dir=where)
-    elif name == "folder":
-        builder = folder.MvtecFolder(root=folder.resolve_category(root, category), data_dir=where)
-    else:
-        raise InputError(f"dataset {name!r}: no such dataset, expected one of: elpv, folder")
+    builder = _builder(name, category, root, data_dir or None)
     prepare(builder)
     splits = {split: _load_split(builder, split, image_size) for split in builder.info.splits}
     train, test = splits["train"], splits["test"]
@@ -100,6 +93,32 @@ def load_images(paths: Sequence[Path], image_size: tuple[int, int]) -> UInt8[np.
     """
     dataset = grain.MapDataset.source(list(paths)).map(partial(_load_file, size=image_size))
     return np.stack(list(dataset.to_iter_dataset(_READ)))
+
+
+def _builder(name: str, category: str, root: str, data_dir: str | None) -> Any:
+    from efficientad_jax.data import btad, elpv, folder, mvtec_ad, mvtec_ad2, mvtec_loco, visa
+
+    benchmarks = {
+        "mvtec_ad": mvtec_ad.MvtecAd,
+        "mvtec_loco": mvtec_loco.MvtecLoco,
+        "mvtec_ad2": mvtec_ad2.MvtecAd2,
+        "visa": visa.Visa,
+        "btad": btad.Btad,
+    }
+    if name in benchmarks:
+        return benchmarks[name](category=category, root=root, data_dir=data_dir)
+    if name == "elpv":
+        if category not in elpv.CATEGORIES:
+            raise InputError(
+                f"category {category!r}: no such category of elpv, "
+                f"expected one of: {', '.join(elpv.CATEGORIES)}"
+            )
+        return elpv.Elpv(config=category, data_dir=data_dir)
+    if name == "folder":
+        return folder.MvtecFolder(root=folder.resolve_category(root, category), data_dir=data_dir)
+    raise InputError(
+        f"dataset {name!r}: no such dataset, expected one of: {', '.join(benchmarks)}, elpv, folder"
+    )
 
 
 def _load_file(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
@@ -120,6 +139,11 @@ def _load_split(builder: Any, split: str, size: tuple[int, int]) -> ImageSet:
         defects=[example["defect"] for example in examples],
         masks=[example["mask"] for example in examples],
         sizes=[example["size"] for example in examples],
+        regions=(
+            [example["regions"] for example in examples]
+            if "saturation_areas" in builder.info.features
+            else None
+        ),
     )
 
 
@@ -127,13 +151,16 @@ def _decode_example(example: dict[str, Any], size: tuple[int, int]) -> dict[str,
     name = example["name"].decode()
     image = decode_image(example["image"], name)
     masks = [decode_mask(mask, name) for mask in example["masks"]]
+    areas = example.get("saturation_areas", ())
     return {
         "image": resize_image(image, *size),
         "label": int(example["label"]),
         "name": name,
         "defect": example["defect"].decode(),
-        "mask": np.any(masks, axis=0) if masks else None,
+        # A single mask is also the union, and held once.
+        "mask": np.any(masks, axis=0) if len(masks) > 1 else next(iter(masks), None),
         "size": image.shape[:2],
+        "regions": [(mask, float(area)) for mask, area in zip(masks, areas, strict=False)],
     }
 
 
@@ -149,5 +176,6 @@ def _take(images: ImageSet, chosen: Int[np.ndarray, " m"]) -> ImageSet:
     return ImageSet(
         images.images[chosen],
         images.labels[chosen],
-        *([field[i] for i in chosen] for field in images[2:]),
+        *([field[i] for i in chosen] for field in images[2:-1]),
+        regions=None if images.regions is None else [images.regions[i] for i in chosen],
     )
