@@ -70,6 +70,15 @@ LAYERS = {
     "detector": ["calibration", "detector", "fit", "inference"],
     "evaluation": ["baselines", "evaluation", "heatmap"],
     "report": ["assessment", "report"],
+    "benchmark": [
+        "benchmark",
+        "benchmark.cost",
+        "benchmark.implementations",
+        "benchmark.results",
+        "benchmark.start",
+        "benchmark.timing",
+        "benchmark.torch_networks",
+    ],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 # The package itself only names the public parts of its modules: all may be imported there, and no

@@ -1,0 +1,34 @@
+"""What the networks cost whatever runs them: parameters and operations (paper, Table 11)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from efficientad_jax.pdn import Size
+from efficientad_jax.training import create_networks
+
+
+class Cost(NamedTuple):
+    """Of teacher, student and autoencoder together.
+
+    Attributes:
+      parameters: their number.
+      flop: of one image, by XLA's count of the direct convolution.
+    """
+
+    parameters: int
+    flop: float
+
+
+def cost_of(size: Size, image_size: tuple[int, int]) -> Cost:
+    """Counts both for images of this size."""
+    image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    parameters, flop = 0, 0.0
+    for network in create_networks(size, 384, image_size, convolution="direct"):
+        params = jax.eval_shape(network.init, jax.random.key(0), image)
+        parameters += sum(leaf.size for leaf in jax.tree.leaves(params))
+        analysis = jax.jit(network.apply).lower(params, image).compile().cost_analysis()
+        assert analysis is not None
+        flop += analysis["flops"]
+    return Cost(parameters, flop)

@@ -1,0 +1,228 @@
+"""Ways to run one detector: each a function from uint8 images on the host to maps on the host.
+
+All have the same weights, float32 (or the dtype that is asked for) and every core of the process.
+"""
+
+import importlib.util
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from efficientad_jax.errors import InputError
+from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect
+from efficientad_jax.map_normalization import MapQuantiles
+from efficientad_jax.pdn import Size
+from efficientad_jax.training import create_networks
+
+Maps = Float[np.ndarray, "n mh mw"]
+Detect = Callable[[UInt8[np.ndarray, "n h w 3"]], Maps]
+
+OURS = "efficientad_jax"
+LAX = "jax, lax.conv"
+# Ours makes several train steps a call, as training does.
+STEPS_PER_CALL = 4
+# Each needs its module, installed by the `bench` extra.
+PEERS = {
+    "pytorch eager": "torch",
+    "pytorch channels_last": "torch",
+    "torch.compile": "torch",
+    "onnx runtime": "onnxruntime",
+    "openvino": "openvino",
+}
+
+
+def installed_peers() -> dict[str, bool]:
+    """Which of the peers can be measured here."""
+    return {
+        name: importlib.util.find_spec(module) is not None
+        and importlib.util.find_spec("torch") is not None
+        for name, module in PEERS.items()
+    }
+
+
+@cache
+def random_detector(size: Size, image_size: tuple[int, int]) -> tuple[DetectorParams, Calibration]:
+    """Weights and quantiles: which ones they are makes no difference to the time."""
+    networks = create_networks(size, 384, image_size, convolution="direct")
+    image = jnp.zeros((1, *image_size, 3))
+    params = DetectorParams(
+        *(jax.jit(network.init)(jax.random.key(i), image) for i, network in enumerate(networks))
+    )
+    return params, Calibration(MapQuantiles(0.5, 4.5), MapQuantiles(0.4, 3.4))
+
+
+def build(name: str, size: Size, image_size: tuple[int, int], dtype: str, batch: int) -> Detect:
+    """One of the implementations, ready to be called with `batch` images.
+
+    Raises:
+      InputError: there is none of this name, or it is not installed.
+    """
+    params, calibration = random_detector(size, image_size)
+    if name in (OURS, LAX):
+        method = "auto" if name == OURS else "direct"
+        networks = create_networks(size, 384, image_size, dtype=dtype, convolution=method)
+        params = jax.device_put(params)
+
+        def ours(images: UInt8[np.ndarray, "n h w 3"]) -> Maps:
+            return np.asarray(jitted_detect(networks, params, calibration, images).combined)
+
+        return ours
+    if name not in PEERS:
+        raise InputError(f"{name!r}: expected one of {', '.join((OURS, LAX, *PEERS))}")
+    if not installed_peers()[name]:
+        raise InputError(f"{name}: not installed, pip install -e '.[bench]'")
+    return _build_peer(name, size, params, calibration, image_size, dtype, batch)
+
+
+def _build_peer(
+    name: str,
+    size: Size,
+    params: DetectorParams,
+    calibration: Calibration,
+    image_size: tuple[int, int],
+    dtype: str,
+    batch: int,
+) -> Detect:
+    import torch
+
+    from efficientad_jax.benchmark.torch_networks import EfficientAD
+
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    model: Any = EfficientAD(size, params, calibration, *image_size).eval()
+    example = torch.zeros((batch, *image_size, 3), dtype=torch.uint8)
+    if name == "onnx runtime":
+        return _onnx_runtime(model, example)
+    if name == "openvino":
+        return _openvino(model, example)
+    model = model.to(device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    if name != "pytorch eager":
+        model = model.to(memory_format=torch.channels_last)
+    if name == "torch.compile":
+        model = torch.compile(model, mode="max-autotune" if device == "cuda" else None)
+
+    def detect(images: UInt8[np.ndarray, "n h w 3"]) -> Maps:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).to(device)).float().cpu().numpy()
+
+    return detect
+
+
+def _onnx_runtime(model: Any, example: Any) -> Detect:
+    import onnxruntime
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "model.onnx")
+        torch.onnx.export(model, (example,), file, dynamo=False, input_names=["images"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = _cores()
+        session: Any = onnxruntime.InferenceSession(
+            file, options, providers=["CPUExecutionProvider"]
+        )
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def _openvino(model: Any, example: Any) -> Detect:
+    import openvino
+
+    converted = openvino.convert_model(model, example_input=example, input=tuple(example.shape))
+    compiled = openvino.compile_model(
+        converted,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": _cores(),
+        },
+    )
+    # Copied: OpenVINO's outputs are overwritten by its next call.
+    return lambda images: np.array(compiled(images)[0])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def train_step_of(name: str, size: Size, image_size: tuple[int, int]) -> Callable[[], Any]:
+    """One optimiser step of Algorithm 1 on an image, its augmented copy and a photograph.
+
+    Teacher features are computed in the step: none are cached. Dropout is on.
+
+    Raises:
+      InputError: there is none of this name, or it is not installed.
+    """
+    params, calibration = random_detector(size, image_size)
+    if name in (OURS, LAX):
+        return _our_train_step(name, size, image_size, params)
+    if name not in ("pytorch eager", "torch.compile"):
+        raise InputError(f"{name!r}: trains nothing, expected {OURS}, {LAX}, pytorch eager, ...")
+    import torch
+
+    from efficientad_jax.benchmark.torch_networks import EfficientAD, TrainStep, optimizer_of
+
+    losses: Any = TrainStep(EfficientAD(size, params, calibration, *image_size))
+    optimizer = optimizer_of(losses)
+    forward = torch.compile(losses) if name == "torch.compile" else losses
+    images = [torch.from_numpy(image) for image in random_images(3, image_size)[:, None]]
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        total = forward(*images)
+        total.backward()
+        optimizer.step()
+        return total.item()
+
+    return step
+
+
+def _our_train_step(
+    name: str, size: Size, image_size: tuple[int, int], params: DetectorParams
+) -> Callable[[], Any]:
+    from efficientad_jax.optimizer import adam_with_l2
+    from efficientad_jax.training import Objective, TrainData, TrainState, train_steps
+
+    method = "auto" if name == OURS else "direct"
+    networks = create_networks(size, 384, image_size, convolution=method)
+    optimizer = adam_with_l2(1e-4, 1e-5)
+    trained: Any = {"student": params.student, "autoencoder": params.autoencoder}
+    images = jnp.asarray(random_images(2, image_size))
+    data = TrainData(images[:1], None, images[1:])
+    state = TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
+    # Several steps a dispatch is how training runs; what is told is the time of one.
+    chosen = jnp.zeros((STEPS_PER_CALL, 1), jnp.int32)
+    run = partial(train_steps, networks, Objective(), optimizer, params.teacher, data)
+
+    def step() -> float:
+        nonlocal state
+        state, losses = run(state, chosen, chosen, jax.random.key(0))
+        return float(losses.total[-1])
+
+    return step
+
+
+def random_images(count: int, image_size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Noise: what the images show makes no difference to the time."""
+    return np.random.default_rng(0).integers(0, 256, (count, *image_size, 3), np.uint8)
+
+
+def processor() -> str:
+    """What the figures were taken on."""
+    if jax.default_backend() != "cpu":
+        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    name, vectors = platform.processor() or platform.machine(), ""
+    lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    for line in lines.splitlines():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+        if line.startswith("flags"):
+            vectors = next((v for v in ("avx512f", "avx2", "avx") if v in line.split()), "")
+    return " ".join(part for part in (f"{_cores()} cores of {name}", vectors) if part)

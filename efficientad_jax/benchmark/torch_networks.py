@@ -1,0 +1,146 @@
+"""EfficientAD in PyTorch, as its users write it: what others run is compared with, and made from.
+
+Importing this module needs PyTorch (the `bench` extra).
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import PyTree
+from torch import Tensor, nn
+from torch.nn import functional
+
+from efficientad_jax.inference import Calibration, DetectorParams
+from efficientad_jax.pdn import Size, output_size
+from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+
+class Interpolate(nn.Module):
+    """Bilinear resizing to a fixed size."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Resizes."""
+        return functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
+
+
+def pdn(size: Size, channels: int) -> nn.Sequential:
+    """Table 1 or 6 without padding."""
+    if size == "small":
+        return nn.Sequential(
+            *(nn.Conv2d(3, 128, 4), nn.ReLU(), nn.AvgPool2d(2, 2)),
+            *(nn.Conv2d(128, 256, 4), nn.ReLU(), nn.AvgPool2d(2, 2)),
+            *(nn.Conv2d(256, 256, 3), nn.ReLU(), nn.Conv2d(256, channels, 4)),
+        )
+    return nn.Sequential(
+        *(nn.Conv2d(3, 256, 4), nn.ReLU(), nn.AvgPool2d(2, 2)),
+        *(nn.Conv2d(256, 512, 4), nn.ReLU(), nn.AvgPool2d(2, 2)),
+        *(nn.Conv2d(512, 512, 1), nn.ReLU(), nn.Conv2d(512, 512, 3), nn.ReLU()),
+        *(nn.Conv2d(512, channels, 4), nn.ReLU(), nn.Conv2d(channels, channels, 1)),
+    )
+
+
+def autoencoder(channels: int, height: int, width: int) -> nn.Sequential:
+    """Table 7 for images of this size."""
+    layers: list[nn.Module] = []
+    for before, after in ((3, 32), (32, 32), (32, 64), (64, 64), (64, 64)):
+        layers += [nn.Conv2d(before, after, 4, 2, 1), nn.ReLU()]
+    layers.append(nn.Conv2d(64, 64, (height // 32, width // 32)))
+    for part, minus in ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1)):
+        layers.append(Interpolate((height // part - minus, width // part - minus)))
+        layers += [nn.Conv2d(64, 64, 4, 1, 2), nn.ReLU(), nn.Dropout(0.2)]
+    layers.append(Interpolate(output_size(height, width)))
+    layers += [nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, channels, 3, 1, 1)]
+    return nn.Sequential(*layers)
+
+
+def load_params(network: nn.Sequential, params: PyTree) -> nn.Sequential:
+    """Gives a network our parameters; layers follow one another in the same order."""
+    layers = params["params"]
+    convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
+    names = sorted(layers, key=lambda name: (name.startswith("deconv"), name))
+    with torch.no_grad():
+        for convolution, name in zip(convolutions, names, strict=True):
+            kernel = np.asarray(layers[name]["kernel"]).transpose(3, 2, 0, 1).copy()
+            convolution.weight.copy_(torch.from_numpy(kernel))
+            assert convolution.bias is not None
+            convolution.bias.copy_(torch.from_numpy(np.array(layers[name]["bias"])))
+    return network
+
+
+class EfficientAD(nn.Module):
+    """From uint8 images `[n, h, w, 3]` to combined maps `[n, h // 4, w // 4]` (Algorithm 2)."""
+
+    def __init__(
+        self, size: Size, params: DetectorParams, calibration: Calibration, height: int, width: int
+    ) -> None:
+        super().__init__()
+        assert params.autoencoder is not None
+        assert calibration.global_ is not None
+        self.channels = 384
+        self.teacher = load_params(pdn(size, self.channels), params.teacher)
+        self.student = load_params(pdn(size, 2 * self.channels), params.student)
+        self.autoencoder = load_params(
+            autoencoder(self.channels, height, width), params.autoencoder
+        )
+        self.local, self.global_ = calibration.local, calibration.global_
+        self.mean = nn.Buffer(torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Uint8 NHWC to ImageNet-normalised NCHW of the networks' dtype."""
+        x = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        return (x - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The combined maps, padded to the patches' positions."""
+        x = self.normalized(images)
+        teacher, student, predicted = self.teacher(x), self.student(x), self.autoencoder(x)
+        local = (teacher - student[:, : self.channels]).square().mean(1)
+        global_ = (predicted - student[:, self.channels :]).square().mean(1)
+        a, b = self.local
+        combined = 0.5 * 0.1 * (local - a) / (b - a)
+        a, b = self.global_
+        return functional.pad(combined + 0.5 * 0.1 * (global_ - a) / (b - a), (4, 4, 4, 4))
+
+
+class TrainStep(nn.Module):
+    """The losses of a step (Algorithm 1, lines 12-32), the penalty among them.
+
+    Images are given augmented: both sides of a comparison get the same ones.
+    """
+
+    def __init__(self, model: EfficientAD, p_hard: float = 0.999) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.p_hard = p_hard
+        self.model.teacher.requires_grad_(False)
+        self.model.train()
+
+    def forward(self, images: Tensor, augmented: Tensor, photographs: Tensor) -> Tensor:
+        """The sum of the losses for one image of each."""
+        m = self.model
+        x, changed = m.normalized(images), m.normalized(augmented)
+        with torch.no_grad():
+            target, target_changed = m.teacher(x), m.teacher(changed)
+        differences = (target - m.student(x)[:, : m.channels]).square().flatten()
+        # As many as lie at or above the quantile: far faster than torch.quantile, which sorts.
+        hard = differences.topk(
+            differences.numel() - int(self.p_hard * (differences.numel() - 1)) - 1
+        )
+        penalty = m.student(m.normalized(photographs))[:, : m.channels].square().mean()
+        predicted = m.autoencoder(changed)
+        autoencoder = (target_changed - predicted).square().mean()
+        imitation = (predicted - m.student(changed)[:, m.channels :]).square().mean()
+        return hard.values.mean() + penalty + autoencoder + imitation
+
+
+def optimizer_of(step: TrainStep) -> Any:
+    """The paper's Adam, in the form that makes one kernel of all parameters where there is one."""
+    parameters = [p for p in step.parameters() if p.requires_grad]
+    return torch.optim.Adam(parameters, lr=1e-4, weight_decay=1e-5, fused=True)

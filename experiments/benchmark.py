@@ -1,0 +1,119 @@
+"""Times EfficientAD here, in PyTorch, in ONNX Runtime and in OpenVINO, in turns.
+
+    python -m experiments.benchmark --output=runs/benchmark            detection, S and M
+    python -m experiments.benchmark --train --output=runs/benchmark_train     a train step of S
+
+Every implementation has the same weights and images, and all cores that this process may use
+(`taskset -c 0,1` gives it two). Before anything is timed the maps are compared. Detection goes from
+uint8 images on the host to maps on the host.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from efficientad_jax.benchmark.cost import cost_of
+from efficientad_jax.benchmark.implementations import (
+    LAX,
+    OURS,
+    STEPS_PER_CALL,
+    build,
+    installed_peers,
+    processor,
+    random_images,
+    train_step_of,
+)
+from efficientad_jax.benchmark.results import Measurement, markdown, write_results
+from efficientad_jax.benchmark.start import measure_start
+from efficientad_jax.benchmark.timing import Spread, time_in_turns
+from efficientad_jax.errors import InputError
+from efficientad_jax.pdn import Size
+from experiments import run
+
+_OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "folder for the results")
+_TRAIN = flags.DEFINE_bool("train", False, "time train steps, not detection")
+_SIZES = flags.DEFINE_multi_enum("size", ["small", "medium"], ["small", "medium"], "networks")
+_BATCHES = flags.DEFINE_multi_integer("batch", [1, 8, 16], "images a call; for M the first alone")
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "how often each is timed", lower_bound=1)
+_SIDE = flags.DEFINE_integer("side", 256, "height and width of the images", lower_bound=128)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the computation")
+_ONLY = flags.DEFINE_multi_string("only", [], "implementations beside ours, default: all")
+
+# Maps may differ by this part of their range.
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def main(argv: list[str]) -> int:
+    """Measures and writes the results."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
+    image_size = (_SIDE.value, _SIDE.value)
+    sizes: Any = _SIZES.value
+    installed = installed_peers()
+    peers = [name for name, is_there in installed.items() if is_there]
+    names = [n for n in (OURS, LAX, *peers) if n == OURS or not _ONLY.value or n in _ONLY.value]
+    facts: dict[str, object] = {
+        "device": processor(),
+        "jax": jax.__version__,
+        "dtype": _DTYPE.value,
+        "image": f"{image_size[0]}x{image_size[1]}",
+        "rounds": _ROUNDS.value,
+        "not installed": ", ".join(n for n, is_there in installed.items() if not is_there)
+        or "none",
+    }
+    if _TRAIN.value:
+        trained = [n for n in names if n in (OURS, LAX, "pytorch eager", "torch.compile")]
+        measurements = [_train(size, image_size, trained) for size in sizes]
+    else:
+        measurements = []
+        for size in sizes:
+            cost = cost_of(size, image_size)
+            facts[f"{size}: parameters, GFLOP"] = (
+                f"{cost.parameters / 1e6:.2f} M, {cost.flop / 1e9:.1f}"
+            )
+            batches = _BATCHES.value if size == "small" else _BATCHES.value[:1]
+            measurements += [_detect(size, image_size, batch, names) for batch in batches]
+        for name in names:
+            start = measure_start(name, sizes[0], image_size)
+            facts[f"start of {name}, {sizes[0]}"] = (
+                f"{start.first_s:.1f} s, again {start.second_s:.1f} s, {start.memory_mb:.0f} MB"
+            )
+    write_results(Path(_OUTPUT.value), facts, measurements)
+    print(markdown(measurements))
+    print(f"results: {_OUTPUT.value}")
+    return 0
+
+
+def _detect(size: Size, image_size: tuple[int, int], batch: int, names: list[str]) -> Measurement:
+    images = random_images(batch, image_size)
+    built = {}
+    for name in tqdm(names, desc=f"{size}, batch {batch}: preparing"):
+        built[name] = build(name, size, image_size, _DTYPE.value, batch)
+    expected = built[LAX if LAX in built else OURS](images)
+    margin = _TOLERANCE[_DTYPE.value] * np.ptp(expected)
+    for name, detect in built.items():
+        difference = np.abs(detect(images) - expected).max()
+        if not difference <= margin:
+            raise InputError(
+                f"{name}: its maps differ by {difference:.2g}, expected at most {margin:.2g}; "
+                "what does something else cannot be compared"
+            )
+    calls = {name: (lambda detect=detect: detect(images)) for name, detect in built.items()}
+    return Measurement(size, f"batch {batch}", batch, time_in_turns(calls, _ROUNDS.value))
+
+
+def _train(size: Size, image_size: tuple[int, int], names: list[str]) -> Measurement:
+    steps = {name: train_step_of(name, size, image_size) for name in names}
+    times = time_in_turns(steps, _ROUNDS.value)
+    for name in (OURS, LAX):
+        if name in times:
+            times[name] = Spread(*(seconds / STEPS_PER_CALL for seconds in times[name]))
+    return Measurement(size, "train step", 1, times)
+
+
+if __name__ == "__main__":
+    run(main)

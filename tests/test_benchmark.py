@@ -1,0 +1,151 @@
+"""What is timed is the same detector, times are taken in turns and told as they are."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from efficientad_jax.benchmark import implementations
+from efficientad_jax.benchmark.implementations import (
+    LAX,
+    OURS,
+    PEERS,
+    build,
+    installed_peers,
+    random_detector,
+    random_images,
+    train_step_of,
+)
+from efficientad_jax.benchmark.results import (
+    Measurement,
+    markdown,
+    ratio_to_best_peer,
+    write_results,
+)
+from efficientad_jax.benchmark.timing import Spread, spread, time_in_turns
+from efficientad_jax.errors import InputError
+
+SIZE = (128, 128)
+
+
+def test_calls_are_made_in_turns_and_each_begins_a_round():
+    now, made = [0.0], []
+
+    def call(name, seconds):
+        def work():
+            made.append(name)
+            now[0] += seconds
+
+        return work
+
+    calls = {"a": call("a", 1.0), "b": call("b", 2.0), "c": call("c", 4.0)}
+    slept = []
+    times = time_in_turns(calls, 3, clock=lambda: now[0], sleep=slept.append)
+    assert made == list("abc") + list("abc") + list("bca") + list("cab")
+    assert {name: t.median for name, t in times.items()} == {"a": 1.0, "b": 2.0, "c": 4.0}
+    assert len(slept) == 9
+    assert all(slept)
+
+
+def test_spread_is_median_and_quartiles():
+    assert spread([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0)
+
+
+def measurement(**medians):
+    names = {"ours": OURS, "lax": LAX, "torch": "pytorch eager", "onnx": "onnx runtime"}
+    times = {names[key]: Spread(s, s / 2, 2 * s) for key, s in medians.items()}
+    return Measurement("small", "batch 2", 2, times)
+
+
+def test_the_ratio_is_to_the_fastest_of_the_others():
+    assert ratio_to_best_peer(measurement(ours=2.0, lax=1.0, torch=8.0, onnx=6.0)) == 3.0
+    assert ratio_to_best_peer(measurement(ours=2.0, torch=1.0)) == 0.5
+    assert ratio_to_best_peer(measurement(ours=2.0, lax=1.0)) is None
+
+
+def test_results_are_what_was_measured(tmp_path):
+    found = [measurement(ours=0.2, torch=0.5), measurement(ours=0.1, onnx=0.4)]
+    write_results(tmp_path / "new", {"device": "an abacus"}, found)
+    document = json.loads((tmp_path / "new" / "benchmark.json").read_text())
+    assert document["facts"] == {"device": "an abacus"}
+    assert document["measurements"][0]["seconds"][OURS]["median"] == 0.2
+    assert [m["ratio_to_best_peer"] for m in document["measurements"]] == [2.5, 4.0]
+    text = (tmp_path / "new" / "benchmark.md").read_text()
+    assert "an abacus" in text
+    assert markdown(found) in text
+    assert f"| {OURS} | 100 (50-200) | 50 (25-100) |" in text
+    assert "| onnx runtime |  | 200 (100-400) |" in text
+    assert (tmp_path / "new" / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_pytorch_computes_our_maps(size):
+    pytest.importorskip("torch", reason="a peer is PyTorch: pip install -e '.[bench]'")
+    images = random_images(2, SIZE)
+    ours = build(OURS, size, SIZE, "float32", 2)(images)
+    theirs = build("pytorch eager", size, SIZE, "float32", 2)(images)
+    assert ours.shape == theirs.shape == (2, 32, 32)
+    assert np.ptp(ours) > 0
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.ptp(theirs))
+
+
+@pytest.mark.parametrize("name", ["onnx runtime", "openvino"])
+@pytest.mark.filterwarnings("ignore:.*legacy TorchScript-based ONNX export.*")
+@pytest.mark.filterwarnings("ignore:Constant folding:UserWarning")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_runtimes_compute_our_maps(name):
+    if not installed_peers()[name]:
+        pytest.skip(f"{name} is not installed: pip install -e '.[bench]'")
+    images = random_images(1, SIZE)
+    ours = build(OURS, "small", SIZE, "float32", 1)(images)
+    theirs = build(name, "small", SIZE, "float32", 1)(images)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.ptp(ours))
+
+
+def test_unknown_and_missing_implementations_are_refused(monkeypatch):
+    with pytest.raises(InputError, match="abacus"):
+        build("abacus", "small", SIZE, "float32", 1)
+    with pytest.raises(InputError, match="abacus"):
+        train_step_of("abacus", "small", SIZE)
+    monkeypatch.setattr(implementations, "PEERS", dict.fromkeys(PEERS, "no_such_module"))
+    assert not any(installed_peers().values())
+    with pytest.raises(InputError, match="bench"):
+        build("openvino", "small", SIZE, "float32", 1)
+
+
+def test_pytorch_s_losses_are_ours():
+    torch = pytest.importorskip("torch", reason="a peer is PyTorch: pip install -e '.[bench]'")
+    from efficientad_jax.benchmark.torch_networks import EfficientAD, TrainStep
+    from efficientad_jax.layers import float32_features
+    from efficientad_jax.losses import pretraining_penalty, student_teacher_loss
+    from efficientad_jax.preprocessing import normalize_images, to_unit_range
+    from efficientad_jax.training import create_networks
+
+    params, calibration = random_detector("small", SIZE)
+    step = TrainStep(EfficientAD("small", params, calibration, *SIZE))
+    step.model.autoencoder.eval()  # without dropout, whose masks differ
+    images = random_images(3, SIZE)[:, None]
+    theirs = step(*(torch.from_numpy(image) for image in images)).item()
+
+    networks = create_networks("small", 384, SIZE, convolution="direct")
+    x, changed, photograph = (
+        normalize_images(to_unit_range(jnp.asarray(image))) for image in images
+    )
+
+    @jax.jit
+    def total(params):
+        teacher = partial(float32_features, networks.teacher, params.teacher)
+        student = partial(float32_features, networks.student, params.student)
+        predicted = float32_features(networks.autoencoder, params.autoencoder, changed)
+        return (
+            student_teacher_loss(teacher(x), student(x)[..., :384], 0.999)
+            + pretraining_penalty(student(photograph)[..., :384])
+            + ((teacher(changed) - predicted) ** 2).mean()
+            + ((predicted - student(changed)[..., 384:]) ** 2).mean()
+        )
+
+    assert theirs == pytest.approx(float(total(params)), rel=1e-4)
