@@ -20,7 +20,11 @@ def get_config() -> Config:
     config.images = ""  # a folder of photographs; paper: ImageNet
     config.size = "small"
     config.channels = 384
+    config.start_from = ""  # a teacher to go on with, "" for random parameters
     config.backbone = "lite0"  # paper: WideResNet-101-2
+    # Height and width that the backbone sees of a view, the PDN seeing 256. Paper: 512, where a
+    # patch is described by itself; at 256 the backbone describes it with more of what is around.
+    config.backbone_size = 256
     config.held_out_fraction = 0.05
     config.statistics_images = 500  # paper: 10 000
 

