@@ -28,7 +28,6 @@ from efficientad_jax.benchmark.implementations import (
     train_step_of,
 )
 from efficientad_jax.benchmark.results import Measurement, markdown, write_results
-from efficientad_jax.benchmark.start import measure_start
 from efficientad_jax.benchmark.timing import Spread, time_in_turns
 from efficientad_jax.errors import InputError
 from efficientad_jax.pdn import Size
@@ -77,11 +76,6 @@ def main(argv: list[str]) -> int:
             )
             batches = _BATCHES.value if size == "small" else _BATCHES.value[:1]
             measurements += [_detect(size, image_size, batch, names) for batch in batches]
-        for name in names:
-            start = measure_start(name, sizes[0], image_size)
-            facts[f"start of {name}, {sizes[0]}"] = (
-                f"{start.first_s:.1f} s, again {start.second_s:.1f} s, {start.memory_mb:.0f} MB"
-            )
     write_results(Path(_OUTPUT.value), facts, measurements)
     print(markdown(measurements))
     print(f"results: {_OUTPUT.value}")

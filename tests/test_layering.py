@@ -75,7 +75,6 @@ LAYERS = {
         "benchmark.cost",
         "benchmark.implementations",
         "benchmark.results",
-        "benchmark.start",
         "benchmark.timing",
         "benchmark.torch_networks",
     ],
