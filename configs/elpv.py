@@ -3,7 +3,8 @@
     python -m experiments.train --config=configs/elpv.py --workdir=runs/elpv_mono
     python -m experiments.train --config=configs/elpv.py:poly --workdir=runs/elpv_poly
 
-Mono took 8.7 minutes on 2 cores with AVX2, training and evaluation together; poly is not measured yet.
+Mono took 8.7 minutes on 2 cores with AVX2, training and evaluation together; poly is not measured
+yet.
 Where the paper's constants cannot be had in minutes on a CPU, the comment says what it has:
 `configs/paper.py` has them all.
 """
