@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -135,7 +136,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_pa
 
 def test_it_goes_on_with_a_teacher_of_its_own_kind(photographs, tmp_path):
     network = PatchDescriptionNetwork("small", SMALL["channels"])
-    params = network.init(jax.random.key(7), np.zeros((1, 64, 64, 3), np.float32))
+    params = network.init(jax.random.key(7), jnp.zeros((1, 64, 64, 3)))
     given = tmp_path / "given.safetensors"
     save_teacher(given, Teacher("small", SMALL["channels"], params, {}))
     still = {"start_from": str(given), "learning_rate": 0.0, "steps": 2}
