@@ -149,3 +149,11 @@ def test_pytorch_s_losses_are_ours():
         )
 
     assert theirs == pytest.approx(float(total(params)), rel=1e-4)
+
+
+def test_a_train_step_leaves_the_weights_to_the_next_implementation():
+    step = train_step_of(OURS, "small", SIZE)
+    assert np.isfinite(step())
+    assert np.isfinite(step())
+    params, _ = random_detector("small", SIZE)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))

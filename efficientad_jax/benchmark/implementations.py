@@ -125,6 +125,8 @@ def _onnx_runtime(model: Any, example: Any) -> Detect:
         torch.onnx.export(model, (example,), file, dynamo=False, input_names=["images"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = _cores()
+        # Between calls alone: otherwise its threads spin into the turn of whoever comes next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session: Any = onnxruntime.InferenceSession(
             file, options, providers=["CPUExecutionProvider"]
         )
@@ -193,7 +195,10 @@ def _our_train_step(
     method = "auto" if name == OURS else "direct"
     networks = create_networks(size, 384, image_size, convolution=method)
     optimizer = adam_with_l2(1e-4, 1e-5)
-    trained: Any = {"student": params.student, "autoencoder": params.autoencoder}
+    # Copied: a step gives its state's arrays up, and the others start from the same weights.
+    trained: Any = jax.tree.map(
+        jnp.copy, {"student": params.student, "autoencoder": params.autoencoder}
+    )
     images = jnp.asarray(random_images(2, image_size))
     data = TrainData(images[:1], None, images[1:])
     state = TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
