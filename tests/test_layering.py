@@ -55,6 +55,7 @@ LAYERS = {
         "pdn",
         "teacher",
         "torch_teacher",
+        "wide_resnet",
     ],
     "losses": ["hard_feature_loss", "losses", "optimizer"],
     "training": [
