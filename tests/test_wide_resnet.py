@@ -153,7 +153,7 @@ def test_weights_of_another_network_are_refused_in_one_line(state, tmp_path):
 
 
 def test_no_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="config.backbone_weights is empty"):
+    with pytest.raises(InputError, match=r"config\.backbone_weights is empty"):
         load_wide_resnet("")
     with pytest.raises(InputError, match="cannot be read as safetensors"):
         load_wide_resnet(str(tmp_path / "none.safetensors"))
