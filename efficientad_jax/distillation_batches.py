@@ -4,7 +4,7 @@ Both follow from the configuration and the number of the step alone.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def fresh_batches(
     train: Int[np.ndarray, " t"],
     first_step: int,
     share: slice,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Whole photographs, as in Algorithm 3, lines 15-19; the backbone sees them in the step.
 
     Args:
@@ -63,7 +63,7 @@ def pool_batches(
     targets: Targets,
     first_step: int,
     share: slice,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Crops of a pool of views, which is renewed in part every `config.steps_per_round` steps.
 
     The pool of a round are the `config.pool_views` newest of all views made up to it.

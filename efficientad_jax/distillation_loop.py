@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -56,7 +56,7 @@ class _Split(NamedTuple):
 class _Input(NamedTuple):
     """What the steps take, and what they are to make of it."""
 
-    batches: Iterator[Batch]
+    batches: Generator[Batch]
     describe: Describe | None
     params: PyTree
 

@@ -7,7 +7,7 @@ the kernels.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -71,7 +71,8 @@ class WideResNet(nn.Module):
         x = nn.relu(
             Conv(_STEM_CHANNELS, 7, 2, 3, convolution=self.convolution, name="stem")(images)
         )
-        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        pads: Any = ((1, 1), (1, 1))
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=pads)
         outputs = []
         for stage in STAGES:
             for j in range(stage.blocks):

@@ -53,10 +53,10 @@ def open_photographs(images: str, data_dir: str = "") -> Photographs:
     name = images.removeprefix(PREFIX)
     said = f"config.images = {images!r}"
     try:
-        builder = tfds.builder(name, data_dir=data_dir or None)
-    except Exception as error:  # of an unknown name, version or configuration, each its own
+        builder: Any = tfds.builder(name, data_dir=data_dir or None)
+    except Exception as error:  # of an unknown name or version, or because it needs TensorFlow
         raise InputError(
-            f"{said}: no such dataset of tensorflow-datasets ({_first_line(error)})"
+            f"{said}: tensorflow-datasets cannot open it ({_first_line(error)})"
         ) from error
     if "image" not in (builder.info.features or {}):
         raise InputError(f"{said}: has no feature 'image', expected a dataset of images")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from efficientad_jax.data.photographs import Photographs, read_photograph
@@ -46,7 +46,7 @@ class ViewRecipe(NamedTuple):
 
 
 class Views(NamedTuple):
-    """A batch of views.
+    """A view, or a batch of them.
 
     Attributes:
       numbers: which views they are.
@@ -55,10 +55,10 @@ class Views(NamedTuple):
       seconds: that reading, decoding, cropping and resizing each took.
     """
 
-    numbers: Int[np.ndarray, " n"]
-    large: UInt8[np.ndarray, "n s s 3"]
-    small: UInt8[np.ndarray, "n 256 256 3"]
-    seconds: Shaped[np.ndarray, " n"]
+    numbers: Int[np.ndarray, "*n"]
+    large: UInt8[np.ndarray, "*n s s 3"]
+    small: UInt8[np.ndarray, "*n 256 256 3"]
+    seconds: Float[np.ndarray, "*n"]
 
 
 def random_view(
@@ -107,7 +107,7 @@ def view_batches(
     """
     make = partial(_make_view, photographs, order, recipe)
     rows = numbers.shape[1]
-    batches = grain.MapDataset.source(numbers.ravel()).map(make).batch(rows)
+    batches = grain.MapDataset.source(numbers.ravel().tolist()).map(make).batch(rows)
     if workers == 0:
         yield from batches.to_iter_dataset(
             grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
@@ -135,13 +135,14 @@ def makers(workers: int) -> int:
 
 
 def _make_view(
-    photographs: Photographs, order: Int[np.ndarray, " n"], recipe: ViewRecipe, number: np.integer
+    photographs: Photographs, order: Int[np.ndarray, " n"], recipe: ViewRecipe, number: int
 ) -> Views:
     start = time.perf_counter()
-    index = int(order[int(number) % len(order)])
+    index = int(order[number % len(order)])
     image = Image.fromarray(read_photograph(photographs, index))
-    large, small = random_view(image, np.random.default_rng((*recipe.seed, int(number))), recipe)
-    return Views(number, large, small, np.float64(time.perf_counter() - start))  # pyright: ignore
+    large, small = random_view(image, np.random.default_rng((*recipe.seed, number)), recipe)
+    seconds = np.asarray(time.perf_counter() - start)
+    return Views(np.asarray(number), large, small, seconds)
 
 
 def _leave_ctrl_c_to_the_main_process(worker: int, workers: int) -> None:
