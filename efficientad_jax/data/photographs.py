@@ -65,7 +65,8 @@ def open_photographs(images: str, data_dir: str = "") -> Photographs:
             builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever a builder of somebody else's may raise
         raise InputError(
-            f"{said}: cannot be prepared in {builder.data_path} ({_first_line(error)})"
+            f"{said}: cannot be prepared in {builder.data_path} ({_first_line(error)}); a dataset "
+            "that asks for TensorFlow can be prepared where that is installed: see docs/teacher.md"
         ) from error
     try:
         decoders: Any = {"image": tfds.decode.SkipDecoding()}

@@ -4,7 +4,10 @@ A view follows from the seed and its number alone. So it is the same in whicheve
 thread it is made, and a run that was stopped goes on with the views that it would have seen.
 """
 
+import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -120,7 +123,7 @@ def view_batches(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         ).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_leave_ctrl_c_to_the_main_process,
+            worker_init_fn=_begin_worker,
         )
     )
     try:
@@ -145,6 +148,15 @@ def _make_view(
     return Views(np.asarray(number), large, small, seconds)
 
 
-def _leave_ctrl_c_to_the_main_process(worker: int, workers: int) -> None:
+def _begin_worker(worker: int, workers: int) -> None:
+    """Leaves Ctrl-C to the main process, and ends with it even if it is killed."""
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
