@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax.jax_utils import replicate
 from jaxtyping import Int, PyTree
+from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -235,10 +236,15 @@ def _claim_together(workdir: Path, config: Config) -> Path:
     """The first process makes the work directory, the others find it made."""
     if not is_first_process():
         wait_for_processes("workdir claimed")
-    claimed = claim_workdir(workdir, config)
+    claimed = claim_workdir(workdir, ConfigDict(_what_decides(config)))
     if is_first_process():
         wait_for_processes("workdir claimed")
     return claimed
+
+
+def _what_decides(config: Config) -> dict[str, Any]:
+    """The fields that the teacher depends on: a run may go on with other workers."""
+    return {name: value for name, value in config.to_dict().items() if name != "worker_count"}
 
 
 def _record(
@@ -253,7 +259,7 @@ def _record(
     record = {
         "command": "python -m experiments.distill",
         # The names of files and folders, not where they lay.
-        "config": config.to_dict()
+        "config": _what_decides(config)
         | {"images": photographs.name, "data_dir": ""}
         | {name: Path(config[name]).name for name in ("start_from", "backbone_weights")},
         "backbone": backbone.record,
