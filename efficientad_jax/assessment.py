@@ -46,6 +46,7 @@ def assess(
     detections = detector.detect_resized(test.images, test.sizes)
     scores = np.array([detection.score for detection in detections])
     maps = [detection.anomaly_map for detection in detections]
+    global_maps = [found.global_map for found in detections if found.global_map is not None]
     metrics = evaluate(scores, test.labels, maps, test.masks, test.defects, test.regions)
     normal = np.concatenate([dataset.train.images, dataset.validation.images])
     both = len(np.unique(test.labels)) == 2
@@ -64,7 +65,17 @@ def assess(
         metrics,
         baselines,
         facts,
-        ScoredImages(test.names, test.labels, test.defects, scores, test.images, maps, test.masks),
+        ScoredImages(
+            test.names,
+            test.labels,
+            test.defects,
+            scores,
+            test.images,
+            maps,
+            test.masks,
+            local_maps=[found.local_map for found in detections] if global_maps else None,
+            global_maps=global_maps or None,
+        ),
     )
     return metrics, baselines
 

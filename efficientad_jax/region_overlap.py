@@ -11,6 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, UInt32
 from scipy import ndimage
 
+# Up to which false positive rate the curves count, in the papers named above.
+PRO_LIMIT = 0.3
+SPRO_LIMIT = 0.05
+
 # A connected defect touches itself at corners too, as in MVTec's evaluation code.
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
@@ -51,7 +55,7 @@ class OverlapCurve(NamedTuple):
 def pro_curve(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
-    limit: float = 0.3,
+    limit: float = PRO_LIMIT,
 ) -> OverlapCurve | None:
     """Per-region overlap against false positive rate; its area is AU-PRO.
 
@@ -80,7 +84,7 @@ def pro_curve(
 def spro_curve(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     regions: Sequence[MaskedRegions],
-    limit: float = 0.05,
+    limit: float = SPRO_LIMIT,
 ) -> OverlapCurve | None:
     """Saturated per-region overlap against false positive rate; its area is AU-sPRO.
 

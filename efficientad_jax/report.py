@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import NamedTuple
@@ -17,9 +18,16 @@ from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation import Metrics
 from efficientad_jax.heatmap import color_indices, palette
+from efficientad_jax.region_overlap import PRO_LIMIT, pro_curve
 
-_THUMB_SIDE = 256  # Pixels of the longer side.
-_MAP_SIDE = 128  # A map carries no finer detail than the networks' 56 x 56; the browser smooths.
+# Pixels of the longer side of a photograph; the largest is taken with which the file stays below
+# the limit of bytes.
+_PHOTOGRAPH_SIDES = (320, 256, 192, 128, 96)
+_PICTURE_BYTES = 10_000_000
+_SAMPLED = 16
+# A map carries no finer detail than the networks' 56 x 56; the browser smooths.
+_MAP_SIDE = 64
+_MAP_COLORS = 64
 _BINS = 40
 _OUTLINE_COLOR = (0, 229, 255)  # Cyan: the one hue that inferno does not hold.
 
@@ -35,6 +43,8 @@ class ScoredImages(NamedTuple):
       images: uint8 RGB, at the model's input size.
       maps: float32 anomaly maps, of any size; each is shown stretched over its image.
       masks: True on the true defect, of any size; None where unknown.
+      local_maps: as `maps`, of the student against the teacher alone; None where `maps` are those.
+      global_maps: as `maps`, of the autoencoder; None without one.
     """
 
     names: Sequence[str]
@@ -44,6 +54,8 @@ class ScoredImages(NamedTuple):
     images: UInt8[np.ndarray, "n h w 3"]
     maps: Sequence[Float32[np.ndarray, "_ _"]]
     masks: Sequence[Bool[np.ndarray, "_ _"] | None]
+    local_maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None
+    global_maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None
 
 
 def write_report(
@@ -54,13 +66,13 @@ def write_report(
     facts: Mapping[str, str],
     test: ScoredImages,
     threshold: float | None = None,
-    max_images: int = 60,
+    max_images: int = 1000,
 ) -> None:
     """Writes the report: one self-contained HTML file that needs no network.
 
-    It holds the figures beside those of trivial baselines, the scores' histogram and ROC curve
-    with a threshold to move, and a gallery of the worst errors with their anomaly maps. Equal
-    arguments give equal bytes.
+    It holds the figures beside those of trivial baselines, the scores' histogram with a threshold
+    to move, the ROC and PRO curves, and a gallery of the images under their anomaly maps, to sort
+    and to filter. 500 photographs take less than 15 MB. Equal arguments give equal bytes.
 
     Args:
       path: where to write; the file appears complete or not at all.
@@ -87,6 +99,8 @@ def write_report(
         threshold, origin = float(test.scores.max()), "the highest score"
 
     low, high = _axis_range(test.scores, threshold)
+    maps = _named_maps(test)
+    ranges = {name: _heat_range(some, test.labels) for name, some in maps.items()}
     # float64, as in the browser: both must find the same scores at the threshold.
     good = np.sort(test.scores[test.labels == 0].astype(np.float64))
     anomalous = np.sort(test.scores[test.labels == 1].astype(np.float64))
@@ -106,12 +120,14 @@ def write_report(
         clipped=bool(test.scores.max() > high),
         good=[float(score) for score in good],
         anomalous=[float(score) for score in anomalous],
-        false_alarms=int(np.sum(good >= threshold)),
-        missed=int(np.sum(anomalous < threshold)),
         bars=_histogram(good, anomalous, low, high),
         roc=_roc_points(test.scores, test.labels),
-        sections=_gallery(test, max_images),
-        heat_range=_heat_range(test),
+        pro=_pro_points(test, metrics),
+        pro_limit=PRO_LIMIT,
+        kinds=_kinds(test, metrics),
+        cards=_gallery(test, maps, ranges, max_images),
+        total=len(test.names),
+        ranges=ranges,
         heat_colors=palette()[::51].tolist(),
     )
     write_atomically(path, html.encode("utf-8"))
@@ -129,30 +145,31 @@ class _Bar(NamedTuple):
 
 
 class _Card(NamedTuple):
-    """An image of the gallery; the three pictures are data URLs."""
+    """An image of the gallery; its pictures are data URLs, the heat maps by name."""
 
     name: str
-    defect: str
+    kind: str
     label: int
     score: float
-    peak: float
     image: str
-    heat: str
+    heats: dict[str, str]
     outline: str | None
     width: int
     height: int
 
 
-class _Section(NamedTuple):
-    """One class in the gallery: its cards and how many images it has in all."""
+class _Kind(NamedTuple):
+    """Good images, or those with one kind of defect; the areas are None where not defined."""
 
-    kind: str
-    cards: list[_Card]
-    total: int
+    name: str
+    count: int
+    image_auroc: float | None
+    au_spro: float | None
 
 
 def _check(test: ScoredImages) -> None:
-    lengths = {name: len(value) for name, value in test._asdict().items()}
+    fields = test._asdict().items()
+    lengths = {name: len(value) for name, value in fields if value is not None}
     if not len(test.names):
         raise InputError("Report: found no test image, expected at least one.")
     for name, length in lengths.items():
@@ -215,32 +232,84 @@ def _roc_points(
     ]
 
 
-def _heat_range(test: ScoredImages) -> tuple[float, float]:
+def _pro_points(test: ScoredImages, metrics: Metrics) -> list[tuple[float, float]] | None:
+    """Some points of the PRO curve in a plot of 100 x 100 units, y downwards."""
+    if metrics.au_pro is None:
+        return None
+    counted = [
+        i
+        for i, mask in enumerate(test.masks)
+        if test.labels[i] == 0 or (mask is not None and mask.any())
+    ]
+    curve = pro_curve([test.maps[i] for i in counted], [test.masks[i] for i in counted])
+    if curve is None:
+        return None
+    rates = np.linspace(0, PRO_LIMIT, 101)
+    overlaps = np.interp(rates, curve.false_positive_rates, curve.overlaps)
+    return [
+        (round(100 * float(x) / PRO_LIMIT, 2), round(100 - 100 * float(y), 2))
+        for x, y in zip(rates, overlaps, strict=True)
+    ]
+
+
+def _named_maps(test: ScoredImages) -> dict[str, Sequence[Float32[np.ndarray, "_ _"]]]:
+    named = {"combined": test.maps, "local": test.local_maps, "global": test.global_maps}
+    return {name: maps for name, maps in named.items() if maps is not None}
+
+
+def _heat_range(
+    maps: Sequence[Float32[np.ndarray, "_ _"]], labels: Int[np.ndarray, "n"]
+) -> tuple[float, float]:
     # One range for all images, so that their colors compare. Quantiles of the maps' peaks: the
     # quietest good image stays clear, one extreme defect does not drain the color of the rest.
-    peaks = np.array([anomaly_map.max() for anomaly_map in test.maps], np.float64)
-    good = peaks[test.labels == 0]
+    peaks = np.array([anomaly_map.max() for anomaly_map in maps], np.float64)
+    good = peaks[labels == 0]
     low = float(np.quantile(good if good.size else peaks, 0.05))
     high = float(np.quantile(peaks, 0.95))
     return (low, high) if low < high else (low, low + max(abs(low), 1.0))
 
 
-def _gallery(test: ScoredImages, max_images: int) -> list[_Section]:
+def _kind_of(test: ScoredImages, i: int) -> str:
+    return (test.defects[i] or "anomalous") if test.labels[i] == 1 else "good"
+
+
+def _kinds(test: ScoredImages, metrics: Metrics) -> list[_Kind]:
+    """Good first, then the defects by name."""
+    counts = Counter(_kind_of(test, i) for i in range(len(test.names)))
+    return [
+        _Kind(
+            name,
+            counts[name],
+            metrics.image_auroc_by_defect.get(name),
+            metrics.au_spro_by_defect.get(name),
+        )
+        for name in sorted(counts, key=lambda name: (name != "good", name))
+    ]
+
+
+def _gallery(
+    test: ScoredImages,
+    maps: Mapping[str, Sequence[Float32[np.ndarray, "_ _"]]],
+    ranges: Mapping[str, tuple[float, float]],
+    max_images: int,
+) -> list[_Card]:
+    """The worst misses first: anomalous images from the lowest score, then good from the highest."""
     order = np.argsort(test.scores, kind="stable")
-    anomalous = [int(i) for i in order if test.labels[i] == 1]  # Lowest first: the worst misses.
-    good = [int(i) for i in order[::-1] if test.labels[i] == 0]  # Highest first: false alarms.
+    anomalous = [int(i) for i in order if test.labels[i] == 1]
+    good = [int(i) for i in order[::-1] if test.labels[i] == 0]
     shown_anomalous = min(len(anomalous), max(max_images - len(good), max_images - max_images // 2))
-    shown_good = min(len(good), max_images - shown_anomalous)
-    heat_range = _heat_range(test)
-    sections = []
-    for kind, members, count in (
-        ("anomalous", anomalous, shown_anomalous),
-        ("good", good, shown_good),
-    ):
-        cards = [_card(test, i, heat_range) for i in _worst_and_spread(members, count)]
-        if members:
-            sections.append(_Section(kind=kind, cards=cards, total=len(members)))
-    return sections
+    shown = _worst_and_spread(anomalous, shown_anomalous)
+    shown += _worst_and_spread(good, min(len(good), max_images - shown_anomalous))
+    side = _photograph_side(test, shown)
+    return [
+        _card(
+            test,
+            i,
+            {name: _heat_url(some[i], ranges[name]) for name, some in maps.items()},
+            side,
+        )
+        for i in shown
+    ]
 
 
 def _worst_and_spread(members: list[int], count: int) -> list[int]:
@@ -255,31 +324,48 @@ def _worst_and_spread(members: list[int], count: int) -> list[int]:
     return members[:worst] + [members[i] for i in spread]
 
 
-def _card(test: ScoredImages, i: int, heat_range: tuple[float, float]) -> _Card:
-    picture = Image.fromarray(test.images[i])
-    picture.thumbnail((_THUMB_SIDE, _THUMB_SIDE), Image.Resampling.LANCZOS)
+def _photograph_side(test: ScoredImages, shown: Sequence[int]) -> int:
+    """The largest side with which all photographs fit the file, by a sample of them."""
+    sample = shown[:: max(1, len(shown) // _SAMPLED)]
+    for side in _PHOTOGRAPH_SIDES:
+        sizes = [len(_photograph_url(test.images[i], side)[0]) for i in sample]
+        if sum(sizes) * len(shown) <= _PICTURE_BYTES * len(sample):
+            return side
+    return _PHOTOGRAPH_SIDES[-1]
+
+
+def _card(test: ScoredImages, i: int, heats: dict[str, str], side: int) -> _Card:
+    url, (width, height) = _photograph_url(test.images[i], side)
     mask = test.masks[i]
     return _Card(
         name=test.names[i],
-        defect=test.defects[i],
+        kind=_kind_of(test, i),
         label=int(test.labels[i]),
         score=float(test.scores[i]),
-        peak=float(test.maps[i].max()),
-        image=_data_url(picture, "JPEG", quality=82, optimize=True),
-        heat=_heat_url(test.maps[i], heat_range),
-        outline=None if mask is None or not mask.any() else _outline_url(mask, picture.size),
-        width=picture.width,
-        height=picture.height,
+        image=url,
+        heats=heats,
+        outline=None if mask is None or not mask.any() else _outline_url(mask, (width, height)),
+        width=width,
+        height=height,
     )
+
+
+def _photograph_url(image: UInt8[np.ndarray, "h w 3"], side: int) -> tuple[str, tuple[int, int]]:
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _data_url(picture, "JPEG", quality=82, optimize=True), picture.size
 
 
 def _heat_url(anomaly_map: Float32[np.ndarray, "_ _"], heat_range: tuple[float, float]) -> str:
     small = Image.fromarray(anomaly_map)
     small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
-    picture = Image.fromarray(color_indices(np.asarray(small), *heat_range), mode="P")
-    # 256 colors lose nothing here and take a third of the bytes of RGBA.
-    picture.putpalette(palette()[:, :3].tobytes(), rawmode="RGB")
-    return _data_url(picture, "PNG", transparency=palette()[:, 3].tobytes(), optimize=True)
+    # A palette takes a third of the bytes of RGBA; its own size counts, so it has every fourth color.
+    step = 256 // _MAP_COLORS
+    colors = palette()[::step]
+    indices = color_indices(np.asarray(small), *heat_range) // step
+    picture = Image.fromarray(indices, mode="P")
+    picture.putpalette(colors[:, :3].tobytes(), rawmode="RGB")
+    return _data_url(picture, "PNG", transparency=colors[:, 3].tobytes(), optimize=True)
 
 
 def _outline_url(mask: Bool[np.ndarray, "_ _"], size: tuple[int, int]) -> str:
