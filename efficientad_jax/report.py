@@ -162,7 +162,7 @@ class _Kind(NamedTuple):
     """Good images, or those with one kind of defect; the areas are None where not defined."""
 
     name: str
-    count: int
+    images: int
     image_auroc: float | None
     au_spro: float | None
 
@@ -293,7 +293,7 @@ def _gallery(
     ranges: Mapping[str, tuple[float, float]],
     max_images: int,
 ) -> list[_Card]:
-    """The worst misses first: anomalous images from the lowest score, then good from the highest."""
+    """The worst misses first: anomalous images by rising score, then good ones by falling score."""
     order = np.argsort(test.scores, kind="stable")
     anomalous = [int(i) for i in order if test.labels[i] == 1]
     good = [int(i) for i in order[::-1] if test.labels[i] == 0]
@@ -359,7 +359,7 @@ def _photograph_url(image: UInt8[np.ndarray, "h w 3"], side: int) -> tuple[str, 
 def _heat_url(anomaly_map: Float32[np.ndarray, "_ _"], heat_range: tuple[float, float]) -> str:
     small = Image.fromarray(anomaly_map)
     small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
-    # A palette takes a third of the bytes of RGBA; its own size counts, so it has every fourth color.
+    # A palette takes a third of the bytes of RGBA. It costs bytes itself: every fourth color.
     step = 256 // _MAP_COLORS
     colors = palette()[::step]
     indices = color_indices(np.asarray(small), *heat_range) // step
