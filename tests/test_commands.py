@@ -75,6 +75,8 @@ def test_train_evaluate_predict(folder, tmp_path):
     figures = json.loads((workdir / "metrics.json").read_text())["detector"]
     record = json.loads((workdir / "detector" / "detector.json").read_text())
     assert record["metrics"] == figures
+    assert "AU-PRO (FPR < 0.3)   not defined (no test image has a mask" in result.stdout
+    assert figures["au_pro"] is figures["au_spro"] is None
     assert figures["good_images"] == figures["anomalous_images"] == 2
     assert (workdir / "report.html").stat().st_size > 10_000
 

@@ -6,6 +6,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation import evaluate, pixel_auroc
+from efficientad_jax.region_overlap import pro_curve, spro_curve
 
 
 def _split(seed=0, good=9, anomalous=7):
@@ -94,6 +95,44 @@ def test_pixel_auroc_stays_exact_over_many_pixels_and_large_values():
     assert pixel_auroc(maps, masks) == pytest.approx(roc_auc_score(*_flat(maps, masks)), abs=1e-12)
 
 
+def test_each_kind_of_defect_is_set_against_the_good_images():
+    scores, labels, _, _ = _split()
+    defects = ["good"] * 9 + ["dent"] * 3 + ["scratch"] * 4
+    found = evaluate(scores, labels, defects=defects).image_auroc_by_defect
+    assert list(found) == ["dent", "scratch"]
+    dents, scratches = slice(0, 12), np.r_[0:9, 12:16]
+    assert found["dent"] == pytest.approx(roc_auc_score(labels[dents], scores[dents]))
+    assert found["scratch"] == pytest.approx(roc_auc_score(labels[scratches], scores[scratches]))
+    assert evaluate(scores, labels).image_auroc_by_defect == {}
+
+
+def test_au_pro_is_over_the_images_of_the_other_pixel_figure():
+    scores, labels, maps, masks = _split()
+    masks[-1] = np.zeros_like(masks[-1])
+    curve = pro_curve(maps[:-1], masks[:-1])
+    assert curve is not None
+    assert evaluate(scores, labels, maps, masks).au_pro == curve.area
+
+
+def test_au_spro_is_the_mean_over_kinds_of_defect_each_with_the_good_images():
+    scores, labels, maps, masks = _split()
+    defects = ["good"] * 9 + ["logical"] * 3 + ["structural"] * 4
+    regions = [[] if mask is None else [(mask, 4.0)] for mask in masks]
+    metrics = evaluate(scores, labels, maps, masks, defects, regions)
+    kinds = {"logical": [*range(12)], "structural": [*range(9), *range(12, 16)]}
+    for kind, members in kinds.items():
+        curve = spro_curve([maps[i] for i in members], [regions[i] for i in members])
+        assert curve is not None
+        assert metrics.au_spro_by_defect[kind] == curve.area
+    assert metrics.au_spro == pytest.approx(np.mean(list(metrics.au_spro_by_defect.values())))
+    assert metrics.au_spro_reason is None
+    without = evaluate(scores, labels, maps, masks, defects)
+    assert without.au_spro is None
+    assert "saturation" in str(without.au_spro_reason)
+    with pytest.raises(InputError, match="found 15 lists of regions, expected one for each"):
+        evaluate(scores, labels, maps, masks, defects, regions[1:])
+
+
 @pytest.mark.parametrize(("label", "missing"), [(0, "no anomalous image"), (1, "no good image")])
 def test_one_class_gives_none_and_a_reason(label, missing):
     scores = np.array([0.1, 0.2], np.float32)
@@ -116,7 +155,7 @@ def test_no_images_gives_none_and_a_reason():
 def test_without_masks_the_pixel_figure_is_none_with_a_reason():
     scores, labels, maps, _ = _split()
     metrics = evaluate(scores, labels, maps)
-    assert metrics.pixel_auroc is None
+    assert metrics.pixel_auroc is metrics.au_pro is None
     assert "mask" in str(metrics.pixel_reason)
     assert metrics.anomalous_without_mask == 7
     assert metrics.image_auroc is not None
@@ -127,7 +166,7 @@ def test_masks_that_mark_everything_give_none_with_a_reason():
     metrics = evaluate(
         np.ones(1), np.ones(1, int), [np.ones((2, 2), np.float32)], [np.ones((2, 2), bool)]
     )
-    assert metrics.pixel_auroc is None
+    assert metrics.pixel_auroc is metrics.au_pro is None
     assert "every pixel" in str(metrics.pixel_reason)
 
 
