@@ -60,7 +60,7 @@ def run_training(
     state = create_train_state(init_key, networks, optimizer, (height, width))
 
     with (
-        open_checkpoints(workdir / "checkpoints") as checkpoints,
+        open_checkpoints(workdir / "checkpoints", train.checkpoints_kept) as checkpoints,
         interruption() as interrupted,
         SummaryWriter(str(workdir / "tensorboard")) as writer,
     ):
