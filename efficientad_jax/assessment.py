@@ -12,6 +12,7 @@ from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.baselines import mean_brightness_scores, pca_reconstruction_scores
 from efficientad_jax.configuration import Config
 from efficientad_jax.data.loading import Dataset
+from efficientad_jax.defect_kinds import image_auroc_by_defect
 from efficientad_jax.detector import Detector
 from efficientad_jax.evaluation import Metrics, evaluate
 from efficientad_jax.fit import load_configured_dataset
@@ -56,7 +57,11 @@ def assess(
             ("mean brightness", mean_brightness_scores),
         )
     }
-    summary = {"detector": metrics.as_dict(), "baselines_image_auroc": baselines}
+    summary = {
+        "detector": metrics.as_dict(),
+        "image_auroc_by_defect": image_auroc_by_defect(scores, test.labels, test.defects),
+        "baselines_image_auroc": baselines,
+    }
     write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
     write_report(
         folder / REPORT_FILE,
@@ -69,8 +74,12 @@ def assess(
     return metrics, baselines
 
 
-def evaluate_workdir(workdir: Path) -> str:
+def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:
     """Evaluates `workdir / "detector"` on the dataset of the configuration it keeps.
+
+    Args:
+      workdir: of `experiments.train`.
+      dataset: that dataset, where it is loaded already.
 
     Returns:
       A few lines for the terminal.
@@ -81,7 +90,7 @@ def evaluate_workdir(workdir: Path) -> str:
     folder = workdir / "detector"
     detector = Detector.load(folder)
     config: Config = ConfigDict(detector.config)
-    dataset = load_configured_dataset(config)
+    dataset = dataset or load_configured_dataset(config)
     facts = {
         "dataset": f"{config.dataset.name} {config.category}".strip(),
         "training steps": f"{config.train.steps}",

@@ -67,9 +67,9 @@ LAYERS = {
         "training_loop",
         "workdir",
     ],
-    "detector": ["calibration", "detector", "fit", "inference"],
-    "evaluation": ["baselines", "evaluation", "heatmap"],
-    "report": ["assessment", "report"],
+    "detector": ["calibration", "detector", "fit", "inference", "recalibration"],
+    "evaluation": ["baselines", "defect_kinds", "evaluation", "heatmap"],
+    "report": ["assessment", "paper_results", "report"],
     "benchmark": [
         "benchmark",
         "benchmark.cost",
@@ -77,6 +77,16 @@ LAYERS = {
         "benchmark.results",
         "benchmark.timing",
         "benchmark.torch_networks",
+    ],
+    "reproduction": [
+        "reproduction",
+        "reproduction.aggregation",
+        "reproduction.collections_on_disk",
+        "reproduction.execution",
+        "reproduction.plan",
+        "reproduction.rendering",
+        "reproduction.speed",
+        "reproduction.tables",
     ],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
