@@ -32,7 +32,7 @@ from efficientad_jax.reproduction.collections_on_disk import (
 )
 from efficientad_jax.reproduction.execution import carry_out, read_metrics
 from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of, planned_runs
-from efficientad_jax.reproduction.rendering import csv_text, latex, markdown
+from efficientad_jax.reproduction.rendering import csv_text, latex, markdown, runs_csv
 from efficientad_jax.reproduction.speed import Benchmarked, read_benchmark
 from efficientad_jax.reproduction.tables import (
     NAMES,
@@ -121,10 +121,13 @@ def main(argv: list[str]) -> int:
         *(f"Failed: {one.name}: {why}" for one, why in failed.items()),
     ]
     table = fill(number, rows, measurements, notes)
-    for suffix, text in (("md", markdown(table)), ("csv", csv_text(table)), ("tex", latex(table))):
-        write_atomically(results / f"table_{number}.{suffix}", text.encode())
-    print(markdown(table))
-    print(f"table: {results / f'table_{number}'}.md, .csv, .tex")
+    written = {".md": markdown(table), ".csv": csv_text(table), ".tex": latex(table)}
+    if detectors:
+        written["_runs.csv"] = runs_csv(metrics)
+    for ending, text in written.items():
+        write_atomically(results / f"table_{number}{ending}", text.encode())
+    print(written[".md"])
+    print(f"written: {results / f'table_{number}'}{{{','.join(written)}}}")
     if failed:
         print(f"error: {len(failed)} runs failed, see above", file=sys.stderr)
     return 1 if failed else 0

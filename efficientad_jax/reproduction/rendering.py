@@ -4,19 +4,19 @@ import csv
 import io
 from collections.abc import Sequence
 
-from efficientad_jax.reproduction.aggregation import Measured
-from efficientad_jax.reproduction.tables import Cell, Column, Table
+from efficientad_jax.reproduction.aggregation import LOCO_KINDS, Measured, Results
+from efficientad_jax.reproduction.tables import Cell, Table
 
-_TO_LATEX = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"})
+_TO_LATEX = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$"})
 
 
 def markdown(table: Table) -> str:
-    """Two columns a figure, ours and the paper's; '-' where there is none."""
+    """Ours and, where the paper has any in a column, the paper's figures; '-' for none."""
     headings = [""]
-    for column in table.columns:
-        headings += [f"{column.heading}: ours", "paper"]
+    for column, has_paper in zip(table.columns, _has_paper(table), strict=True):
+        headings += [f"{column.heading}: ours", "paper"] if has_paper else [column.heading]
     lines = [_row(headings), "|---" + "|---:" * (len(headings) - 1) + "|"]
-    lines += [_row([label, *_texts(table.columns, cells)]) for label, cells in table.rows]
+    lines += [_row([label, *_texts(table, cells)]) for label, cells in table.rows]
     notes = [f"- {note}" for note in table.notes]
     title = f"# Table {table.number}: {table.title}"
     return "\n".join([title, "", *lines, *([""] if notes else []), *notes, ""])
@@ -48,38 +48,59 @@ def csv_text(table: Table) -> str:
     return text.getvalue()
 
 
+def runs_csv(results: Results) -> str:
+    """A line a run, with its figures in [0, 1] as they are in `metrics.json`."""
+    figures = ["image_auroc", "image_average_precision", "pixel_auroc", "au_pro", "au_spro"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "category", "size", "variant", "seed", *figures, *LOCO_KINDS])
+    for run, metrics in results.items():
+        kinds = [metrics["image_auroc_by_defect"].get(kind) for kind in LOCO_KINDS.values()]
+        found = [metrics["detector"].get(figure) for figure in figures]
+        writer.writerow([*run._replace(variant=run.variant.name), *found, *kinds])  # pyright: ignore
+    return text.getvalue()
+
+
 def latex(table: Table) -> str:
     """A `tabular` that needs the package booktabs; title and notes are comments before it."""
-    count = len(table.columns)
-    comments = [f"Table {table.number}: {table.title}", *table.notes]
-    headings = " & ".join(
-        rf"\multicolumn{{2}}{{c}}{{{c.heading.translate(_TO_LATEX)}}}" for c in table.columns
-    )
+    titles, whose = "", ""
+    for column, has_paper in zip(table.columns, _has_paper(table), strict=True):
+        span = 2 if has_paper else 1
+        titles += rf" & \multicolumn{{{span}}}{{c}}{{{column.heading.translate(_TO_LATEX)}}}"
+        whose += " & ours & paper" if has_paper else " & ours"
     lines = [
-        *(f"% {line}" for line in comments),
-        rf"\begin{{tabular}}{{l{'rr' * count}}}",
+        *(f"% {line}" for line in (f"Table {table.number}: {table.title}", *table.notes)),
+        rf"\begin{{tabular}}{{l{'r' * (whose.count('&'))}}}",
         r"\toprule",
-        rf" & {headings} \\",
-        " & " + " & ".join(["ours & paper"] * count) + r" \\",
+        rf"{titles} \\",
+        rf"{whose} \\",
         r"\midrule",
     ]
     for label, cells in table.rows:
-        texts = [label, *_texts(table.columns, cells)]
-        latex_texts = (t.translate(_TO_LATEX).replace("±", r"$\pm$") for t in texts)
-        lines.append(" & ".join("--" if t == "-" else t for t in latex_texts) + r" \\")
+        texts = [text.translate(_TO_LATEX) for text in (label, *_texts(table, cells))]
+        lines.append(" & ".join("--" if text == "-" else text for text in texts) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _has_paper(table: Table) -> list[bool]:
+    """Of each column, whether the paper has a figure in it."""
+    return [
+        any(cells[i].paper is not None for _, cells in table.rows)
+        for i in range(len(table.columns))
+    ]
 
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _texts(columns: Sequence[Column], cells: Sequence[Cell]) -> list[str]:
-    return [
-        text
-        for column, cell in zip(columns, cells, strict=True)
-        for text in (_ours(cell.ours, column.decimals), str(cell.paper or "-"))
-    ]
+def _texts(table: Table, cells: Sequence[Cell]) -> list[str]:
+    texts = []
+    for column, cell, has_paper in zip(table.columns, cells, _has_paper(table), strict=True):
+        texts.append(_ours(cell.ours, column.decimals))
+        if has_paper:
+            texts.append(str(cell.paper or "-"))
+    return texts
 
 
 def _ours(figure: Measured | None, decimals: int) -> str:

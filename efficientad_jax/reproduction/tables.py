@@ -102,17 +102,20 @@ class Measurements(NamedTuple):
 
 _TITLES = {
     1: "Detection, segmentation and speed, means over MVTec AD, VisA and MVTec LOCO AD",
-    2: "Image AU-ROC by collection, and by kind of anomaly of MVTec LOCO AD",
-    3: "Image AU-ROC, mean over the collections, for other quantiles and mining factors",
-    4: "Cumulative ablation: image AU-ROC, mean over the collections",
-    5: "Isolated ablation: image AU-ROC, mean over the collections",
+    2: "Image AU-ROC (%) by collection, and by kind of anomaly of MVTec LOCO AD",
+    3: "Image AU-ROC (%) for other quantiles and mining factors",
+    4: "Cumulative ablation, image AU-ROC (%)",
+    5: "Isolated ablation, image AU-ROC (%)",
     11: "Cost of one image",
 }
 _SPEED_COLUMNS = (
     Column("latency", "latency, ms", 1),
     Column("throughput", "images/s", 0),
 )
-_MEAN_COLUMN = Column("mean", "image AU-ROC, %", 1)
+_COLLECTION_COLUMNS = (
+    *(Column(name, c.benchmark.title, 1) for name, c in COLLECTIONS.items()),
+    Column("mean", "mean", 1),
+)
 _COLUMNS = {
     1: (
         Column("detection", "image AU-ROC, %", 1),
@@ -120,13 +123,12 @@ _COLUMNS = {
         *_SPEED_COLUMNS,
     ),
     2: (
-        *(Column(name, c.benchmark.title, 1) for name, c in COLLECTIONS.items()),
-        Column("mean", "mean", 1),
+        *_COLLECTION_COLUMNS,
         *(Column(kind, f"LOCO, {kind}", 1) for kind in LOCO_KINDS),
     ),
-    3: (_MEAN_COLUMN,),
-    4: (_MEAN_COLUMN,),
-    5: (_MEAN_COLUMN,),
+    3: _COLLECTION_COLUMNS,
+    4: _COLLECTION_COLUMNS,
+    5: _COLLECTION_COLUMNS,
     11: (
         Column("parameters", "parameters, 10^6", 1),
         Column("flop", "FLOP, 10^9", 0),
