@@ -27,10 +27,11 @@ from efficientad_jax.paper_results import RUNS, SPEED_MEASURED_ON
 from efficientad_jax.pdn import Size
 from efficientad_jax.reproduction.collections_on_disk import (
     COLLECTIONS,
+    categories_of,
     check_categories,
     find_collection,
 )
-from efficientad_jax.reproduction.execution import carry_out, read_metrics
+from efficientad_jax.reproduction.execution import Outcome, carry_out, read_metrics
 from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of, planned_runs
 from efficientad_jax.reproduction.rendering import csv_text, latex, markdown, runs_csv
 from efficientad_jax.reproduction.speed import Benchmarked, read_benchmark
@@ -71,66 +72,66 @@ def main(argv: list[str]) -> int:
     if _STEPS.value is not None:
         base.train.steps = _STEPS.value
     check_config(base)
-    sizes, seeds = _sizes(number), _seeds()
-    wanted = tuple(_CATEGORIES.value)
+    sizes, seeds, wanted = _sizes(number), _seeds(), tuple(_CATEGORIES.value)
     check_categories(wanted)
     benchmarked = read_benchmark(Path(_BENCHMARK.value)) if _BENCHMARK.value else None
     results = Path(_RESULTS.value).absolute()
     rows = rows_of(number, sizes, base)
     detectors = detectors_of(number, rows)
-
-    categories = {
-        name: tuple(c for c in of.benchmark.categories if not wanted or c in wanted)
-        for name, of in COLLECTIONS.items()
-    }
     teachers: dict[Size, str] = {size: flag.value for size, flag in _TEACHERS.items()}
     inputs = Inputs({}, teachers)
+
     absent: list[str] = []
-    failed: dict[Run, str] = {}
+    outcome = Outcome({}, stopped=False)
     if detectors and _TRAIN.value:
-        data = _data()
-        found = {name: find_collection(data, name, wanted) for name in COLLECTIONS}
+        found = {name: find_collection(_data(), name, wanted) for name in COLLECTIONS}
         roots = {name: f.root for name, f in found.items() if f.root is not None}
-        inputs = inputs._replace(roots=roots)
-        absent += [line for f in found.values() for line in f.absent]
-        for size in sizes:
-            if not inputs.teachers[size] and (lacking := _lacking_teacher(size)):
-                absent.append(lacking)
-                detectors = [d for d in detectors if d[0] != size]
+        inputs = Inputs(roots, teachers)
+        lacking = {size: _lacking_teacher(size) for size in sizes if not teachers[size]}
+        possible = [d for d in detectors if not lacking.get(d[0])]
         there = {name: f.categories for name, f in found.items()}
-        planned = planned_runs(there, detectors, seeds)
+        planned = planned_runs(there, possible, seeds)
         _check_photographs(planned, base, inputs)
+        absent = [line for f in found.values() for line in f.absent]
+        absent += filter(None, lacking.values())
         for line in absent:
             print(f"absent: {line}", file=sys.stderr)
         outcome = carry_out(planned, base, inputs, results, partial(print, flush=True))
-        failed = outcome.failed
-        if outcome.stopped:
-            print(f"stopped; the same command goes on from where it was, in {results}")
-            return STOPPED
+    if outcome.stopped:
+        print(f"stopped; the same command goes on from where it was, in {results}")
+        return STOPPED
 
-    metrics = {}
-    for one in planned_runs(categories, detectors_of(number, rows), seeds):
-        if one not in failed and (read := read_metrics(results, one, base, inputs)) is not None:
-            metrics[one] = read
+    all_runs = planned_runs(categories_of(wanted), detectors, seeds)
+    done = {}
+    for one in all_runs:
+        metrics = None if one in outcome.failed else read_metrics(results, one, base, inputs)
+        if metrics is not None:
+            done[one] = metrics
     side = (base.model.input_height, base.model.input_width)
     costs: dict[Size, Cost] = {size: cost_of(size, side) for size in sizes} if number == 11 else {}
-    measurements = Measurements(metrics, benchmarked.speeds if benchmarked else {}, costs)
-    notes = [
-        *_notes(number, base, seeds, benchmarked),
-        *(f"Absent: {line}." for line in absent),
-        *(f"Failed: {one.name}: {why}" for one, why in failed.items()),
-    ]
-    table = fill(number, rows, measurements, notes)
+    notes = _speed_notes(benchmarked) if number in (1, 11) else []
+    if costs:
+        notes.append(f"Parameters and operations: ours at {side[0]}x{side[1]}.")
+    if detectors:
+        notes.append(
+            f"Ours: {base.train.steps} steps at {side[0]}x{side[1]}, mean ± standard deviation "
+            f"over seeds {', '.join(map(str, seeds))}; (n/m): of n of m categories. "
+            f"{len(done)} of {len(all_runs)} runs are done."
+        )
+    notes += [f"Absent: {line}." for line in absent]
+    notes += [f"Failed: {one.name}: {why}" for one, why in outcome.failed.items()]
+    speeds = benchmarked.speeds if benchmarked else {}
+    table = fill(number, rows, Measurements(done, speeds, costs), notes)
     written = {".md": markdown(table), ".csv": csv_text(table), ".tex": latex(table)}
     if detectors:
-        written["_runs.csv"] = runs_csv(metrics)
+        written["_runs.csv"] = runs_csv(done)
     for ending, text in written.items():
         write_atomically(results / f"table_{number}{ending}", text.encode())
     print(written[".md"])
     print(f"written: {results / f'table_{number}'}{{{','.join(written)}}}")
-    if failed:
-        print(f"error: {len(failed)} runs failed, see above", file=sys.stderr)
-    return 1 if failed else 0
+    if outcome.failed:
+        print(f"error: {len(outcome.failed)} runs failed, see above", file=sys.stderr)
+    return 1 if outcome.failed else 0
 
 
 def _sizes(number: int) -> list[Size]:
@@ -177,21 +178,9 @@ def _check_photographs(planned: Sequence[Run], base: Config, inputs: Inputs) -> 
         list_images(Path(base.pretraining_images))
 
 
-def _notes(
-    number: int, base: Config, seeds: Sequence[int], benchmarked: Benchmarked | None
-) -> list[str]:
-    notes = []
-    if number != 11:
-        notes.append(
-            f"Ours: {base.train.steps} steps at {base.model.input_height}x"
-            f"{base.model.input_width}, mean ± standard deviation over seeds "
-            f"{', '.join(map(str, seeds))}, of those that are done; (n/m): n of m categories."
-        )
-    if number in (1, 11):
-        notes.append(f"Speed and memory, the paper's: {SPEED_MEASURED_ON}.")
-        measured_on = benchmarked.measured_on if benchmarked else "not measured, see --benchmark"
-        notes.append(f"Speed and memory, ours: {measured_on}.")
-    return notes
+def _speed_notes(benchmarked: Benchmarked | None) -> list[str]:
+    measured_on = benchmarked.measured_on if benchmarked else "not measured, see --benchmark"
+    return [f"Speed and memory: the paper's {SPEED_MEASURED_ON}; ours {measured_on}."]
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def find_collection(data: Path, name: str, wanted: tuple[str, ...] = ()) -> Foun
       wanted: categories, all of them unless given; those of other collections are passed over.
     """
     benchmark = COLLECTIONS[name].benchmark
-    categories = tuple(c for c in benchmark.categories if not wanted or c in wanted)
+    categories = categories_of(wanted)[name]
     published = benchmark.archive.file_name
     names = [name, *(name + suffix for suffix in _ARCHIVE_SUFFIXES), published]
     names.append(published.removesuffix(".xz").removesuffix(".tar"))
@@ -74,6 +74,14 @@ def find_collection(data: Path, name: str, wanted: tuple[str, ...] = ()) -> Foun
     missing = ", ".join(c for c in categories if c not in there)
     absent = (f"{benchmark.title}: no folder {missing} in {root}",) if missing else ()
     return Found(root, there, absent)
+
+
+def categories_of(wanted: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """The categories of each collection, or those of them that are wanted."""
+    return {
+        name: tuple(c for c in of.benchmark.categories if not wanted or c in wanted)
+        for name, of in COLLECTIONS.items()
+    }
 
 
 def check_categories(wanted: tuple[str, ...]) -> None:

@@ -3,7 +3,9 @@
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
+from efficientad_jax.errors import InputError
 from efficientad_jax.reproduction.aggregation import LOCO_KINDS, Measured, Results
 from efficientad_jax.reproduction.tables import Cell, Table
 
@@ -46,6 +48,30 @@ def csv_text(table: Table) -> str:
             paper = ["", "", ""] if cell.paper is None else list(cell.paper)
             writer.writerow([label, column.key, *ours, *paper])
     return text.getvalue()
+
+
+def read_cells(file: Path) -> dict[tuple[str, str], Measured]:
+    """Our figures in what `csv_text` made, by row and key of the column.
+
+    Raises:
+      InputError: the file cannot be read or is another one.
+    """
+    try:
+        with file.open(newline="") as text:
+            return {
+                (row["row"], row["column"]): Measured(
+                    float(row["ours"]),
+                    float(row["ours_deviation"]) if row["ours_deviation"] else None,
+                    *(int(row[name]) for name in ("seeds", "categories", "categories_in_full")),
+                )
+                for row in csv.DictReader(text)
+                if row["ours"]
+            }
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"table {file}: cannot be read ({error!r}), expected the .csv of a table that "
+            "`python -m experiments.reproduce` leaves"
+        ) from error
 
 
 def runs_csv(results: Results) -> str:

@@ -1,0 +1,78 @@
+"""AU-ROC against latency (paper, Figure 1)."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from efficientad_jax import paper_results
+from efficientad_jax.figures.drawing import COLUMN, STYLE
+
+_OURS, _PAPER, _OTHERS = "#c0392b", "#1f5f9c", "#7f8c8d"
+# Where a method's name stands beside its point, in points: to the right, unless that is taken.
+_OFFSETS = {"PatchCore ensemble": (0, -17, "center")}
+
+
+class Point(NamedTuple):
+    """A detector of one's own.
+
+    Attributes:
+      latency: milliseconds an image.
+      auroc: image AU-ROC, mean over the collections, per cent.
+      deviation: of it over seeds, None of one seed.
+    """
+
+    latency: float
+    auroc: float
+    deviation: float | None
+
+
+def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
+    """The paper's methods as it reports them, and one's own detectors.
+
+    Args:
+      points: by name; none for the paper's alone.
+      measured_on: device and dtype of their latencies.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
+        axis = figure.subplots()
+        axis.set_xscale("log")
+        for name, method in paper_results.OTHER_METHODS.items():
+            at = method.latency.mean, method.detection.mean
+            axis.plot(*at, "o", color=_OTHERS, markersize=4)
+            _label(axis, name, at, _OTHERS)
+        for size, method in paper_results.EFFICIENT_AD.items():
+            at = method.latency.mean, method.detection.mean
+            axis.plot(*at, "D", color=_PAPER, markersize=4.5)
+            _label(axis, f"EfficientAD-{size[0].upper()}", at, _PAPER)
+        for name, point in points.items():
+            axis.errorbar(
+                point.latency,
+                point.auroc,
+                yerr=point.deviation,
+                fmt="*",
+                color=_OURS,
+                markersize=8,
+                capsize=2,
+                elinewidth=0.8,
+            )
+            _label(axis, name, (point.latency, point.auroc), _OURS)
+        axis.plot([], [], "D", color=_PAPER, markersize=4.5, label="EfficientAD, paper")
+        axis.plot([], [], "o", color=_OTHERS, markersize=4, label="others, paper")
+        if points:
+            axis.plot([], [], "*", color=_OURS, markersize=8, label=f"ours, {measured_on}")
+        axis.set_xlabel(f"latency, ms (paper: {paper_results.SPEED_MEASURED_ON})")
+        axis.set_ylabel("image AU-ROC, %")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.25, linewidth=0.4)
+        axis.margins(x=0.18, y=0.08)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, frameon=False)
+    return figure
+
+
+def _label(axis, name: str, at: tuple[float, float], color: str) -> None:
+    x, y, side = _OFFSETS.get(name, (5, -2.5, "left"))
+    axis.annotate(name, at, (x, y), textcoords="offset points", ha=side, fontsize=6.5, color=color)
