@@ -68,7 +68,7 @@ LAYERS = {
         "workdir",
     ],
     "detector": ["calibration", "detector", "fit", "inference"],
-    "evaluation": ["baselines", "evaluation", "heatmap"],
+    "evaluation": ["baselines", "evaluation", "heatmap", "region_overlap"],
     "report": ["assessment", "report"],
     "benchmark": [
         "benchmark",
