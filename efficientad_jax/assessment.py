@@ -73,7 +73,8 @@ def evaluate_workdir(workdir: Path) -> str:
     """Evaluates `workdir / "detector"` on the dataset of the configuration it keeps.
 
     Returns:
-      A few lines for the terminal.
+      A few lines for the terminal; where the dataset has no test images, one that says so, and no
+      file is written.
 
     Raises:
       InputError: the detector or its dataset cannot be loaded.
@@ -82,6 +83,8 @@ def evaluate_workdir(workdir: Path) -> str:
     detector = Detector.load(folder)
     config: Config = ConfigDict(detector.config)
     dataset = load_configured_dataset(config)
+    if not dataset.test.names:
+        return f"no test images to evaluate: {config.dataset.root} holds good images alone"
     facts = {
         "dataset": f"{config.dataset.name} {config.category}".strip(),
         "training steps": f"{config.train.steps}",

@@ -109,7 +109,7 @@ def _pixels_of_components(
     scores: Float32[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]
 ) -> tuple[DefectPixels, int]:
     labels, count = ndimage.label(mask, _EIGHT_NEIGHBOURS)  # pyright: ignore
-    inside = labels[mask] - 1
+    inside = np.asarray(labels, np.intp)[mask] - 1
     return DefectPixels(scores[mask], 1 / np.bincount(inside)[inside]), count
 
 
@@ -163,7 +163,8 @@ def _overlap_curve(
     steps = np.flatnonzero(counts_in_last)[::-1]
     ends = before[bins_needed - 1] + np.cumsum(counts_in_last[steps])
     starts = ends - counts_in_last[steps]
-    steps, starts, ends = (values[starts < allowed] for values in (steps, starts, ends))
+    counted = starts < allowed
+    steps, starts, ends = steps[counted], starts[counted], ends[counted]
     scores = _scores((last << _HALF) + steps)
     part = np.minimum((allowed - starts) / (ends - starts), 1.0)
     overlap = defects.overlap_above(scores)
