@@ -12,9 +12,8 @@ from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.baselines import mean_brightness_scores, pca_reconstruction_scores
 from efficientad_jax.configuration import Config
 from efficientad_jax.data.loading import Dataset
-from efficientad_jax.defect_kinds import image_auroc_by_defect
 from efficientad_jax.detector import Detector
-from efficientad_jax.evaluation import Metrics, evaluate
+from efficientad_jax.evaluation import NO_SATURATION_AREAS, Metrics, evaluate
 from efficientad_jax.fit import load_configured_dataset
 from efficientad_jax.report import ScoredImages, write_report
 
@@ -47,7 +46,7 @@ def assess(
     detections = detector.detect_resized(test.images, test.sizes)
     scores = np.array([detection.score for detection in detections])
     maps = [detection.anomaly_map for detection in detections]
-    metrics = evaluate(scores, test.labels, maps, test.masks)
+    metrics = evaluate(scores, test.labels, maps, test.masks, test.defects, test.regions)
     normal = np.concatenate([dataset.train.images, dataset.validation.images])
     both = len(np.unique(test.labels)) == 2
     baselines = {
@@ -57,11 +56,7 @@ def assess(
             ("mean brightness", mean_brightness_scores),
         )
     }
-    summary = {
-        "detector": metrics.as_dict(),
-        "image_auroc_by_defect": image_auroc_by_defect(scores, test.labels, test.defects),
-        "baselines_image_auroc": baselines,
-    }
+    summary = {"detector": metrics.as_dict(), "baselines_image_auroc": baselines}
     write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
     write_report(
         folder / REPORT_FILE,
@@ -82,7 +77,8 @@ def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:
       dataset: that dataset, where it is loaded already.
 
     Returns:
-      A few lines for the terminal.
+      A few lines for the terminal; where the dataset has no test images, one that says so, and no
+      file is written.
 
     Raises:
       InputError: the detector or its dataset cannot be loaded.
@@ -91,6 +87,8 @@ def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:
     detector = Detector.load(folder)
     config: Config = ConfigDict(detector.config)
     dataset = dataset or load_configured_dataset(config)
+    if not dataset.test.names:
+        return f"no test images to evaluate: {config.dataset.root} holds good images alone"
     facts = {
         "dataset": f"{config.dataset.name} {config.category}".strip(),
         "training steps": f"{config.train.steps}",
@@ -114,9 +112,14 @@ def _summarise(metrics: Metrics, baselines: Mapping[str, float | None]) -> str:
         f"image AU-ROC         {figure(metrics.image_auroc, metrics.image_reason)}",
         *(f"  {name:<19}{figure(value)}" for name, value in baselines.items()),
         f"average precision    {figure(metrics.image_average_precision, metrics.image_reason)}",
+        f"F1 at its best       {figure(metrics.image_best_f1, metrics.image_reason)}",
         f"pixel AU-ROC         {figure(metrics.pixel_auroc, metrics.pixel_reason)}",
+        f"AU-PRO (FPR < 0.3)   {figure(metrics.au_pro, metrics.pixel_reason)}",
         f"test images          {metrics.good_images} normal, {metrics.anomalous_images} anomalous",
     ]
+    if metrics.au_spro_reason != NO_SATURATION_AREAS:
+        value = figure(metrics.au_spro, metrics.au_spro_reason)
+        lines.insert(-1, f"AU-sPRO (FPR < 0.05) {value}")
     if metrics.anomalous_without_mask and metrics.pixel_auroc is not None:
         lines.append(
             f"                     {metrics.anomalous_without_mask} anomalous ones have no mask or "

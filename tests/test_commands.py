@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from efficientad_jax.assessment import evaluate_workdir
+from efficientad_jax.detector import Detection, Detector
 from tests.command import command
 
 SMALL = (
@@ -106,6 +108,21 @@ def test_train_evaluate_predict(folder, tmp_path):
     again = list(csv.DictReader((tmp_path / "again.csv").read_text().splitlines()))
     good = [row["score"] for row in rows if "good" in row["image"]]
     assert [row["score"] for row in again] == good
+
+
+def test_good_images_alone_train_and_predict(tmp_path):
+    write_images(tmp_path / "good", 3)
+    workdir = tmp_path / "run"
+    result = train(tmp_path / "good", workdir, *SMALL, "--config.losses.autoencoder=False")
+    assert result.returncode == 0, result.stderr
+    before = sorted(path for path in workdir.rglob("*") if path.is_file())
+    assert evaluate_workdir(workdir) == (
+        f"no test images to evaluate: {tmp_path / 'good'} holds good images alone"
+    )
+    assert sorted(path for path in workdir.rglob("*") if path.is_file()) == before
+    detection = Detector.load(workdir / "detector")(tmp_path / "good/000.png")
+    assert isinstance(detection, Detection)
+    assert np.isfinite(detection.score)
 
 
 def test_a_misspelt_field_is_named(tmp_path):

@@ -127,6 +127,26 @@ def test_own_validation_images_are_taken(root: Path) -> None:
     assert dataset.train.names == [f"train/good/{i:03}.png" for i in range(4)]
 
 
+def test_good_images_alone_are_a_dataset(tmp_path: Path) -> None:
+    root = tmp_path / "good ones"
+    for i in range(5):
+        write_image(root / f"{i}.jpg")
+    dataset = load(root)
+    assert train_names(dataset) == [f"{i}.jpg" for i in range(5)]
+    assert len(dataset.validation.names) == 1
+    assert not dataset.train.labels.any()
+    assert (len(dataset.test.names), dataset.test.images.shape) == (0, (0, 8, 8, 3))
+    write_image(root / "later/0.jpg")
+    with pytest.raises(InputError, match=r"later/0\.jpg: lies in a folder of .*train/good"):
+        load(root)
+
+
+def test_one_good_image_is_too_few(tmp_path: Path) -> None:
+    write_image(tmp_path / "few/0.png")
+    with pytest.raises(InputError, match=r"few: 1 image, expected at least 2"):
+        load(tmp_path / "few")
+
+
 def test_category_is_a_folder_of_the_root(root: Path) -> None:
     by_category = load(root.parent, "bottle", "elsewhere/prepared")
     assert by_category.test.names == load(root).test.names

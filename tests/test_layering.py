@@ -70,11 +70,11 @@ LAYERS = {
     "detector": ["calibration", "detector", "fit", "inference", "recalibration"],
     "evaluation": [
         "baselines",
-        "defect_kinds",
         "evaluation",
         "hard_features",
         "heatmap",
         "receptive_field",
+        "region_overlap",
     ],
     "report": [
         "assessment",

@@ -1,9 +1,11 @@
-"""Any folder in MVTec AD's layout, as a tensorflow-datasets builder.
+"""Any folder in MVTec AD's layout, or of good images alone, as a tensorflow-datasets builder.
 
 ROOT/[CATEGORY/]train/good/*
 ROOT/[CATEGORY/]validation/good/*               optional
 ROOT/[CATEGORY/]test/good/* and test/DEFECT/*
 ROOT/[CATEGORY/]ground_truth/DEFECT/STEM_mask.png   optional
+
+or ROOT/* without folders of images in it: all of them good, none to test with.
 """
 
 import re
@@ -13,7 +15,12 @@ import tensorflow_datasets as tfds
 
 from efficientad_jax.data.builder import ConfiguredBuilder, fingerprint
 from efficientad_jax.data.examples import FEATURES, Example, generate
-from efficientad_jax.data.layout import good_images, labelled_images, training_images
+from efficientad_jax.data.layout import (
+    good_images,
+    labelled_images,
+    training_images,
+    unsorted_images,
+)
 from efficientad_jax.errors import InputError
 
 
@@ -30,7 +37,7 @@ class MvtecFolder(ConfiguredBuilder):
         """Lists the folder.
 
         Args:
-          root: a folder with `train/good` in it.
+          root: a folder with `train/good` in it, or with images.
           data_dir: where prepared copies go, tensorflow-datasets' own folder unless given.
 
         Raises:
@@ -83,7 +90,7 @@ def resolve_category(root: str, category: str) -> Path:
 
 
 def list_examples(root: Path) -> dict[str, list[Example]]:
-    """The examples of each split: 'train', 'test' and, where there is one, 'validation'.
+    """The examples of each split: 'train' and, where there are any, 'test' and 'validation'.
 
     Raises:
       InputError: a folder is missing or empty, there are fewer than 2 training images, or masks
@@ -91,6 +98,8 @@ def list_examples(root: Path) -> dict[str, list[Example]]:
     """
     if not root.is_dir():
         raise InputError(f"dataset folder {root}: no such folder")
+    if not (root / "train").is_dir() and not (root / "test").is_dir():
+        return {"train": unsorted_images(root)}
     splits = {"train": training_images(root)}
     if (root / "validation").is_dir():
         splits["validation"] = good_images(root, "validation")

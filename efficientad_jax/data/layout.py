@@ -35,13 +35,23 @@ def training_images(root: Path, good: str = GOOD) -> list[Example]:
     Raises:
       InputError: there are fewer than 2.
     """
-    examples = good_images(root, "train", good)
-    if len(examples) < _FEWEST_TRAINING_IMAGES:
-        raise InputError(
-            f"dataset folder {root / 'train' / good}: {len(examples)} image, expected at "
-            f"least {_FEWEST_TRAINING_IMAGES}: one to train on and one to calibrate with"
-        )
-    return examples
+    return _enough_to_train(root / "train" / good, good_images(root, "train", good))
+
+
+def unsorted_images(root: Path) -> list[Example]:
+    """The images that lie in `ROOT` itself, taken for good, of which some are going to be held out.
+
+    Raises:
+      InputError: there are fewer than 2, or others in folders of it.
+    """
+    paths = list_images(root)
+    for path in paths:
+        if path.parent != root:
+            raise InputError(
+                f"image {path}: lies in a folder of {root}, expected good images in {root} itself "
+                f"and no others, or good ones in {root / 'train' / GOOD}"
+            )
+    return _enough_to_train(root, [Example(path, path.name, GOOD) for path in paths])
 
 
 def labelled_images(
@@ -101,6 +111,15 @@ def require_masks(examples: list[Example]) -> list[Example]:
                 f"image {example.image}: has no mask, expected one as the dataset has for every "
                 "anomalous image; the copy is incomplete"
             )
+    return examples
+
+
+def _enough_to_train(folder: Path, examples: list[Example]) -> list[Example]:
+    if len(examples) < _FEWEST_TRAINING_IMAGES:
+        raise InputError(
+            f"dataset folder {folder}: {len(examples)} image, expected at "
+            f"least {_FEWEST_TRAINING_IMAGES}: one to train on and one to calibrate with"
+        )
     return examples
 
 

@@ -59,7 +59,7 @@ def load_dataset(
 
     Args:
       name: 'mvtec_ad', 'mvtec_loco', 'mvtec_ad2', 'visa', 'btad' or 'elpv', or 'folder' for a
-        folder in MVTec AD's layout.
+        folder in MVTec AD's layout or of good images alone, which leaves none to test with.
       category: of the dataset; for a folder, a folder inside `root` or ''.
       root: the folder; of a benchmark an extracted folder, an archive, or '' to download it; not
         read for 'elpv'.
@@ -78,7 +78,8 @@ def load_dataset(
     builder = _builder(name, category, root, data_dir or None)
     prepare(builder)
     splits = {split: _load_split(builder, split, image_size) for split in builder.info.splits}
-    train, test = splits["train"], splits["test"]
+    train = splits["train"]
+    test = splits.get("test", _take(train, np.arange(0)))
     if "validation" in splits:
         return Dataset(train, splits["validation"], test)
     train, validation = _hold_out(train, validation_fraction, seed)

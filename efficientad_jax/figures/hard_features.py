@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from efficientad_jax.errors import InputError
 from efficientad_jax.figures.drawing import PAGE, STYLE, hide_frame
@@ -63,6 +64,7 @@ def draw_hard_features(
             axis.set_title(title)
         assert shown is not None
         bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.01, aspect=30)
+        bar.locator = MaxNLocator("auto", integer=True)
         bar.outline.set_linewidth(0.4)  # pyright: ignore
         bar.set_label(f"features picked, of {channels}")
     return figure

@@ -73,6 +73,16 @@ def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
     return figure
 
 
-def _label(axis, name: str, at: tuple[float, float], color: str) -> None:
+def _label(axis: Axes, name: str, at: tuple[float, float], color: str) -> None:
     x, y, side = _OFFSETS.get(name, (5, -2.5, "left"))
-    axis.annotate(name, at, (x, y), textcoords="offset points", ha=side, fontsize=6.5, color=color)
+    text = name.replace("PatchCore ", "PatchCore\n")
+    axis.annotate(
+        text,
+        at,
+        (x, y),
+        textcoords="offset points",
+        ha=side,
+        fontsize=6.5,
+        color=color,
+        linespacing=0.9,
+    )

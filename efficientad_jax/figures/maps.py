@@ -38,12 +38,13 @@ def draw_maps(
         raise InputError(f"figure of maps: highest value {high:g}, expected one above 0")
     has_global = detections[0].global_map is not None
     titles = ["image", *(["local", "global"] if has_global else []), "combined"]
-    widest = max(image.shape[1] / image.shape[0] for image in images)
-    side = PAGE / (len(titles) + 0.25)
+    # All panels are as wide as each other.
+    width = PAGE / (len(titles) + 0.4)
+    heights = [width * image.shape[0] / image.shape[1] for image in images]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(PAGE, side / widest * len(images) + 0.2), layout="constrained")
+        figure = Figure(figsize=(PAGE, sum(heights) + 0.2), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)  # pyright: ignore
-        axes = figure.subplots(len(images), len(titles), squeeze=False)
+        axes = figure.subplots(len(images), len(titles), squeeze=False, height_ratios=heights)
         shown = None
         for row, image, detection in zip(axes, images, detections, strict=True):
             maps = [detection.local_map, detection.global_map] if has_global else []

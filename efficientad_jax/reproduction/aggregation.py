@@ -47,7 +47,7 @@ def detection(metrics: Mapping[str, Any]) -> float | None:
 
 def detection_of_kind(kind: str) -> Reading:
     """Image AU-ROC of the good images against one kind of anomalies, 'logical' for instance."""
-    return lambda metrics: metrics["image_auroc_by_defect"].get(LOCO_KINDS[kind])
+    return lambda metrics: metrics["detector"]["image_auroc_by_defect"].get(LOCO_KINDS[kind])
 
 
 def collection_figure(

@@ -15,7 +15,6 @@ from efficientad_jax.assessment import METRICS_FILE, evaluate_workdir
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.configuration import Config
 from efficientad_jax.data.loading import Dataset
-from efficientad_jax.defect_kinds import image_auroc_by_defect
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.evaluation import evaluate
@@ -158,10 +157,8 @@ def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], datase
     test = dataset.test
     scores = recalibrated_scores(detector, dataset.validation.images, test.images, choices)
     for (run, config), of_run in zip(configs.items(), scores, strict=True):
-        summary = {
-            "detector": evaluate(of_run, test.labels).as_dict(),
-            "image_auroc_by_defect": image_auroc_by_defect(of_run, test.labels, test.defects),
-        }
+        metrics = evaluate(of_run, test.labels, defects=test.defects)
+        summary = {"detector": metrics.as_dict()}
         folder = claim_workdir(results / run.name, config)
         write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
     return True

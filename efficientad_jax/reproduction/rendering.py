@@ -81,8 +81,9 @@ def runs_csv(results: Results) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["dataset", "category", "size", "variant", "seed", *figures, *LOCO_KINDS])
     for run, metrics in results.items():
-        kinds = [metrics["image_auroc_by_defect"].get(kind) for kind in LOCO_KINDS.values()]
-        found = [metrics["detector"].get(figure) for figure in figures]
+        detector = metrics["detector"]
+        found = [detector.get(figure) for figure in figures]
+        kinds = [detector["image_auroc_by_defect"].get(kind) for kind in LOCO_KINDS.values()]
         writer.writerow([*run._replace(variant=run.variant.name), *found, *kinds])  # pyright: ignore
     return text.getvalue()
 
