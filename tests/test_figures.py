@@ -178,7 +178,7 @@ def test_methods_stand_at_their_latency_and_auroc() -> None:
         f"EfficientAD-{size[0].upper()}": of for size, of in paper_results.EFFICIENT_AD.items()
     }
     assert texts == {name: (of.latency.mean, of.detection.mean) for name, of in methods.items()}
-    assert "ours, an abacus" in axis.get_legend_handles_labels()[1]
+    assert "ours (an abacus)" in axis.get_legend_handles_labels()[1]
 
 
 def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:

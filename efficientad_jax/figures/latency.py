@@ -1,5 +1,6 @@
 """AU-ROC against latency (paper, Figure 1)."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from efficientad_jax.figures.drawing import COLUMN, STYLE
 
 _OURS, _PAPER, _OTHERS = "#c0392b", "#1f5f9c", "#7f8c8d"
 # Where a method's name stands beside its point, in points: to the right, unless that is taken.
-_OFFSETS = {"PatchCore ensemble": (0, -17, "center")}
+_OFFSETS = {"EfficientAD-S": (0, 6, "center"), "PatchCore ensemble": (0, -17, "center")}
 
 
 class Point(NamedTuple):
@@ -37,7 +38,7 @@ def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
       measured_on: device and dtype of their latencies.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
+        figure = Figure(figsize=(COLUMN, 3.0), layout="constrained")
         axis = figure.subplots()
         axis.set_xscale("log")
         for name, method in paper_results.OTHER_METHODS.items():
@@ -59,30 +60,23 @@ def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
                 capsize=2,
                 elinewidth=0.8,
             )
-            _label(axis, name, (point.latency, point.auroc), _OURS)
-        axis.plot([], [], "D", color=_PAPER, markersize=4.5, label="EfficientAD, paper")
-        axis.plot([], [], "o", color=_OTHERS, markersize=4, label="others, paper")
+            _label(axis, name, (point.latency, point.auroc), _OURS, below=True)
+        device = f" ({paper_results.SPEED_MEASURED_ON})"
+        axis.plot([], [], "D", color=_PAPER, markersize=4.5, label="EfficientAD, paper" + device)
+        axis.plot([], [], "o", color=_OTHERS, markersize=4, label="other methods, paper")
         if points:
-            axis.plot([], [], "*", color=_OURS, markersize=8, label=f"ours, {measured_on}")
-        axis.set_xlabel(f"latency, ms (paper: {paper_results.SPEED_MEASURED_ON})")
+            ours = textwrap.fill(f"ours ({measured_on})", 60)
+            axis.plot([], [], "*", color=_OURS, markersize=8, label=ours)
+        axis.set_xlabel("latency, ms")
         axis.set_ylabel("image AU-ROC, %")
         axis.xaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.25, linewidth=0.4)
         axis.margins(x=0.18, y=0.08)
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, frameon=False)
+        figure.legend(loc="outside lower left", frameon=False)
     return figure
 
 
-def _label(axis: Axes, name: str, at: tuple[float, float], color: str) -> None:
-    x, y, side = _OFFSETS.get(name, (5, -2.5, "left"))
+def _label(axis: Axes, name: str, at: tuple[float, float], color: str, below: bool = False) -> None:
+    x, y, side = (5, -8, "left") if below else _OFFSETS.get(name, (5, -2.5, "left"))
     text = name.replace("PatchCore ", "PatchCore\n")
-    axis.annotate(
-        text,
-        at,
-        (x, y),
-        textcoords="offset points",
-        ha=side,
-        fontsize=6.5,
-        color=color,
-        linespacing=0.9,
-    )
+    axis.annotate(text, at, (x, y), textcoords="offset points", ha=side, fontsize=6.5, color=color)
