@@ -129,7 +129,8 @@ def test_maps_are_drawn_on_one_scale() -> None:
             assert drawn.get_clim() == (0, pytest.approx(0.4))
     assert draw_maps(images, detections, high=0.3).axes[1].images[0].get_clim() == (0, 0.3)
     without = draw_maps(images[:1], [detection(0.1, (8, 12), has_global=False)])
-    assert [a.get_title() for a in without.axes[:3]] == ["image", "local", "combined"]
+    assert [axis.get_title() for axis in without.axes[:2]] == ["image", "combined"]
+    np.testing.assert_array_equal(without.axes[1].images[0].get_array(), np.float32(0.1))
     with pytest.raises(InputError, match="above 0"):
         draw_maps(images, detections, high=0.0)
     with pytest.raises(InputError, match="no images"):

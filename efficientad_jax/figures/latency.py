@@ -76,7 +76,9 @@ def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
     return figure
 
 
-def _label(axis: Axes, name: str, at: tuple[float, float], color: str, below: bool = False) -> None:
+def _label(
+    axis: Axes, name: str, at: tuple[int | float, int | float], color: str, below: bool = False
+) -> None:
     x, y, side = (5, -8, "left") if below else _OFFSETS.get(name, (5, -2.5, "left"))
     text = name.replace("PatchCore ", "PatchCore\n")
     axis.annotate(text, at, (x, y), textcoords="offset points", ha=side, fontsize=6.5, color=color)

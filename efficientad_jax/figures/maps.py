@@ -17,13 +17,14 @@ def draw_maps(
     detections: Sequence[Detection],
     high: float | None = None,
 ) -> Figure:
-    """A row an image: the image, and each of its maps in the same colours.
+    """A row an image: the image, and its maps in the same colours.
 
     Colours begin at 0, the `q_a`-quantile of normal pixels.
 
     Args:
       images: RGB, of any sizes; at least one.
-      detections: what a detector said of each. The global map is left out where it has none.
+      detections: what a detector said of each. Without a global map
+        the local one is the combined one, and shown once.
       high: value that gets the last colour, the highest of the combined maps unless given; 0.1 is
         the `q_b`-quantile of normal pixels.
 
@@ -47,9 +48,9 @@ def draw_maps(
         axes = figure.subplots(len(images), len(titles), squeeze=False, height_ratios=heights)
         shown = None
         for row, image, detection in zip(axes, images, detections, strict=True):
-            maps = [detection.local_map, detection.global_map] if has_global else []
+            parts = [detection.local_map, detection.global_map] if has_global else []
             row[0].imshow(image)
-            for axis, one in zip(row[1:], [*maps, detection.anomaly_map], strict=True):
+            for axis, one in zip(row[1:], [*parts, detection.anomaly_map], strict=True):
                 shown = axis.imshow(one, cmap="inferno", vmin=0, vmax=high)
         for axis in axes.flat:
             hide_frame(axis)
