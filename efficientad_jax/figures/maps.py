@@ -23,8 +23,8 @@ def draw_maps(
 
     Args:
       images: RGB, of any sizes; at least one.
-      detections: what a detector said of each. Without a global map
-        the local one is the combined one, and shown once.
+      detections: what a detector said of each. Without a global map the local one is the
+        combined one, and shown once.
       high: value that gets the last colour, the highest of the combined maps unless given; 0.1 is
         the `q_b`-quantile of normal pixels.
 
