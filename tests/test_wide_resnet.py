@@ -1,0 +1,161 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from efficientad_jax.errors import InputError
+from efficientad_jax.patch_features import patch_features
+from efficientad_jax.wide_resnet import (
+    WideResNet,
+    convert_wide_resnet,
+    load_wide_resnet,
+    preprocess,
+)
+
+torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install torch")
+nn = torch.nn
+
+
+class Bottleneck(nn.Module):
+    """torchvision's block: the stride is that of the 3x3 convolution."""
+
+    def __init__(self, channels, planes, stride, groups_width):
+        super().__init__()
+        wide, out = planes * groups_width // 64, planes * 4
+        self.conv1 = nn.Conv2d(channels, wide, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(wide)
+        self.conv2 = nn.Conv2d(wide, wide, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(wide)
+        self.conv3 = nn.Conv2d(wide, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.downsample = None
+        if stride != 1 or channels != out:
+            conv = nn.Conv2d(channels, out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out))
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """The published ResNet as far as layer3, under torchvision's names."""
+
+    def __init__(self, blocks=(3, 4, 23), width=128):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        channels = 64
+        for i, (count, planes, stride) in enumerate(
+            zip(blocks, (64, 128, 256), (1, 2, 2), strict=True)
+        ):
+            layer = []
+            for j in range(count):
+                layer.append(Bottleneck(channels, planes, stride if j == 0 else 1, width))
+                channels = planes * 4
+            setattr(self, f"layer{i + 1}", nn.Sequential(*layer))
+
+    def forward(self, x):
+        x = torch.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        second = self.layer2(self.layer1(x))
+        return second, self.layer3(second)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    torch.manual_seed(0)
+    network = ResNet().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network
+
+
+@pytest.fixture(scope="module")
+def state(reference):
+    return {name: value.numpy() for name, value in reference.state_dict().items()}
+
+
+def reference_patch_features(maps, channels=384):
+    """METHOD's phase 1 literally: 3x3 patches, resize, 1024 each, concatenate, 384."""
+    functional = nn.functional
+    height, width = maps[0].shape[2:]
+    pooled = []
+    for x in maps:
+        patches = functional.unfold(x, 3, padding=1).unflatten(2, x.shape[2:])
+        patches = functional.interpolate(patches, (height, width), mode="bilinear")
+        rows = patches.permute(0, 2, 3, 1).flatten(0, 2)
+        pooled.append(functional.adaptive_avg_pool1d(rows[:, None], 1024)[:, 0])
+    rows = torch.cat(pooled, 1)
+    rows = functional.adaptive_avg_pool1d(rows[:, None], channels)[:, 0]
+    return rows.reshape(-1, height, width, channels)
+
+
+@pytest.mark.parametrize("method", ["direct", "auto"])
+def test_maps_and_patch_features_are_those_of_pytorch(reference, state, method):
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        x = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
+        maps = reference(x)
+        features = reference_patch_features(maps)
+    params = convert_wide_resnet(state)
+
+    @jax.jit
+    def describe(params, images):
+        maps = WideResNet(method).apply(params, preprocess(images))
+        return *maps, patch_features(maps, 384)
+
+    expected = [*(m.permute(0, 2, 3, 1) for m in maps), features]
+    for ours, theirs in zip(describe(params, jnp.asarray(images)), expected, strict=True):
+        theirs = theirs.numpy()
+        assert ours.shape == theirs.shape
+        error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+        assert error < 1e-5
+    assert expected[0].shape == (1, 8, 12, 512)
+    assert expected[1].shape == (1, 4, 6, 1024)
+
+
+def test_a_file_of_either_kind_with_or_without_the_last_layers(reference, state, tmp_path):
+    whole = reference.state_dict() | {
+        "layer4.0.conv1.weight": torch.zeros(1024, 1024, 1, 1),
+        "fc.weight": torch.zeros(1000, 2048),
+    }
+    torch.save(whole, tmp_path / "weights.pth")
+    save_file(state, tmp_path / "weights.safetensors")
+    read = [load_wide_resnet(str(tmp_path / f"weights.{kind}")) for kind in ("pth", "safetensors")]
+    for a, b in zip(*map(jax.tree.leaves, read), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_another_network_are_refused_in_one_line(state, tmp_path):
+    others = {
+        "layer1.0.conv1.weight has shape (64, 64, 1, 1), expected (128, 64, 1, 1)": ResNet(
+            (3, 4, 6), 64
+        ),
+        "layer3.6.conv1.weight missing": ResNet((3, 4, 6), 128),  # WideResNet-50-2
+        "layer3.23.conv1.weight of shape (512, 1024, 1, 1) not expected": ResNet((3, 4, 24), 128),
+    }
+    path = tmp_path / "weights.pth"
+    for message, network in others.items():
+        torch.save(network.state_dict(), path)
+        with pytest.raises(InputError) as info:
+            load_wide_resnet(str(path))
+        assert message in str(info.value)
+        assert f"config.backbone_weights = {str(path)!r}" in str(info.value)
+        assert "\n" not in str(info.value)
+
+
+def test_no_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.backbone_weights is empty"):
+        load_wide_resnet("")
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        load_wide_resnet(str(tmp_path / "none.safetensors"))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_wide_resnet(str(tmp_path / "none.pth"))
