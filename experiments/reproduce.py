@@ -69,6 +69,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     number = int(_TABLE.value)
     base = _CONFIG.value
+    _check_unset(base)
     if _STEPS.value is not None:
         base.train.steps = _STEPS.value
     check_config(base)
@@ -132,6 +133,17 @@ def main(argv: list[str]) -> int:
     if outcome.failed:
         print(f"error: {len(outcome.failed)} runs failed, see above", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _check_unset(base: Config) -> None:
+    """A field that each run sets itself is not passed over silently."""
+    for field, value, instead in (
+        ("teacher", base.teacher, "--teacher_small and --teacher_medium"),
+        ("category", base.category, "--categories"),
+        ("dataset.root", base.dataset.root, "--data"),
+    ):
+        if value:
+            raise InputError(f"--config.{field}={value}: each run has its own; give {instead}")
 
 
 def _sizes(number: int) -> list[Size]:
