@@ -56,6 +56,7 @@ def get_config(category: str = "mono") -> Config:
     config.train.weight_decay = 1e-5
     config.train.steps_per_dispatch = 10
     config.train.checkpoint_every = 500
+    config.train.checkpoints_kept = 2  # the newest; more for a figure of the training
     config.train.feature_cache_gb = 2.0  # of teacher features kept in memory
 
     config.calibration = ConfigDict()

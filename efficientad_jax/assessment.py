@@ -80,8 +80,12 @@ def assess(
     return metrics, baselines
 
 
-def evaluate_workdir(workdir: Path) -> str:
+def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:
     """Evaluates `workdir / "detector"` on the dataset of the configuration it keeps.
+
+    Args:
+      workdir: of `experiments.train`.
+      dataset: that dataset, where it is loaded already.
 
     Returns:
       A few lines for the terminal; where the dataset has no test images, one that says so, and no
@@ -93,7 +97,7 @@ def evaluate_workdir(workdir: Path) -> str:
     folder = workdir / "detector"
     detector = Detector.load(folder)
     config: Config = ConfigDict(detector.config)
-    dataset = load_configured_dataset(config)
+    dataset = dataset or load_configured_dataset(config)
     if not dataset.test.names:
         return f"no test images to evaluate: {config.dataset.root} holds good images alone"
     facts = {

@@ -1,11 +1,12 @@
 """Phase 3: quantiles of the maps of the validation images (paper, Algorithm 1, lines 36-46)."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import Calibration, DetectorParams, jitted_raw_maps
+from efficientad_jax.inference import Calibration, DetectorParams, RawMaps, jitted_raw_maps
 from efficientad_jax.map_normalization import MapQuantiles, map_quantiles
 from efficientad_jax.training import Networks
 
@@ -41,24 +42,42 @@ def calibrate(
     if not normalize:
         global_ = None if params.autoencoder is None else IDENTITY
         return Calibration(IDENTITY, global_, upsample_first)
-    maps = [
-        jax.device_get(
-            jitted_raw_maps(networks, params, images[i : i + _BATCH_SIZE], upsample_first)
-        )
+    maps = collect_raw_maps(networks, params, images, upsample_first)
+    return calibration_of_maps(maps, q_a, q_b, upsample_first)
+
+
+def collect_raw_maps(
+    networks: Networks,
+    params: DetectorParams,
+    images: UInt8[np.ndarray, "n h w 3"],
+    upsample_first: bool = False,
+) -> RawMaps:
+    """The two maps of each image, computed in batches."""
+    batches = [
+        jitted_raw_maps(networks, params, images[i : i + _BATCH_SIZE], upsample_first)
         for i in range(0, len(images), _BATCH_SIZE)
     ]
+    return jax.tree.map(lambda *maps: jnp.concatenate(maps), *batches)
 
-    def quantiles(name: str, of: list[np.ndarray]) -> MapQuantiles:
-        found = map_quantiles(of, q_a, q_b)
+
+def calibration_of_maps(
+    maps: RawMaps, q_a: float, q_b: float, upsample_first: bool = False
+) -> Calibration:
+    """The calibration by the quantiles of maps that are there already; see `calibrate`.
+
+    Raises:
+      InputError: a map is the same everywhere on all images.
+    """
+
+    def quantiles(name: str, of: jax.Array) -> MapQuantiles:
+        found = map_quantiles(np.asarray(of), q_a, q_b)
         if found.b <= found.a:
             raise InputError(
-                f"calibration: the {name} maps of all {len(images)} validation images are "
+                f"calibration: the {name} maps of all {len(of)} validation images are "
                 f"constant ({found.a:g}), expected them to vary; train longer or give other images"
             )
         return found
 
-    local = quantiles("local", [m.local for m in maps])
-    if params.autoencoder is None:
-        return Calibration(local, None, upsample_first)
-    global_ = quantiles("global", [m.global_ for m in maps])
+    local = quantiles("local", maps.local)
+    global_ = None if maps.global_ is None else quantiles("global", maps.global_)
     return Calibration(local, global_, upsample_first)

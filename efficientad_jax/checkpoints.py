@@ -23,9 +23,16 @@ class Checkpoints:
     def restore_latest(self, like: PyTree) -> PyTree | None:
         """The newest state, with the structure and shardings of `like`; None if there is none."""
         step = self._manager.latest_step()
-        if step is None:
-            return None
+        return None if step is None else self.restore(step, like)
+
+    def restore(self, step: int, like: PyTree) -> PyTree:
+        """The state of one of `steps`, as `restore_latest` gives the newest."""
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract(like)))
+
+    @property
+    def steps(self) -> list[int]:
+        """Of which there are checkpoints, in ascending order."""
+        return sorted(self._manager.all_steps())
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def check_config(config: Config) -> None:
             side,
             "a multiple of 32, at least 128",
         )
-    for field in ("steps", "batch_size", "steps_per_dispatch", "checkpoint_every"):
+    counts = ("steps", "batch_size", "steps_per_dispatch", "checkpoint_every", "checkpoints_kept")
+    for field in counts:
         _require(train[field] >= 1, f"train.{field}", train[field], "at least 1")
     _require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0")
     _require(0 < train.decay_at <= 1, "train.decay_at", train.decay_at, "in (0, 1]")

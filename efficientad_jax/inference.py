@@ -117,18 +117,28 @@ def detect(
       images: RGB at the networks' input size.
     """
     maps = raw_maps(networks, params, images, calibration.upsample_first)
-    local = normalize_map(maps.local, calibration.local)
-    if maps.global_ is None or calibration.global_ is None:
-        global_, combined = None, local
-    else:
-        global_ = normalize_map(maps.global_, calibration.global_)
-        combined = 0.5 * local + 0.5 * global_
+    combined, local, global_ = combine_maps(maps, calibration)
     scores = combined.max((1, 2))
     if calibration.upsample_first:
         return Anomalies(scores, combined, local, global_)
     size = (images.shape[1] // STRIDE, images.shape[2] // STRIDE)
     pad = partial(_pad_to, size=size)
     return Anomalies(scores, pad(combined), pad(local), None if global_ is None else pad(global_))
+
+
+def combine_maps(
+    maps: RawMaps, calibration: Calibration
+) -> tuple[Float[Array, "n oh ow"], Float[Array, "n oh ow"], Float[Array, "n oh ow"] | None]:
+    """Normalises both maps and takes their mean (Algorithm 2, lines 8-10).
+
+    Returns:
+      The combined, the local and the global map, the last None without an autoencoder.
+    """
+    local = normalize_map(maps.local, calibration.local)
+    if maps.global_ is None or calibration.global_ is None:
+        return local, local, None
+    global_ = normalize_map(maps.global_, calibration.global_)
+    return 0.5 * local + 0.5 * global_, local, global_
 
 
 def _pad_to(maps: Array, size: tuple[int, int]) -> Array:

@@ -1,12 +1,13 @@
 """The loop of phase 2: dispatches of many steps, checkpoints, progress, a clean stop."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import Float, Int, PyTree
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -53,14 +54,14 @@ def run_training(
     """
     train = config.train
     objective = Objective(**config.losses)
-    schedule = step_decay(train.learning_rate, train.steps, train.decay_at, train.decay_factor)
+    schedule = _schedule(config)
     optimizer = adam_with_l2(schedule, train.weight_decay)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     height, width = data.images.shape[1:3]
     state = create_train_state(init_key, networks, optimizer, (height, width))
 
     with (
-        open_checkpoints(workdir / "checkpoints") as checkpoints,
+        open_checkpoints(workdir / "checkpoints", train.checkpoints_kept) as checkpoints,
         interruption() as interrupted,
         SummaryWriter(str(workdir / "tensorboard")) as writer,
     ):
@@ -96,6 +97,28 @@ def run_training(
         if step > saved:
             checkpoints.save(step, state)
     return state if step == train.steps else None
+
+
+def saved_students(
+    workdir: Path, config: Config, networks: Networks, input_size: tuple[int, int]
+) -> Iterator[tuple[int, PyTree]]:
+    """The student's parameters in each checkpoint of `run_training` that is still there, by step.
+
+    Training keeps the newest `config.train.checkpoints_kept`.
+    """
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        return
+    optimizer = adam_with_l2(_schedule(config), config.train.weight_decay)
+    state = create_train_state(jax.random.key(0), networks, optimizer, input_size)
+    with open_checkpoints(folder.absolute()) as checkpoints:
+        for step in checkpoints.steps:
+            yield step, checkpoints.restore(step, state).params["student"]
+
+
+def _schedule(config: Config) -> optax.Schedule:
+    train = config.train
+    return step_decay(train.learning_rate, train.steps, train.decay_at, train.decay_factor)
 
 
 def _chosen(

@@ -27,7 +27,7 @@ def claim_workdir(workdir: Path, config: Config) -> Path:
             found = json.loads(file.read_text())
         except ValueError as error:
             raise InputError(f"workdir {workdir}: {CONFIG_FILE} is not JSON ({error})") from error
-        differing = sorted(_differences(found, wanted))
+        differing = sorted(differences(found, wanted))
         if differing:
             raise InputError(
                 f"workdir {workdir}: belongs to a configuration with other {', '.join(differing)}; "
@@ -46,11 +46,12 @@ def claim_workdir(workdir: Path, config: Config) -> Path:
     return workdir
 
 
-def _differences(found: object, wanted: object, name: str = "config") -> list[str]:
+def differences(found: object, wanted: object, name: str = "config") -> list[str]:
+    """Names the fields in which two configurations differ, with their values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         return [
             difference
             for key in found.keys() | wanted.keys()
-            for difference in _differences(found.get(key), wanted.get(key), f"{name}.{key}")
+            for difference in differences(found.get(key), wanted.get(key), f"{name}.{key}")
         ]
     return [] if found == wanted else [f"{name} ({found!r}, not {wanted!r})"]

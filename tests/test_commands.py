@@ -96,6 +96,16 @@ def test_train_evaluate_predict(folder, tmp_path):
             assert picture.height >= image.height
     assert not (output / "blot" / "broken_heatmap.png").exists()
 
+    good = folder / "test" / "good"
+    for kind, of in (
+        ("hard_features", f"--workdir={workdir}"),
+        ("maps", f"--detector={workdir / 'detector'}"),
+    ):
+        figure = tmp_path / f"{kind}.pdf"
+        result = command("figures", kind, of, f"--output={figure}", good)
+        assert result.returncode == 0, result.stderr
+        assert figure.read_bytes().startswith(b"%PDF")
+
     # Without --output the pictures lie beside the images, and are not taken for images.
     for _ in range(2):
         result = command(

@@ -42,6 +42,13 @@ def run(workdir, **train):
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     undisturbed = run(tmp_path / "a")
     assert int(undisturbed.step) == 4
+    students = dict(training_loop.saved_students(tmp_path / "a", config(), NETWORKS, SIZE))
+    assert list(students) == [2, 4]
+    final = jax.tree.leaves(undisturbed.params["student"])
+    for saved, same in ((students[2], False), (students[4], True)):
+        pairs = zip(jax.tree.leaves(saved), final, strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs) is same
+    assert dict(training_loop.saved_students(tmp_path / "no", config(), NETWORKS, SIZE)) == {}
 
     written = []
     original = SummaryWriter.add_scalar

@@ -1,0 +1,1 @@
+"""The paper's figures, drawn of one's own detectors and images."""

@@ -1,0 +1,169 @@
+"""Carrying out a plan: what is done stays, what fails is named, the rest goes on."""
+
+import json
+import shutil
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from efficientad_jax.assessment import METRICS_FILE, evaluate_workdir
+from efficientad_jax.atomic_file import write_atomically
+from efficientad_jax.configuration import Config
+from efficientad_jax.data.loading import Dataset
+from efficientad_jax.detector import Detector
+from efficientad_jax.errors import DivergenceError, InputError
+from efficientad_jax.evaluation import evaluate
+from efficientad_jax.fit import fit_detector, load_configured_dataset
+from efficientad_jax.recalibration import CalibrationChoice, recalibrated_scores
+from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of
+from efficientad_jax.workdir import CONFIG_FILE, claim_workdir, differences
+
+# Where files lie is no part of what a run is: results may be moved, and read without the data.
+_PLACES = ("root", "data_dir")
+
+
+class Outcome(NamedTuple):
+    """What came of a plan.
+
+    Attributes:
+      failed: what is wrong, one line, with each run that failed.
+      stopped: whether Ctrl-C ended it before its last run.
+    """
+
+    failed: dict[Run, str]
+    stopped: bool
+
+
+def read_metrics(results: Path, run: Run, base: Config, inputs: Inputs) -> dict[str, Any] | None:
+    """What `metrics.json` of a run says, None if the run is not done.
+
+    Raises:
+      InputError: there is one, of another configuration than that of the run, or a damaged one.
+    """
+    folder = results / run.name
+    if not (folder / METRICS_FILE).is_file():
+        return None
+    try:
+        metrics = json.loads((folder / METRICS_FILE).read_text())
+        found = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"results {folder}: {METRICS_FILE} or {CONFIG_FILE} cannot be read ({error}); "
+            "remove the folder to run it again"
+        ) from error
+    expected = json.loads(configuration_of(run, base, inputs).to_json())
+    differing = differences(_without_places(found), _without_places(expected))
+    if differing:
+        raise InputError(
+            f"results {folder}: of a configuration with other {', '.join(sorted(differing))}; "
+            "give another --results, or remove the folder"
+        )
+    return metrics
+
+
+def carry_out(
+    runs: Sequence[Run],
+    base: Config,
+    inputs: Inputs,
+    results: Path,
+    tell: Callable[[str], None],
+) -> Outcome:
+    """Does all runs that are not done.
+
+    A run's folder is `results / run.name`. It is done when `metrics.json` is there; its
+    checkpoints are then removed. One that was stopped or killed goes on from its last checkpoint.
+
+    Args:
+      runs: see `planned_runs`.
+      base: configuration, as in `configs/paper.py`.
+      inputs: what the runs read.
+      results: an absolute folder.
+      tell: is called with a line on each run as it begins, ends or fails.
+    """
+    failed: dict[Run, str] = {}
+
+    def attempt(for_runs: Sequence[Run], work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work` returns; None, and the runs fail, if it raises something."""
+        try:
+            return work(*arguments)
+        except (InputError, DivergenceError, OSError) as error:
+            message = " ".join(str(error).split())
+        except Exception as error:  # whatever it is, the other runs are not to suffer from it
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        for run in for_runs:
+            failed[run] = message
+            tell(f"{run.name}: failed: {message}")
+        return None
+
+    def is_done(run: Run) -> bool:
+        return read_metrics(results, run, base, inputs) is not None
+
+    configure = partial(configuration_of, base=base, inputs=inputs)
+    try:
+        for _, group in groupby(runs, lambda run: (run.dataset, run.category, run.seed)):
+            missing = [run for run in group if attempt([run], is_done, run) is False]
+            if not missing:
+                continue
+            dataset = attempt(missing, load_configured_dataset, configure(missing[0]))
+            if dataset is None:
+                continue
+            for run in missing:
+                if run == run.trained:
+                    tell(f"{run.name}: training")
+                    folder = results / run.name
+                    ended = attempt([run], _train_and_evaluate, configure(run), dataset, folder)
+                    if ended is False:
+                        return Outcome(failed, stopped=True)
+                    if ended:
+                        tell(f"{run.name}: done")
+                    # Each run compiles programs of its own, which would stay in memory.
+                    jax.clear_caches()
+            for trained in dict.fromkeys(run.trained for run in missing):
+                changed = [run for run in missing if run.trained == trained != run]
+                configs = {run: configure(run) for run in changed}
+                if changed and attempt(changed, _recalibrate, results, trained, configs, dataset):
+                    for run in changed:
+                        tell(f"{run.name}: done")
+    except KeyboardInterrupt:
+        return Outcome(failed, stopped=True)
+    return Outcome(failed, stopped=False)
+
+
+def _train_and_evaluate(config: Config, dataset: Dataset, folder: Path) -> bool:
+    """Returns False if Ctrl-C stopped the training."""
+    # Of a detector the record is written last: with it, only the evaluation is missing.
+    if (folder / "detector" / "detector.json").is_file():
+        claim_workdir(folder, config)
+    elif fit_detector(config, dataset, folder) is None:
+        return False
+    evaluate_workdir(folder, dataset)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return True
+
+
+def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], dataset: Dataset) -> bool:
+    """Evaluates the detector of one run under the calibrations of others."""
+    detector = Detector.load(results / trained.name / "detector")
+    choices = [
+        CalibrationChoice(c.calibration.q_a, c.calibration.q_b, c.calibration.normalize)
+        for c in configs.values()
+    ]
+    test = dataset.test
+    scores = recalibrated_scores(detector, dataset.validation.images, test.images, choices)
+    for (run, config), of_run in zip(configs.items(), scores, strict=True):
+        metrics = evaluate(of_run, test.labels, defects=test.defects)
+        summary = {"detector": metrics.as_dict()}
+        folder = claim_workdir(results / run.name, config)
+        write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+    return True
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    dataset = {k: v for k, v in config["dataset"].items() if k not in _PLACES}
+    return {**config, "dataset": dataset}

@@ -1,0 +1,115 @@
+"""What there is to run: a name, a folder and a configuration for each run."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
+
+from efficientad_jax.configuration import Config
+from efficientad_jax.pdn import Size
+
+Value = float | bool
+
+
+class Variant(NamedTuple):
+    """How a run's configuration differs from the one that the user gave.
+
+    Attributes:
+      changes: fields of the configuration and their values, such as `("losses.p_hard", 0.0)`,
+        ordered by field. Fields of `calibration` need no training of their own.
+    """
+
+    changes: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """'full', or what is changed, such as 'p_hard=0.0,penalty=False'."""
+        named = [f"{field.rpartition('.')[2]}={value}" for field, value in self.changes]
+        return ",".join(named) or "full"
+
+    @property
+    def trained(self) -> "Variant":
+        """The variant whose detector this one takes: itself, unless calibration is changed."""
+        return Variant(tuple(c for c in self.changes if not c[0].startswith("calibration.")))
+
+
+FULL = Variant()
+
+
+def variant_of(config: Config, changes: Mapping[str, Value]) -> Variant:
+    """The variant with these changes; what `config` has already is no change."""
+    flat = {
+        f"{section}.{field}": value
+        for section in ("losses", "calibration")
+        for field, value in config[section].items()
+    }
+    return Variant(tuple(sorted((f, v) for f, v in changes.items() if flat[f] != v)))
+
+
+class Run(NamedTuple):
+    """One detector and its evaluation."""
+
+    dataset: str
+    category: str
+    size: Size
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Such as 'mvtec_ad/bottle/small/full/seed0': also its folder below the results."""
+        return f"{self.dataset}/{self.category}/{self.size}/{self.variant.name}/seed{self.seed}"
+
+    @property
+    def trained(self) -> "Run":
+        """The run whose detector this one takes: itself, unless only calibration is changed."""
+        return self._replace(variant=self.variant.trained)
+
+
+class Inputs(NamedTuple):
+    """What runs read.
+
+    Attributes:
+      roots: folder or archive of each collection, absolute.
+      teachers: file of the teacher of each size, '' for the one in the package.
+    """
+
+    roots: Mapping[str, Path]
+    teachers: Mapping[Size, str]
+
+
+def planned_runs(
+    categories: Mapping[str, Sequence[str]],
+    detectors: Iterable[tuple[Size, Variant]],
+    seeds: Sequence[int],
+) -> list[Run]:
+    """All runs of a table, those that train before those that take their detectors.
+
+    Args:
+      categories: of each collection, those to run.
+      detectors: sizes and variants.
+      seeds: a seed's runs come before those of the next: the first seed soon gives a whole table.
+    """
+    wanted = list(detectors)
+    ordered = list(wanted)
+    ordered[:0] = [(size, variant.trained) for size, variant in wanted]
+    return [
+        Run(dataset, category, size, variant, seed)
+        for seed in seeds
+        for dataset, names in categories.items()
+        for category in names
+        for size, variant in dict.fromkeys(ordered)
+    ]
+
+
+def configuration_of(run: Run, base: Config, inputs: Inputs) -> Config:
+    """The configuration of a run: `base`, that is `configs/paper.py`, made the run's."""
+    config = deepcopy(base)
+    config.seed = run.seed
+    config.dataset.name = run.dataset
+    config.dataset.root = str(inputs.roots.get(run.dataset, ""))
+    config.category = run.category
+    config.model.size = run.size
+    config.teacher = inputs.teachers.get(run.size, "")
+    config.update_from_flattened_dict(dict(run.variant.changes))
+    return config

@@ -1,0 +1,156 @@
+"""The paper's figures of one's own detectors: PNG, PDF or SVG, as --output is named.
+
+    python -m experiments.figures latency --table=runs/reproduction/table_1.csv \
+        --benchmark=runs/benchmark/benchmark.json --output=latency.pdf          Figure 1
+    python -m experiments.figures receptive_field PHOTOGRAPHS --output=field.png    Figure 3
+    python -m experiments.figures hard_features --workdir=runs/mine IMAGE... --output=hard.png
+                                                                                Figure 4
+    python -m experiments.figures maps --detector=runs/mine/detector IMAGE... --output=maps.png
+                                                                                Figure 5
+
+IMAGE is a file or a folder. `hard_features` shows the training's checkpoints that are still there:
+the newest `config.train.checkpoints_kept`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from absl import flags
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from efficientad_jax.configuration import Config
+from efficientad_jax.data.decoding import decode_image
+from efficientad_jax.data.files import list_images
+from efficientad_jax.data.loading import load_images
+from efficientad_jax.detector import Detector
+from efficientad_jax.errors import InputError
+from efficientad_jax.figures.drawing import check_figure_path, save_figure
+from efficientad_jax.figures.hard_features import draw_hard_features
+from efficientad_jax.figures.latency import Point, draw_latency
+from efficientad_jax.figures.maps import draw_maps
+from efficientad_jax.figures.receptive_field import draw_receptive_field
+from efficientad_jax.hard_features import count_hard_features
+from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
+from efficientad_jax.receptive_field import absolute_gradient, mean_feature_map, receptive_window
+from efficientad_jax.reproduction.rendering import read_cells
+from efficientad_jax.reproduction.speed import read_benchmark
+from efficientad_jax.reproduction.tables import NAMES, SIZES
+from efficientad_jax.teacher import load_teacher
+from efficientad_jax.training_loop import saved_students
+from experiments import run
+
+_OUTPUT = flags.DEFINE_string("output", None, "file ending in .png, .pdf or .svg", required=True)
+_TABLE = flags.DEFINE_string("table", "", "latency: table_1.csv of experiments.reproduce")
+_BENCHMARK = flags.DEFINE_string("benchmark", "", "latency: benchmark.json")
+_TEACHER = flags.DEFINE_string("teacher", "", "receptive_field: default: the packaged one")
+_SIZE = flags.DEFINE_enum("size", "small", SIZES, "receptive_field: of the teacher")
+_WORKDIR = flags.DEFINE_string("workdir", "", "hard_features: of experiments.train")
+_DETECTOR = flags.DEFINE_string("detector", "", "maps: folder of a detector")
+_HIGH = flags.DEFINE_float("high", None, "maps: value of a map that gets the last colour")
+
+_INPUT_SIZE = (256, 256)
+# The gradient is taken in the middle of the images, of as many features and images as take seconds.
+_GRADIENT_SIDE, _GRADIENT_IMAGES, _GRADIENT_CHANNELS = 128, 8, 24
+
+
+def main(argv: list[str]) -> int:
+    """Draws one figure."""
+    kinds = {
+        "latency": _latency,
+        "receptive_field": _receptive_field,
+        "hard_features": _hard_features,
+        "maps": _maps,
+    }
+    if len(argv) < 2 or argv[1] not in kinds:
+        found = argv[1] if len(argv) > 1 else ""
+        raise InputError(f"figure {found!r}: expected one of {', '.join(kinds)}")
+    output = Path(_OUTPUT.value)
+    check_figure_path(output)
+    save_figure(kinds[argv[1]](argv[2:]), output)
+    print(output)
+    return 0
+
+
+def _latency(arguments: Sequence[str]) -> matplotlib.figure.Figure:
+    if arguments:
+        raise InputError(f"unexpected argument {arguments[0]!r}: expected flags alone")
+    if not _TABLE.value and not _BENCHMARK.value:
+        return draw_latency({}, "")
+    if not _TABLE.value or not _BENCHMARK.value:
+        raise InputError("figure 'latency': needs --table and --benchmark, or neither of them")
+    cells = read_cells(Path(_TABLE.value))
+    benchmarked = read_benchmark(Path(_BENCHMARK.value))
+    points = {}
+    for size, name in NAMES.items():
+        detection, latency = cells.get((name, "detection")), benchmarked.speeds[size].latency
+        if detection is None or latency is None:
+            lacking = "AU-ROC over all collections" if detection is None else "latency"
+            print(f"{name} of ours is left out: no {lacking}")
+        else:
+            points[f"{name}, ours"] = Point(latency.mean, detection.mean, detection.deviation)
+    return draw_latency(points, benchmarked.measured_on)
+
+
+def _receptive_field(arguments: Sequence[str]) -> matplotlib.figure.Figure:
+    teacher = load_teacher(_TEACHER.value, _SIZE.value)  # pyright: ignore
+    network = PatchDescriptionNetwork(teacher.size, teacher.out_channels)
+    images = _resized(arguments, _INPUT_SIZE)
+    margin = (_INPUT_SIZE[0] - _GRADIENT_SIDE) // 2
+    middle = images[:_GRADIENT_IMAGES, margin:-margin, margin:-margin]
+    row, column = (side // 2 for side in output_size(_GRADIENT_SIDE, _GRADIENT_SIDE))
+    channels = np.linspace(0, teacher.out_channels - 1, _GRADIENT_CHANNELS, dtype=int).tolist()
+    return draw_receptive_field(
+        absolute_gradient(network, teacher.params, middle, (row, column), channels),
+        receptive_window(row, column),
+        images,
+        mean_feature_map(network, teacher.params, images),
+    )
+
+
+def _hard_features(arguments: Sequence[str]) -> matplotlib.figure.Figure:
+    if not _WORKDIR.value:
+        raise InputError("figure 'hard_features': needs --workdir, the folder of a training")
+    workdir = Path(_WORKDIR.value).absolute()
+    detector = Detector.load(workdir / "detector")
+    config: Config = ConfigDict(detector.config)
+    spec, networks = detector.spec, detector.networks
+    images = _resized(arguments, spec.input_size)
+    # The checkpoint of the last step is the detector's student itself.
+    students = dict(saved_students(workdir, config, networks, spec.input_size))
+    students[config.train.steps] = detector.params.student
+    counts = {
+        f"step {step}": count_hard_features(
+            networks, detector.params.teacher, student, images, config.losses.p_hard
+        )
+        for step, student in students.items()
+    }
+    return draw_hard_features(images, counts, spec.out_channels, spec.padding)
+
+
+def _maps(arguments: Sequence[str]) -> matplotlib.figure.Figure:
+    if not _DETECTOR.value:
+        raise InputError("figure 'maps': needs --detector, a folder that experiments.train left")
+    detector = Detector.load(_DETECTOR.value)
+    images = [decode_image(path) for path in _files(arguments)]
+    detections = detector(images)
+    assert isinstance(detections, list)
+    return draw_maps(images, detections, _HIGH.value)
+
+
+def _resized(arguments: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
+    return load_images(_files(arguments), size)
+
+
+def _files(arguments: Sequence[str]) -> list[Path]:
+    paths = [Path(argument) for argument in arguments]
+    files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])]
+    if not files:
+        raise InputError("no images given: expected files or folders after the figure's name")
+    return files
+
+
+if __name__ == "__main__":
+    run(main)

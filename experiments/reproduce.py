@@ -1,0 +1,199 @@
+"""The paper's tables: trains what is missing, prints ours beside what is in print.
+
+    python -m experiments.reproduce --table=2 --data=DATA --config.pretraining_images=PHOTOGRAPHS
+
+DATA holds the folders mvtec_ad, visa and mvtec_loco, or their archives: docs/reproduction.md. Each
+run has a folder in --results and is done once; one that was stopped or killed goes on from its
+checkpoint when the command is given again. Runs that fail are named, the others go on, and the
+exit status is 1.
+
+Tables: 1 comparison, 2 collections, 3 quantiles and mining factor, 4 and 5 ablations, 11 cost.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from efficientad_jax.atomic_file import write_atomically
+from efficientad_jax.benchmark.cost import Cost, cost_of
+from efficientad_jax.configuration import Config, check_config
+from efficientad_jax.data.files import list_images
+from efficientad_jax.errors import InputError
+from efficientad_jax.paper_results import RUNS, SPEED_MEASURED_ON
+from efficientad_jax.pdn import Size
+from efficientad_jax.reproduction.collections_on_disk import (
+    COLLECTIONS,
+    categories_of,
+    check_categories,
+    find_collection,
+)
+from efficientad_jax.reproduction.execution import Outcome, carry_out, read_metrics
+from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of, planned_runs
+from efficientad_jax.reproduction.rendering import csv_text, latex, markdown, runs_csv
+from efficientad_jax.reproduction.speed import Benchmarked, read_benchmark
+from efficientad_jax.reproduction.tables import (
+    NAMES,
+    SIZES,
+    TABLES,
+    Measurements,
+    detectors_of,
+    fill,
+    rows_of,
+)
+from efficientad_jax.teacher import load_teacher
+from experiments import STOPPED, run
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", lock_config=True)
+_TABLE = flags.DEFINE_enum("table", None, [str(n) for n in TABLES], "which", required=True)
+_DATA = flags.DEFINE_string("data", "", "folder of mvtec_ad, visa and mvtec_loco")
+_RESULTS = flags.DEFINE_string("results", "runs/reproduction", "folder for runs and tables")
+_SEEDS = flags.DEFINE_list("seeds", [str(i) for i in range(RUNS)], "a run each")
+_CATEGORIES = flags.DEFINE_list("categories", [], "which, default: all of each collection")
+_SIZES = flags.DEFINE_list("sizes", [], "small, medium; default: the table's")
+_STEPS = flags.DEFINE_integer("steps", None, "of training; the same as --config.train.steps")
+_TEACHERS: dict[Size, flags.FlagHolder[str]] = {
+    size: flags.DEFINE_string(f"teacher_{size}", "", f"file of the teacher of {NAMES[size]}")
+    for size in SIZES
+}
+_BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark.json of experiments.benchmark")
+_TRAIN = flags.DEFINE_bool("train", True, "--notrain makes the table of the runs that are done")
+
+
+def main(argv: list[str]) -> int:
+    """Runs and reports."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
+    number = int(_TABLE.value)
+    base = _CONFIG.value
+    _check_unset(base)
+    if _STEPS.value is not None:
+        base.train.steps = _STEPS.value
+    check_config(base)
+    sizes, seeds, wanted = _sizes(number), _seeds(), tuple(_CATEGORIES.value)
+    check_categories(wanted)
+    benchmarked = read_benchmark(Path(_BENCHMARK.value)) if _BENCHMARK.value else None
+    results = Path(_RESULTS.value).absolute()
+    rows = rows_of(number, sizes, base)
+    detectors = detectors_of(number, rows)
+    teachers: dict[Size, str] = {size: flag.value for size, flag in _TEACHERS.items()}
+    inputs = Inputs({}, teachers)
+
+    absent: list[str] = []
+    outcome = Outcome({}, stopped=False)
+    if detectors and _TRAIN.value:
+        found = {name: find_collection(_data(), name, wanted) for name in COLLECTIONS}
+        roots = {name: f.root for name, f in found.items() if f.root is not None}
+        inputs = Inputs(roots, teachers)
+        lacking = {size: _lacking_teacher(size) for size in sizes if not teachers[size]}
+        possible = [d for d in detectors if not lacking.get(d[0])]
+        there = {name: f.categories for name, f in found.items()}
+        planned = planned_runs(there, possible, seeds)
+        _check_photographs(planned, base, inputs)
+        absent = [line for f in found.values() for line in f.absent]
+        absent += filter(None, lacking.values())
+        for line in absent:
+            print(f"absent: {line}", file=sys.stderr)
+        outcome = carry_out(planned, base, inputs, results, partial(print, flush=True))
+    if outcome.stopped:
+        print(f"stopped; the same command goes on from where it was, in {results}")
+        return STOPPED
+
+    all_runs = planned_runs(categories_of(wanted), detectors, seeds)
+    done = {}
+    for one in all_runs:
+        metrics = None if one in outcome.failed else read_metrics(results, one, base, inputs)
+        if metrics is not None:
+            done[one] = metrics
+    side = (base.model.input_height, base.model.input_width)
+    costs: dict[Size, Cost] = {size: cost_of(size, side) for size in sizes} if number == 11 else {}
+    notes = _speed_notes(benchmarked) if number in (1, 11) else []
+    if costs:
+        notes.append(f"Parameters and operations: ours at {side[0]}x{side[1]}.")
+    if detectors:
+        notes.append(
+            f"Ours: {base.train.steps} steps at {side[0]}x{side[1]}, mean ± standard deviation "
+            f"over seeds {', '.join(map(str, seeds))}; (n/m): of n of m categories. "
+            f"{len(done)} of {len(all_runs)} runs are done."
+        )
+    notes += [f"Absent: {line}." for line in absent]
+    notes += [f"Failed: {one.name}: {why}" for one, why in outcome.failed.items()]
+    speeds = benchmarked.speeds if benchmarked else {}
+    table = fill(number, rows, Measurements(done, speeds, costs), notes)
+    written = {".md": markdown(table), ".csv": csv_text(table), ".tex": latex(table)}
+    if detectors:
+        written["_runs.csv"] = runs_csv(done)
+    for ending, text in written.items():
+        write_atomically(results / f"table_{number}{ending}", text.encode())
+    print(written[".md"])
+    print(f"written: {results / f'table_{number}'}{{{','.join(written)}}}")
+    if outcome.failed:
+        print(f"error: {len(outcome.failed)} runs failed, see above", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+def _check_unset(base: Config) -> None:
+    """A field that each run sets itself is not passed over silently."""
+    for field, value, instead in (
+        ("teacher", base.teacher, "--teacher_small and --teacher_medium"),
+        ("category", base.category, "--categories"),
+        ("dataset.root", base.dataset.root, "--data"),
+    ):
+        if value:
+            raise InputError(f"--config.{field}={value}: each run has its own; give {instead}")
+
+
+def _sizes(number: int) -> list[Size]:
+    unknown = sorted(set(_SIZES.value) - set(SIZES))
+    if unknown:
+        raise InputError(f"--sizes={unknown[0]}: expected some of {', '.join(SIZES)}")
+    return [size for size in SIZES if size in (_SIZES.value or TABLES[number])]
+
+
+def _seeds() -> list[int]:
+    try:
+        return [int(seed) for seed in dict.fromkeys(_SEEDS.value)]
+    except ValueError:
+        raise InputError(f"--seeds={','.join(_SEEDS.value)}: expected whole numbers") from None
+
+
+def _data() -> Path:
+    data = Path(_DATA.value).absolute()
+    if not _DATA.value or not data.is_dir():
+        raise InputError(
+            f"--data={_DATA.value}: no such folder, expected one that holds "
+            f"{', '.join(COLLECTIONS)}; --notrain makes the table of what is done"
+        )
+    return data
+
+
+def _lacking_teacher(size: Size) -> str:
+    """Why nothing of a size can be trained, '' if it can."""
+    try:
+        load_teacher("", size)
+    except InputError as error:
+        return f"{NAMES[size]}: {error}; here as --teacher_{size}"
+    return ""
+
+
+def _check_photographs(planned: Sequence[Run], base: Config, inputs: Inputs) -> None:
+    """Once for all runs, before the first."""
+    if any(configuration_of(one, base, inputs).losses.penalty for one in planned):
+        if not base.pretraining_images:
+            raise InputError(
+                "config.losses.penalty = True: needs photographs, give their folder as "
+                "--config.pretraining_images, or switch it off"
+            )
+        list_images(Path(base.pretraining_images))
+
+
+def _speed_notes(benchmarked: Benchmarked | None) -> list[str]:
+    measured_on = benchmarked.measured_on if benchmarked else "not measured, see --benchmark"
+    return [f"Speed and memory: the paper's {SPEED_MEASURED_ON}; ours {measured_on}."]
+
+
+if __name__ == "__main__":
+    run(main)
