@@ -7,6 +7,9 @@ from efficientad_jax.errors import InputError
 # An `ml_collections.ConfigDict`, whose attributes a type checker cannot know.
 Config = Any
 
+# Of the networks' input; at this side the autoencoder's last encoder kernel takes 268 MB.
+SMALLEST_SIDE, LARGEST_SIDE = 128, 4096
+
 
 def check_config(config: Config) -> None:
     """Checks what types alone do not tell.
@@ -22,10 +25,10 @@ def check_config(config: Config) -> None:
     for field in ("input_height", "input_width"):
         side = model[field]
         _require(
-            side >= 128 and side % 32 == 0,
+            SMALLEST_SIDE <= side <= LARGEST_SIDE and side % 32 == 0,
             f"model.{field}",
             side,
-            "a multiple of 32, at least 128",
+            f"a multiple of 32 from {SMALLEST_SIDE} to {LARGEST_SIDE}",
         )
     for field in ("steps", "batch_size", "steps_per_dispatch", "checkpoint_every"):
         _require(train[field] >= 1, f"train.{field}", train[field], "at least 1")

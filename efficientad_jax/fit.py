@@ -44,7 +44,7 @@ def load_configured_dataset(config: Config) -> Dataset:
     )
 
 
-def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | None:
+def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
     """Trains student and autoencoder, calibrates on the validation images, saves the detector.
 
     Args:
@@ -54,13 +54,12 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | 
         claimed for `config`, once all that the configuration names has been read: a mistake
         leaves nothing behind that the corrected command would stumble over.
 
-    Returns:
-      The detector, or None when Ctrl-C stopped the training before its last step.
-
     Raises:
-      InputError: the configuration or an input it names cannot be used, or the work directory
-        belongs to another configuration.
-      DivergenceError: a loss is no longer finite.
+      StoppedError: Ctrl-C or SIGTERM stopped the training before its last step; its state is
+        saved.
+      InputError: the configuration or an input it names cannot be used, the work directory
+        belongs to another configuration, or it cannot be written to.
+      DivergenceError: a loss or a parameter is no longer finite.
     """
     check_config(config)
     model = config.model
@@ -86,8 +85,6 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | 
         None if pretraining is None else jnp.asarray(pretraining),
     )
     state = run_training(config, networks, teacher_params, data, workdir)
-    if state is None:
-        return None
     params = DetectorParams(
         teacher_params,
         state.params["student"],

@@ -1,0 +1,148 @@
+"""Runs that are killed and asked to stop, as processes of their own.
+
+`EFFICIENTAD_KILLS` says how often a run is killed, 5 times unless given.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "5"))
+REPOSITORY = Path(__file__).resolve().parent.parent
+# What takes long to import, so that a process starts in a fraction of a second.
+PRELOADED = ["efficientad_jax.fit", "grain", "tensorflow_datasets", "absl.app", "ml_collections"]
+
+
+@pytest.fixture(scope="module")
+def context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _train(arguments, output):
+    """In the forked process: `python -m experiments.train` of these arguments."""
+    os.chdir(REPOSITORY)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = ["experiments/train.py", *arguments]
+    runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
+
+
+@pytest.fixture
+def start(context, tmp_path, monkeypatch):
+    """Starts a training of few steps in a given work directory, a checkpoint after every step."""
+    rng = np.random.default_rng(0)
+    for split in ("train/good", "test/good"):
+        folder = tmp_path / "data" / split
+        folder.mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(90, 130, (100 + i, 120), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+
+    def start(workdir, steps):
+        arguments = [
+            "--config=configs/folder.py",
+            f"--config.dataset.root={tmp_path / 'data'}",
+            f"--config.dataset.data_dir={tmp_path / 'prepared' / workdir.name}",
+            "--config.model.input_height=128",
+            "--config.model.input_width=128",
+            "--config.losses.autoencoder=True",
+            f"--config.train.steps={steps}",
+            "--config.train.steps_per_dispatch=1",
+            "--config.train.checkpoint_every=1",
+            f"--workdir={workdir}",
+        ]
+        process = context.Process(target=_train, args=(arguments, tmp_path / "output"))
+        process.start()
+        return process
+
+    start.output = tmp_path / "output"
+    # The runs of one test compile the same program. The forking process has this environment too.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    return start
+
+
+def finish(process):
+    process.join()
+    code = process.exitcode
+    process.close()
+    return code
+
+
+def result(workdir):
+    """Digests of the whole last state and of the detector's arrays."""
+    record = json.loads((workdir / "detector" / "detector.json").read_text())
+    newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
+    (saved,) = (workdir / "checkpoints" / str(newest) / "record").glob("metadata")
+    return newest, json.loads(saved.read_text())["sha256"], record["arrays_sha256"]
+
+
+def kill_somewhere(process, workdir, rng):
+    """Kills a run at its start, between checkpoints or inside the writing of one.
+
+    Returns:
+      Whether it was killed before it ended, and whether something was half-written.
+    """
+    checkpoints = workdir / "checkpoints"
+    wanted = rng.choice(["anywhere", "while writing", "while writing"])
+    before = set(os.listdir(checkpoints)) if checkpoints.is_dir() else set()
+    until = time.monotonic() + rng.uniform(0, 8)
+    while process.is_alive():
+        now = set(os.listdir(checkpoints)) if checkpoints.is_dir() else set()
+        new = {name for name in now - before if name.isdecimal()}
+        if wanted == "while writing" and any("tmp" in name for name in now - before):
+            time.sleep(rng.uniform(0, 0.05))
+            break
+        # Two new ones at the most, so that the run lasts for all the kills.
+        if len(new) >= 2 or (wanted == "anywhere" and time.monotonic() > until):
+            break
+        time.sleep(0.001)
+    process.kill()
+    half = checkpoints.is_dir() and any("tmp" in name for name in os.listdir(checkpoints))
+    return finish(process) == -signal.SIGKILL, half
+
+
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(start, tmp_path):
+    steps, rng = 3 * KILLS + 3, random.Random(0)
+    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
+    assert finish(start(undisturbed, steps)) == 0, start.output.read_text()
+    killed = [kill_somewhere(start(workdir, steps), workdir, rng) for _ in range(KILLS)]
+    assert all(was for was, _ in killed)
+    assert any(half for _, half in killed)
+    assert not (workdir / "detector").exists()
+    assert finish(start(workdir, steps)) == 0, start.output.read_text()
+    assert result(workdir) == result(undisturbed)
+    assert not any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
+    assert "Traceback" not in start.output.read_text()
+
+
+def test_sigterm_saves_and_exits_with_a_status_of_its_own(start, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, 1000)
+    while not any(p.name.isdecimal() for p in workdir.glob("checkpoints/*")):
+        assert process.is_alive(), start.output.read_text()
+        time.sleep(0.01)
+    process.terminate()
+    assert finish(process) == 75
+    newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
+    (line,) = [x for x in start.output.read_text().splitlines() if x.startswith("stopped by")]
+    assert line == f"stopped by SIGTERM after step {newest}; the same command goes on from there"
+    # Also while it is starting, when there is nothing new to save.
+    process = start(workdir, 1000)
+    time.sleep(0.5)
+    process.terminate()
+    assert finish(process) == 75
+    assert "Traceback" not in start.output.read_text()
