@@ -86,7 +86,7 @@ LAYERS = {
     ],
     "detector": ["calibration", "detector", "fit", "inference"],
     "evaluation": ["baselines", "evaluation", "heatmap"],
-    "report": ["assessment", "report"],
+    "report": ["assessment", "prediction", "report"],
     "benchmark": [
         "benchmark",
         "benchmark.cost",

@@ -1,6 +1,6 @@
 """Runs that are killed and asked to stop, as processes of their own.
 
-`EFFICIENTAD_KILLS` says how often a run is killed, 5 times unless given.
+`EFFICIENTAD_KILLS` says how often a run is killed, 3 times unless given.
 """
 
 import json
@@ -17,7 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "5"))
+from efficientad_jax.pdn import PatchDescriptionNetwork
+from efficientad_jax.teacher import Teacher, save_teacher
+from tests.torch_reference import random_params
+
+KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "3"))
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What takes long to import, so that a process starts in a fraction of a second.
 PRELOADED = ["efficientad_jax.fit", "grain", "tensorflow_datasets", "absl.app", "ml_collections"]
@@ -51,9 +55,15 @@ def start(context, tmp_path, monkeypatch):
             pixels = rng.integers(90, 130, (100 + i, 120), np.uint8)
             Image.fromarray(pixels).save(folder / f"{i}.png")
 
+    # Few features keep checkpoints small; 32 is what the student needs for the C++ convolutions.
+    teacher = tmp_path / "teacher.safetensors"
+    params = random_params(PatchDescriptionNetwork("small", 16), (64, 64))
+    save_teacher(teacher, Teacher("small", 16, params, {}))
+
     def start(workdir, steps):
         arguments = [
             "--config=configs/folder.py",
+            f"--config.teacher={teacher}",
             f"--config.dataset.root={tmp_path / 'data'}",
             f"--config.dataset.data_dir={tmp_path / 'prepared' / workdir.name}",
             "--config.model.input_height=128",
