@@ -1,6 +1,7 @@
 """From a configuration and images to a detector: phases 2 and 3 one after the other."""
 
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -22,6 +23,8 @@ from efficientad_jax.teacher import load_teacher, normalize_teacher
 from efficientad_jax.training import TrainData
 from efficientad_jax.training_loop import run_training
 from efficientad_jax.workdir import claim_workdir
+
+_log = logging.getLogger(__name__)
 
 _IMAGES_PER_DISPATCH = 16
 
@@ -144,6 +147,14 @@ def _describe_training_images(
             yield described
 
     statistics: ChannelStatistics = channel_statistics(batches())
+    if statistics.constant_channels:
+        _log.warning(
+            "teacher: %d of %d channels are constant on all training images (%s) and are not "
+            "scaled",
+            len(statistics.constant_channels),
+            network.out_channels,
+            ", ".join(map(str, statistics.constant_channels[:20])),
+        )
     if features is not None:
         for feature in features:
             feature[:] = (feature - statistics.mean) / statistics.std
