@@ -15,8 +15,19 @@ def check_config(config: Config) -> None:
     """Checks what types alone do not tell.
 
     Raises:
-      InputError: a value is out of range; it names the field.
+      InputError: a value is missing or out of range; it names the field.
     """
+    try:
+        for field in ("seed", "category", "dataset", "losses"):
+            _ = config[field]
+        _check_ranges(config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"configuration: not one that experiments.train takes ({error})"
+        ) from error
+
+
+def _check_ranges(config: Config) -> None:
     model, train = config.model, config.train
     _require(model.size in ("small", "medium"), "model.size", model.size, "'small' or 'medium'")
     _require(
