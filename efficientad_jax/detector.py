@@ -182,8 +182,8 @@ class Detector:
             "version": VERSION,
             "spec": self.spec._asdict(),
             "calibration": {
-                "local": self.calibration.local._asdict(),
-                "global": self.calibration.global_ and self.calibration.global_._asdict(),
+                "local": _stored(self.calibration.local),
+                "global": self.calibration.global_ and _stored(self.calibration.global_),
                 "upsample_first": self.calibration.upsample_first,
             },
             "config": self.config,
@@ -261,6 +261,10 @@ def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int]) -> Det
         resize(anomalies.local),  # pyright: ignore[reportArgumentType]
         resize(anomalies.global_),  # pyright: ignore[reportArgumentType]
     )
+
+
+def _stored(quantiles: MapQuantiles) -> dict[str, float]:
+    return {name: float(value) for name, value in quantiles._asdict().items()}
 
 
 def _arrays_file(digest: str) -> str:

@@ -4,14 +4,15 @@
 """
 
 import json
-import multiprocessing
 import os
 import random
-import runpy
+import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,29 +24,61 @@ from tests.torch_reference import random_params
 
 KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "3"))
 REPOSITORY = Path(__file__).resolve().parent.parent
-# What takes long to import, so that a process starts in a fraction of a second.
-PRELOADED = ["efficientad_jax.fit", "grain", "tensorflow_datasets", "absl.app", "ml_collections"]
+
+# Imports what takes long once, and forks a process for each line: `python -m experiments.train` of
+# these arguments. It says the process's id, and how it ended.
+FORKING = """
+import json, os, runpy, sys
+import absl.app, grain, jax, ml_collections, tensorflow_datasets
+import efficientad_jax.fit
+
+for line in sys.stdin:
+    task = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        output = os.open(task["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        sys.argv = ["experiments/train.py", *task["arguments"]]
+        runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
+        sys.exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
 
 
-@pytest.fixture(scope="module")
-def context():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
+class Run(NamedTuple):
+    """A forked process."""
 
+    parent: subprocess.Popen
+    pid: int
 
-def _train(arguments, output):
-    """In the forked process: `python -m experiments.train` of these arguments."""
-    os.chdir(REPOSITORY)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.argv = ["experiments/train.py", *arguments]
-    runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
+    def is_alive(self):
+        return not select.select([self.parent.stdout], [], [], 0)[0]
+
+    def kill(self, number=signal.SIGKILL):
+        if self.is_alive():
+            os.kill(self.pid, number)
 
 
 @pytest.fixture
-def start(context, tmp_path, monkeypatch):
+def forking(tmp_path):
+    environment = os.environ | {
+        # The runs of one test compile the same program.
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-u", "-c", FORKING]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdin=pipe, stdout=pipe, text=True
+    ) as parent:
+        yield parent
+        parent.stdin.close()
+
+
+@pytest.fixture
+def start(forking, tmp_path):
     """Starts a training of few steps in a given work directory, a checkpoint after every step."""
     rng = np.random.default_rng(0)
     for split in ("train/good", "test/good"):
@@ -74,22 +107,17 @@ def start(context, tmp_path, monkeypatch):
             "--config.train.checkpoint_every=1",
             f"--workdir={workdir}",
         ]
-        process = context.Process(target=_train, args=(arguments, tmp_path / "output"))
-        process.start()
-        return process
+        task = {"arguments": arguments, "output": str(start.output)}
+        print(json.dumps(task), file=forking.stdin, flush=True)
+        return Run(forking, int(forking.stdout.readline()))
 
     start.output = tmp_path / "output"
-    # The runs of one test compile the same program. The forking process has this environment too.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     return start
 
 
 def finish(process):
-    process.join()
-    code = process.exitcode
-    process.close()
-    return code
+    """Waits for its end; its exit status, negative for a signal."""
+    return int(process.parent.stdout.readline())
 
 
 def result(workdir):
@@ -145,7 +173,7 @@ def test_sigterm_saves_and_exits_with_a_status_of_its_own(start, tmp_path):
     while not any(p.name.isdecimal() for p in workdir.glob("checkpoints/*")):
         assert process.is_alive(), start.output.read_text()
         time.sleep(0.01)
-    process.terminate()
+    process.kill(signal.SIGTERM)
     assert finish(process) == 75
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
     (line,) = [x for x in start.output.read_text().splitlines() if x.startswith("stopped by")]
@@ -153,6 +181,6 @@ def test_sigterm_saves_and_exits_with_a_status_of_its_own(start, tmp_path):
     # Also while it is starting, when there is nothing new to save.
     process = start(workdir, 1000)
     time.sleep(0.5)
-    process.terminate()
+    process.kill(signal.SIGTERM)
     assert finish(process) == 75
     assert "Traceback" not in start.output.read_text()
