@@ -1,5 +1,6 @@
 """Writing a file so that nobody ever sees half of it."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,13 +12,18 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     same folder, which `os.replace` then renames. A failed write leaves no temporary file behind.
 
     Raises:
-      OSError: the folder or the file cannot be written.
+      OSError: the folder or the file cannot be written; its `filename` is always set.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Short, as `path` may already have the longest name that a file can have.
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk names no file, other errors the temporary one.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from efficientad_jax.errors import InputError
+from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.inference import Calibration, DetectorParams, RawMaps, jitted_raw_maps
 from efficientad_jax.map_normalization import MapQuantiles, map_quantiles
 from efficientad_jax.training import Networks
@@ -37,7 +37,8 @@ def calibrate(
       normalize: False leaves maps as they are.
 
     Raises:
-      InputError: a map is the same everywhere on all images, so that it has no scale.
+      InputError: a map has the same value at both quantiles, so that it has no scale.
+      DivergenceError: a map is not finite.
     """
     if not normalize:
         global_ = None if params.autoencoder is None else IDENTITY
@@ -66,15 +67,23 @@ def calibration_of_maps(
     """The calibration by the quantiles of maps that are there already; see `calibrate`.
 
     Raises:
-      InputError: a map is the same everywhere on all images.
+      InputError: a map has no scale: its quantiles are the same.
+      DivergenceError: a map is not finite.
     """
 
     def quantiles(name: str, of: jax.Array) -> MapQuantiles:
-        found = map_quantiles(np.asarray(of), q_a, q_b)
+        values = np.asarray(of)
+        if not np.isfinite(values).all():
+            raise DivergenceError(
+                f"calibration: the {name} maps of the validation images are not finite; train "
+                "again with a lower config.train.learning_rate"
+            )
+        found = map_quantiles(values, q_a, q_b)
         if found.b <= found.a:
             raise InputError(
                 f"calibration: the {name} maps of all {len(of)} validation images are "
-                f"constant ({found.a:g}), expected them to vary; train longer or give other images"
+                f"constant ({found.a:g} at both quantiles, {q_a} and {q_b}), expected them to "
+                "vary; train longer or give other images"
             )
         return found
 

@@ -1,33 +1,125 @@
-"""Checkpoints of a run and the arrays of a detector, by orbax: the only module that imports it."""
+"""Checkpoints of a run, by orbax: the only module that imports it.
 
+Each holds its state, whole or not at all, and a digest of the state's values: bytes that were
+damaged on disk are told from what was saved, whatever part of the checkpoint they belong to.
+"""
+
+import gc
+import hashlib
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from efficientad_jax.errors import DivergenceError, InputError
+from efficientad_jax.multihost import is_first_process, wait_for_processes
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpoints:
     """The checkpoints of one run, newest last; made by `open_checkpoints`."""
 
-    def __init__(self, manager: ocp.CheckpointManager) -> None:
+    def __init__(self, folder: Path, manager: ocp.CheckpointManager) -> None:
+        self._folder = folder
         self._manager = manager
 
-    def save(self, step: int, state: PyTree) -> None:
-        """Starts writing `state` as that of `step`, in the background."""
-        if self._manager.latest_step() != step:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+    def save(self, step: int, state: PyTree, loss: float) -> None:
+        """Starts writing `state` as that of `step`, in the background.
+
+        Args:
+          step: how many steps are done. Nothing is written if its checkpoint is there.
+          state: arrays.
+          loss: by which the best checkpoint is told; the lower, the better.
+
+        Raises:
+          DivergenceError: an array is not finite; what is saved stays.
+          InputError: this checkpoint or the one before it cannot be written.
+        """
+        if self._manager.latest_step() == step:
+            return
+        _check_finite(state, step)
+        record = {"step": step, "sha256": _digest(state)}
+        with _writing(self._folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                ),
+                metrics={"loss": float(loss)},
+            )
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
-        """The newest state, with the structure and shardings of `like`; None if there is none."""
-        step = self._manager.latest_step()
-        return None if step is None else self.restore(step, like)
+        """The newest state that is whole, in the structure and shardings of `like`, None for none.
+
+        Damaged checkpoints that are newer are named in a warning and set aside, under names that
+        begin with 'damaged', for another of that step may come.
+
+        Raises:
+          InputError: there are checkpoints, but every one of them is damaged.
+        """
+        with _without_abandoned_reads():
+            state, damaged = self._newest_whole(like)
+            if damaged:
+                gc.collect()
+        if state is None and damaged:
+            step, reason = next(iter(damaged.items()))
+            raise InputError(
+                f"checkpoint {self._folder / str(step)}: damaged ({reason}), and there is no whole "
+                f"one before it; remove {self._folder} to begin anew"
+            )
+        for step, reason in damaged.items():
+            file = self._folder / str(step)
+            _log.warning("checkpoint %s: damaged (%s); going on from one before it", file, reason)
+        self._set_aside(list(damaged))
+        return state
 
     def restore(self, step: int, like: PyTree) -> PyTree:
-        """The state of one of `steps`, as `restore_latest` gives the newest."""
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract(like)))
+        """The state of one of `steps`, as `restore_latest` gives the newest.
+
+        Raises:
+          ValueError: its values are not those that were saved; orbax raises others.
+        """
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(_abstract(like)), record=ocp.args.JsonRestore()
+            ),
+        )
+        record: Any = restored["record"]
+        if record.get("step") != step or record.get("sha256") != _digest(restored["state"]):
+            raise ValueError("its values are not those that were saved")
+        return restored["state"]
+
+    def _newest_whole(self, like: PyTree) -> tuple[PyTree | None, dict[int, str]]:
+        """A state, and what is wrong with those that are newer, by step."""
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self.restore(step, like), damaged
+            except Exception as error:  # orbax raises almost anything on damaged files
+                damaged[step] = _first_line(error)
+        return None, damaged
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        if is_first_process():
+            for step in steps:
+                source, number = self._folder / str(step), 0
+                while (target := self._folder / f"damaged-{step}-{number}").exists():
+                    number += 1
+                source.rename(target)
+        wait_for_processes("damaged checkpoints set aside")
+        self._manager.reload()
 
     @property
     def steps(self) -> list[int]:
@@ -41,26 +133,73 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
 
     Args:
       folder: an absolute path.
-      keep: how many of the newest are kept.
+      keep: how many of the newest are kept; the one with the lowest loss is kept besides.
+
+    Raises:
+      InputError: the folder or a checkpoint cannot be written.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        yield Checkpoints(manager)
-        manager.wait_until_finished()
+    best = BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1)
+    options = ocp.CheckpointManagerOptions(
+        create=True,
+        cleanup_tmp_directories=True,  # what a run that was killed had not finished
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+    )
+    with _writing(folder):
+        manager = ocp.CheckpointManager(folder, options=options)
+    try:
+        yield Checkpoints(folder, manager)
+    finally:
+        with _writing(folder):
+            manager.wait_until_finished()
+            manager.close()
 
 
-def abstract(tree: PyTree) -> PyTree:
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What orbax raises where it cannot write, in one line; it comes from a thread of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"checkpoints {folder}: cannot be written ({_first_line(error)}); those before are kept"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def _without_abandoned_reads() -> Iterator[None]:
+    """Keeps Python from a traceback of each read that orbax abandons when one beside it fails."""
+    asyncio_log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    before = asyncio_log.disabled
+    asyncio_log.disabled, sys.unraisablehook = True, lambda unraisable: None
+    try:
+        yield
+    finally:
+        asyncio_log.disabled, sys.unraisablehook = before, hook
+
+
+def _abstract(tree: PyTree) -> PyTree:
     """Shapes, dtypes and shardings in place of arrays."""
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def save_arrays(folder: Path, arrays: PyTree) -> None:
-    """Writes a pytree of arrays to a folder, replacing what is there, and waits."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, arrays, force=True)
+def _digest(tree: PyTree) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
-def load_arrays(folder: Path, like: PyTree) -> PyTree:
-    """Reads what `save_arrays` wrote; `like` holds arrays or their shapes and dtypes."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, like)
+def _check_finite(tree: PyTree, step: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DivergenceError(
+                f"training: {jax.tree_util.keystr(path)} of the state after step {step} is not "
+                "finite; the last checkpoint is kept; try a lower learning rate"
+            )

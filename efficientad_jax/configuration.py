@@ -7,13 +7,27 @@ from efficientad_jax.errors import InputError
 # An `ml_collections.ConfigDict`, whose attributes a type checker cannot know.
 Config = Any
 
+# Of the networks' input; at this side the autoencoder's last encoder kernel takes 268 MB.
+SMALLEST_SIDE, LARGEST_SIDE = 128, 4096
+
 
 def check_config(config: Config) -> None:
     """Checks what types alone do not tell.
 
     Raises:
-      InputError: a value is out of range; it names the field.
+      InputError: a value is missing or out of range; it names the field.
     """
+    try:
+        for field in ("seed", "category", "dataset", "losses"):
+            _ = config[field]
+        _check_ranges(config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"configuration: not one that experiments.train takes ({error})"
+        ) from error
+
+
+def _check_ranges(config: Config) -> None:
     model, train = config.model, config.train
     _require(model.size in ("small", "medium"), "model.size", model.size, "'small' or 'medium'")
     _require(
@@ -22,10 +36,10 @@ def check_config(config: Config) -> None:
     for field in ("input_height", "input_width"):
         side = model[field]
         _require(
-            side >= 128 and side % 32 == 0,
+            SMALLEST_SIDE <= side <= LARGEST_SIDE and side % 32 == 0,
             f"model.{field}",
             side,
-            "a multiple of 32, at least 128",
+            f"a multiple of 32 from {SMALLEST_SIDE} to {LARGEST_SIDE}",
         )
     counts = ("steps", "batch_size", "steps_per_dispatch", "checkpoint_every", "checkpoints_kept")
     for field in counts:

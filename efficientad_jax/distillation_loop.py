@@ -1,5 +1,6 @@
 """The loop of phase 1: batches, steps, checkpoints, a teacher in the end."""
 
+import signal
 import sys
 import time
 from collections.abc import Generator
@@ -14,7 +15,6 @@ import optax
 from flax.jax_utils import replicate
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from efficientad_jax.backbone import Backbone, Describe, load_backbone
@@ -30,12 +30,13 @@ from efficientad_jax.distillation_batches import (
     pool_batches,
     statistics_views,
 )
-from efficientad_jax.errors import DivergenceError, InputError
+from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 from efficientad_jax.interruption import interruption
 from efficientad_jax.multihost import any_process, is_first_process, wait_for_processes
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
 from efficientad_jax.pace import Pace, in_words, rates
 from efficientad_jax.pdn import PatchDescriptionNetwork
+from efficientad_jax.scalars import scalar_log
 from efficientad_jax.shares import one_of, share_of_batch, to_devices
 from efficientad_jax.targets import (
     Targets,
@@ -62,7 +63,7 @@ class _Input(NamedTuple):
     params: PyTree
 
 
-def distil_teacher(config: Config, workdir: Path) -> Teacher | None:
+def distil_teacher(config: Config, workdir: Path) -> Teacher:
     """Distils a PDN (Algorithm 3), going on from the newest checkpoint in `workdir`.
 
     Runs on all devices of all processes, each of which gets an equal share of every batch. The
@@ -76,10 +77,8 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher | None:
       workdir: for checkpoints and TensorBoard files; made, or claimed for `config`, once all
         that the configuration names has been found.
 
-    Returns:
-      The teacher, or None when Ctrl-C stopped the run before its last step.
-
     Raises:
+      StoppedError: Ctrl-C or SIGTERM stopped the run before its last step; its state is saved.
       InputError: something that the configuration names cannot be used, there are too few
         photographs, one cannot be read, the batch cannot be divided among the devices, or the
         work directory belongs to another configuration.
@@ -117,7 +116,7 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher | None:
     with (
         open_checkpoints(workdir / "checkpoints") as checkpoints,
         interruption() as interrupted,
-        SummaryWriter(str(workdir / "tensorboard"), write_to_disk=is_first_process()) as writer,
+        scalar_log(workdir / "tensorboard", enabled=is_first_process()) as write_scalars,
     ):
         restored = checkpoints.restore_latest(state)
         state = state if restored is None else restored
@@ -167,21 +166,20 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher | None:
                             "number; the last checkpoint is kept; try a lower "
                             "config.learning_rate"
                         )
-                    writer.add_scalar("loss/train", loss, step)
+                    write_scalars({"loss/train": loss}, step)
                     progress.update(count)
                     progress.set_postfix(loss=f"{loss:.4f}")
                     stopped = any_process(interrupted())
                 single = one_of(state)
-                checkpoints.save(step, single)
                 loss_held_out = held_out_loss(unpadded, single.params, held_pool)
-                writer.add_scalar("loss/held_out", loss_held_out, step)
-                for name, value in rates(pace).items():
-                    writer.add_scalar(name, value, step)
+                checkpoints.save(step, single, loss_held_out)
+                write_scalars({"loss/held_out": loss_held_out} | rates(pace), step)
         progress.close()
     if is_first_process() and in_words(pace):
         print(in_words(pace), file=sys.stderr)
     if step < config.steps:
-        return None
+        # Where another process got the signal, this one has none of its own.
+        raise StoppedError(interrupted() or signal.SIGTERM, step)
     final = one_of(state).params
     if loss_held_out is None:  # the checkpoint was that of the last step
         loss_held_out = held_out_loss(unpadded, final, held_pool)

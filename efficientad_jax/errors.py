@@ -1,7 +1,17 @@
 """What can go wrong for a user, said in one line."""
 
+import signal
 
-class InputError(ValueError):
+
+class _OneLineError(Exception):
+    """An error whose message is one line of printable characters, whatever names it holds."""
+
+    def __init__(self, message: str) -> None:
+        """Escapes line breaks, control characters and undecodable bytes as Python writes them."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+
+class InputError(_OneLineError, ValueError):
     """Something given from outside (a file, a folder, a configuration) cannot be used.
 
     The message is one line: what it is about, what was found, what was expected and what to do.
@@ -9,5 +19,21 @@ class InputError(ValueError):
     """
 
 
-class DivergenceError(ArithmeticError):
-    """A loss is no longer a finite number. The message is one line, as for `InputError`."""
+class DivergenceError(_OneLineError, ArithmeticError):
+    """A loss or a parameter is no longer a finite number. The message is one line."""
+
+
+class StoppedError(Exception):
+    """A signal stopped a run after its state was saved; the same command goes on from there.
+
+    Attributes:
+      signal: the first that came, Ctrl-C's SIGINT or SIGTERM.
+    """
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        """Takes the signal's number and how many steps are done."""
+        super().__init__(
+            f"stopped by {signal.Signals(signal_number).name} after step {step}; "
+            "the same command goes on from there"
+        )
+        self.signal = signal_number

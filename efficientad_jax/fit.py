@@ -1,6 +1,7 @@
 """From a configuration and images to a detector: phases 2 and 3 one after the other."""
 
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -23,6 +24,8 @@ from efficientad_jax.training import TrainData
 from efficientad_jax.training_loop import run_training
 from efficientad_jax.workdir import claim_workdir
 
+_log = logging.getLogger(__name__)
+
 _IMAGES_PER_DISPATCH = 16
 
 
@@ -44,7 +47,7 @@ def load_configured_dataset(config: Config) -> Dataset:
     )
 
 
-def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | None:
+def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
     """Trains student and autoencoder, calibrates on the validation images, saves the detector.
 
     Args:
@@ -54,13 +57,12 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | 
         claimed for `config`, once all that the configuration names has been read: a mistake
         leaves nothing behind that the corrected command would stumble over.
 
-    Returns:
-      The detector, or None when Ctrl-C stopped the training before its last step.
-
     Raises:
-      InputError: the configuration or an input it names cannot be used, or the work directory
-        belongs to another configuration.
-      DivergenceError: a loss is no longer finite.
+      StoppedError: Ctrl-C or SIGTERM stopped the training before its last step; its state is
+        saved.
+      InputError: the configuration or an input it names cannot be used, the work directory
+        belongs to another configuration, or it cannot be written to.
+      DivergenceError: a loss or a parameter is no longer finite.
     """
     check_config(config)
     model = config.model
@@ -86,8 +88,6 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector | 
         None if pretraining is None else jnp.asarray(pretraining),
     )
     state = run_training(config, networks, teacher_params, data, workdir)
-    if state is None:
-        return None
     params = DetectorParams(
         teacher_params,
         state.params["student"],
@@ -147,6 +147,14 @@ def _describe_training_images(
             yield described
 
     statistics: ChannelStatistics = channel_statistics(batches())
+    if statistics.constant_channels:
+        _log.warning(
+            "teacher: %d of %d channels are constant on all training images (%s) and are not "
+            "scaled",
+            len(statistics.constant_channels),
+            network.out_channels,
+            ", ".join(map(str, statistics.constant_channels[:20])),
+        )
     if features is not None:
         for feature in features:
             feature[:] = (feature - statistics.mean) / statistics.std

@@ -13,6 +13,8 @@ from PIL import Image
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.errors import InputError
 
+_STRIP = 64  # Rows of an image that are coloured at once.
+
 
 @cache
 def palette() -> UInt8[np.ndarray, "256 4"]:
@@ -61,9 +63,14 @@ def overlay(
     Raises:
       InputError: `low` is not below `high`.
     """
-    colors = palette()[color_indices(anomaly_map, low, high)].astype(np.float32)
-    alpha = opacity * colors[..., 3:] / 255
-    return np.round((1 - alpha) * image + alpha * colors[..., :3]).astype(np.uint8)
+    blended = np.empty_like(image)
+    # In strips: the floats of a whole photograph would take ten times its memory.
+    for start in range(0, len(image), _STRIP):
+        rows = slice(start, start + _STRIP)
+        colors = palette()[color_indices(anomaly_map[rows], low, high)].astype(np.float32)
+        alpha = opacity * colors[..., 3:] / 255
+        blended[rows] = np.round((1 - alpha) * image[rows] + alpha * colors[..., :3])
+    return blended
 
 
 def save_picture(

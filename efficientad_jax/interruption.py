@@ -1,29 +1,38 @@
-"""Ctrl-C ends a loop after the step it is in, so that the state can be saved."""
+"""Ctrl-C or SIGTERM ends a loop after the step it is in, so that the state can be saved."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """While open, the first Ctrl-C is only noted; a second one interrupts as usual.
+def interruption() -> Iterator[Callable[[], int]]:
+    """While open, the first Ctrl-C or SIGTERM is only noted; the next one does what it did before.
+
+    SIGTERM is what a scheduler sends ahead of taking the machine away.
 
     Yields:
-      A function that tells whether Ctrl-C was pressed. Usable in the main thread alone, as Python
-      handles signals there.
+      A function that gives the number of the signal that came, 0 before any. Usable in the main
+      thread alone, as Python handles signals there.
     """
-    pressed = False
-    previous = signal.getsignal(signal.SIGINT)
+    came = 0
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def note(signal_number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, previous)
+        nonlocal came
+        came = signal_number
+        restore()
 
-    signal.signal(signal.SIGINT, note)
+    for number in _SIGNALS:
+        signal.signal(number, note)
     try:
-        yield lambda: pressed
+        yield lambda: came
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

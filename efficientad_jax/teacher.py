@@ -5,7 +5,7 @@ Layers are named as in the paper (`conv1.kernel`, `conv1.bias`, ...), kernels ar
 """
 
 import json
-import struct
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.channel_statistics import ChannelStatistics
 from efficientad_jax.errors import InputError
 from efficientad_jax.pdn import LAYERS, PatchDescriptionNetwork, Size
+from efficientad_jax.safetensors_file import read_safetensors
 
 FORMAT = "efficientad_jax teacher 1"
+# Ten times the paper's: a file that claims more is not believed.
+MOST_CHANNELS = 4096
 
 
 class Teacher(NamedTuple):
@@ -78,21 +80,24 @@ def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
                 f"`python -m experiments.distill` and give its file as config.teacher"
             )
     path = Path(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, struct.error) as error:
-        raise InputError(f"teacher {path}: cannot be read as safetensors ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"teacher {path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
-    if metadata["size"] != size:
-        raise InputError(f"teacher {path}: a PDN of size {metadata['size']!r}, expected {size!r}")
-    out_channels = int(metadata["out_channels"])
+    found: list[tuple[int, dict[str, Any]]] = []
+
+    def expected(metadata: Mapping[str, str]) -> Mapping[str, tuple[int, ...]]:
+        found.append(_read_metadata(path, metadata, size))
+        return layer_shapes(size, found[0][0])
+
+    _, tensors = read_safetensors(path, f"teacher {path}", expected, ("F16", "F32"))
+    out_channels, record = found[0]
     flat = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
-    params = {"params": unflatten_dict(flat, sep=".")}
-    check_shapes(path, params, size, out_channels)
-    return Teacher(size, out_channels, params, json.loads(metadata["record"]))
+    return Teacher(size, out_channels, {"params": unflatten_dict(flat, sep=".")}, record)
+
+
+def layer_shapes(size: Size, out_channels: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a PDN, by names such as 'conv1.kernel'."""
+    network = PatchDescriptionNetwork(size, out_channels)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), image)
+    return {name: leaf.shape for name, leaf in flatten_dict(params["params"], sep=".").items()}
 
 
 def check_shapes(path: Path, params: PyTree, size: Size, out_channels: int) -> None:
@@ -101,17 +106,38 @@ def check_shapes(path: Path, params: PyTree, size: Size, out_channels: int) -> N
     Raises:
       InputError: a layer is missing, is one too many or has another shape.
     """
-    network = PatchDescriptionNetwork(size, out_channels)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    expected = jax.eval_shape(network.init, jax.random.key(0), image)
-    shapes = jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, expected)
-    found, wanted = (flatten_dict(s["params"], sep=".") for s in shapes)
+    wanted = layer_shapes(size, out_channels)
+    found = {
+        name: jnp.shape(value) for name, value in flatten_dict(params["params"], sep=".").items()
+    }
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise InputError(
                 f"teacher {path}: {name} has shape {found.get(name)}, "
                 f"expected {wanted.get(name)} in a PDN of size {size!r}"
             )
+
+
+def _read_metadata(
+    path: Path, metadata: Mapping[str, str], size: Size
+) -> tuple[int, dict[str, Any]]:
+    """Number of channels, and the record."""
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"teacher {path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata.get("size") != size:
+        raise InputError(
+            f"teacher {path}: a PDN of size {metadata.get('size')!r}, expected {size!r}"
+        )
+    try:
+        out_channels, record = int(metadata["out_channels"]), json.loads(metadata["record"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise InputError(f"teacher {path}: its metadata cannot be read ({error!r})") from error
+    if not 1 <= out_channels <= MOST_CHANNELS or not isinstance(record, dict):
+        raise InputError(
+            f"teacher {path}: {out_channels} channels and a record of type "
+            f"{type(record).__name__}, expected 1 to {MOST_CHANNELS} and a dict"
+        )
+    return out_channels, record
 
 
 def normalize_teacher(params: PyTree, size: Size, statistics: ChannelStatistics) -> PyTree:

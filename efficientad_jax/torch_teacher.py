@@ -16,8 +16,12 @@ from safetensors.numpy import load_file
 
 from efficientad_jax.errors import InputError
 from efficientad_jax.pdn import LAYERS, Size
+from efficientad_jax.regular_file import require_regular_file
 from efficientad_jax.teacher import Teacher, check_shapes
 from efficientad_jax.torch_weights import read_torch_checkpoint
+
+# Of a safetensors file; one of the larger PDN has 40 million.
+_MOST_BYTES = 1 << 30
 
 Layout = Literal["sequential", "named"]
 
@@ -42,6 +46,7 @@ def read_torch_teacher(path: Path) -> Teacher:
       InputError: the file cannot be read, or is something else.
     """
     if path.suffix == ".safetensors":
+        require_regular_file(path, f"teacher {path}", _MOST_BYTES)
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:

@@ -5,7 +5,9 @@ names that a state dict needs, maps them to functions of its own, and refuses ev
 """
 
 import io
+import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from efficientad_jax.errors import InputError
+from efficientad_jax.regular_file import require_regular_file
 
 _DTYPES = {
     "FloatStorage": np.dtype(np.float32),
@@ -28,6 +31,9 @@ _DTYPES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+
+# Of a file; one of WideResNet-101-2 has 500 million.
+_MOST_BYTES = 4 << 30
 
 # What torch.save writes first in the format from before 1.6, which is no zip file.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -62,6 +68,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         that a state dict does not need, or its tensors do not lie within its bytes.
     """
     path = Path(path)
+    require_regular_file(path, f"checkpoint {path}", _MOST_BYTES)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -69,6 +76,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     try:
         zipped = zipfile.is_zipfile(io.BytesIO(content))
         views, storages = _read_zip(content) if zipped else _read_legacy(content)
+        _check_total(views, len(content))
         return {name: _materialise(view, storages) for name, view in views.items()}
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from error
@@ -116,6 +124,32 @@ class _StateDictUnpickler(pickle.Unpickler):
         return _Storage(str(key), _DTYPES[name], int(size))
 
 
+def _unpickle(stream: io.BytesIO) -> Any:
+    """Loads the pickle that a stream is at, once it is known to claim no more than it holds.
+
+    An unpickler makes room for what it is told to remember or to read before it looks for it: some
+    bytes could ask for all the memory there is.
+    """
+    start, size = stream.tell(), stream.getbuffer().nbytes
+    for opcode, argument, _ in pickletools.genops(stream):
+        remembers = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if remembers and not 0 <= argument <= size:
+            raise InputError(f"a pickle that remembers a value under the number {argument}")
+    stream.seek(start)
+    return _StateDictUnpickler(stream).load()
+
+
+def _check_total(views: dict[str, _View], size: int) -> None:
+    """Views may share a storage; many of a large one would take more than the file did."""
+    total = sum(
+        math.prod(view.shape) * view.storage.dtype.itemsize
+        for view in views.values()
+        if 0 not in view.shape
+    )
+    if total > 8 * size:
+        raise InputError(f"a tensor or more of {total} bytes in a file of {size}")
+
+
 def _views(unpickled: Any) -> dict[str, _View]:
     if not isinstance(unpickled, dict):
         raise InputError(f"holds a {type(unpickled).__name__}, expected a dict of tensors")
@@ -131,20 +165,22 @@ def _read_zip(content: bytes) -> tuple[dict[str, _View], dict[str, bytes]]:
         folder = pickled.removesuffix("data.pkl")
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise InputError("compressed members, which torch.save does not write")
-        views = _views(_StateDictUnpickler(io.BytesIO(archive.read(pickled))).load())
+        if sum(info.file_size for info in archive.infolist()) > len(content):
+            raise InputError("members that together are larger than the file")
+        views = _views(_unpickle(io.BytesIO(archive.read(pickled))))
         keys = {view.storage.key for view in views.values()}
         return views, {key: archive.read(f"{folder}data/{key}") for key in keys}
 
 
 def _read_legacy(content: bytes) -> tuple[dict[str, _View], dict[str, bytes]]:
     stream = io.BytesIO(content)
-    magic, _, _ = (_StateDictUnpickler(stream).load() for _ in range(3))
+    magic, _, _ = (_unpickle(stream) for _ in range(3))
     if magic != _LEGACY_MAGIC:
         raise InputError("not a file that torch.save wrote")
-    views = _views(_StateDictUnpickler(stream).load())
+    views = _views(_unpickle(stream))
     dtypes = {view.storage.key: view.storage.dtype for view in views.values()}
     storages = {}
-    for key in _StateDictUnpickler(stream).load():
+    for key in _unpickle(stream):
         if key not in dtypes:
             raise InputError(f"storage {key!r} belongs to no tensor of the dict")
         size = int.from_bytes(stream.read(8), "little") * dtypes[key].itemsize

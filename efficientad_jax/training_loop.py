@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import optax
 from jaxtyping import Float, Int, PyTree
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.configuration import Config
-from efficientad_jax.errors import DivergenceError
+from efficientad_jax.errors import DivergenceError, StoppedError
 from efficientad_jax.interruption import interruption
 from efficientad_jax.optimizer import adam_with_l2, step_decay
+from efficientad_jax.scalars import scalar_log
 from efficientad_jax.training import (
     Networks,
     Objective,
@@ -33,11 +33,12 @@ def run_training(
     teacher_params: PyTree,
     data: TrainData,
     workdir: Path,
-) -> TrainState | None:
-    """Trains for `config.train.steps`, going on from the newest checkpoint in `workdir`.
+) -> TrainState:
+    """Trains for `config.train.steps`, going on from the newest whole checkpoint in `workdir`.
 
     Which images a step sees, and how they are changed, follows from `config.seed` and the number
-    of the step: a run that was stopped ends as one that was not.
+    of the step, which is the random state and the position in the data: a run that was stopped
+    or killed ends as one that was not, bit for bit.
 
     Args:
       config: see `configs/elpv.py`; read are `seed`, `losses` and `train`.
@@ -46,11 +47,11 @@ def run_training(
       data: resident images.
       workdir: for checkpoints and TensorBoard files.
 
-    Returns:
-      The trained state, or None when Ctrl-C stopped the run before its last step.
-
     Raises:
-      DivergenceError: a loss is not finite. The checkpoint before it stays.
+      StoppedError: Ctrl-C or SIGTERM stopped the run before its last step; its state is saved.
+      DivergenceError: a loss or a parameter is not finite. The checkpoint before it stays.
+      InputError: a checkpoint cannot be written, or none of those there is whole.
+      OSError: the TensorBoard file cannot be written.
     """
     train = config.train
     objective = Objective(**config.losses)
@@ -63,11 +64,12 @@ def run_training(
     with (
         open_checkpoints(workdir / "checkpoints", train.checkpoints_kept) as checkpoints,
         interruption() as interrupted,
-        SummaryWriter(str(workdir / "tensorboard")) as writer,
+        scalar_log(workdir / "tensorboard") as write_scalars,
     ):
         restored = checkpoints.restore_latest(state)
         state = state if restored is None else restored
         step = saved = int(state.step)
+        since_saved: list[np.ndarray] = []
         with tqdm(total=train.steps, initial=step, unit="step", file=sys.stderr) as progress:
             while step < train.steps and not interrupted():
                 count = min(train.steps_per_dispatch, train.steps - step)
@@ -86,17 +88,19 @@ def run_training(
                 by_name = {name: np.asarray(loss) for name, loss in by_name.items()}
                 _check_finite(by_name, step)
                 step += count
-                for name, loss in by_name.items():
-                    writer.add_scalar(f"loss/{name}", float(loss.mean()), step)
-                writer.add_scalar("learning_rate", np.asarray(schedule(step)).item(), step)
+                means = {f"loss/{name}": float(loss.mean()) for name, loss in by_name.items()}
+                write_scalars(means | {"learning_rate": float(schedule(step))}, step)
+                since_saved.append(by_name["total"])
                 progress.update(count)
                 progress.set_postfix(loss=f"{by_name['total'].mean():.4f}")
                 if step - saved >= train.checkpoint_every:
-                    checkpoints.save(step, state)
-                    saved = step
+                    checkpoints.save(step, state, float(np.concatenate(since_saved).mean()))
+                    saved, since_saved = step, []
         if step > saved:
-            checkpoints.save(step, state)
-    return state if step == train.steps else None
+            checkpoints.save(step, state, float(np.concatenate(since_saved).mean()))
+    if step < train.steps:
+        raise StoppedError(interrupted(), step)
+    return state
 
 
 def saved_students(

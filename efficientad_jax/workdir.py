@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.configuration import Config
 from efficientad_jax.errors import InputError
 
@@ -25,8 +26,10 @@ def claim_workdir(workdir: Path, config: Config) -> Path:
     if file.is_file():
         try:
             found = json.loads(file.read_text())
-        except ValueError as error:
-            raise InputError(f"workdir {workdir}: {CONFIG_FILE} is not JSON ({error})") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"workdir {workdir}: {CONFIG_FILE} cannot be read as JSON ({error})"
+            ) from error
         differing = sorted(differences(found, wanted))
         if differing:
             raise InputError(
@@ -35,12 +38,12 @@ def claim_workdir(workdir: Path, config: Config) -> Path:
             )
         return workdir
     try:
-        if workdir.is_dir() and any(workdir.iterdir()):
+        # A hidden file is what a run that was killed had not finished writing.
+        if workdir.is_dir() and any(not path.name.startswith(".") for path in workdir.iterdir()):
             raise InputError(
                 f"workdir {workdir}: holds files but no {CONFIG_FILE}; give an empty or new folder"
             )
-        workdir.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(wanted, indent=2) + "\n")
+        write_atomically(file, (json.dumps(wanted, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"workdir {workdir}: cannot be made ({error.strerror})") from error
     return workdir

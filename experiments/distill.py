@@ -19,7 +19,7 @@ from efficientad_jax.distillation_loop import distil_teacher
 from efficientad_jax.errors import InputError
 from efficientad_jax.multihost import is_first_process, join_processes
 from efficientad_jax.teacher import save_teacher
-from experiments import STOPPED, run
+from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 flags.mark_flag_as_required("config")
@@ -39,9 +39,6 @@ def main(argv: list[str]) -> int:
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value)
     teacher = distil_teacher(config, workdir)
-    if teacher is None:
-        print(f"stopped; the same command goes on from the checkpoint in {workdir}")
-        return STOPPED
     if not is_first_process():
         return 0
     save_teacher(workdir / "teacher.safetensors", teacher)

@@ -6,19 +6,14 @@
 An image that cannot be read is named; the others are done, and the exit status is 1.
 """
 
-import csv
-import io
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.data.decoding import decode_image
-from efficientad_jax.data.files import list_images
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
-from efficientad_jax.heatmap import save_picture
+from efficientad_jax.prediction import plan_pictures, predict_files
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string(
@@ -29,51 +24,24 @@ _SCORES = flags.DEFINE_string("scores", "scores.csv", "CSV file to write, in --o
 _LOW = flags.DEFINE_float("low", 0.05, "value of a map that gets the first colour")
 _HIGH = flags.DEFINE_float("high", 0.25, "value of a map that gets the last colour")
 
-_SUFFIX = "_heatmap.png"
-_CHUNK = 32
-
 
 def main(argv: list[str]) -> int:
     """Predicts."""
     if len(argv) < 2:
         raise InputError("no images given: expected files or folders as arguments")
+    if not _LOW.value < _HIGH.value:
+        raise InputError(f"--low={_LOW.value} --high={_HIGH.value}: expected low below high")
     detector = Detector.load(_DETECTOR.value)
-    images = _images([Path(argument) for argument in argv[1:]])
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
-    rows, failed = [], 0
-    for start in range(0, len(images), _CHUNK):
-        decoded = []
-        for path, root in images[start : start + _CHUNK]:
-            try:
-                decoded.append((path, root, decode_image(path)))
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
-                failed += 1
-        detections = detector([image for _, _, image in decoded])
-        assert isinstance(detections, list)
-        for (path, root, image), detection in zip(decoded, detections, strict=True):
-            picture = path.with_name(path.stem + _SUFFIX)
-            if output is not None:
-                picture = output / picture.relative_to(root)
-            save_picture(picture, image, [detection.anomaly_map], _LOW.value, _HIGH.value)
-            rows.append((str(path), f"{detection.score:.6g}", str(picture)))
-    table = io.StringIO()
-    csv.writer(table).writerows([("image", "score", "heatmap"), *rows])
     scores = (output or Path()) / _SCORES.value
-    write_atomically(scores, table.getvalue().encode())
-    print(f"{len(rows)} images scored, {failed} failed: {scores}")
-    return 1 if failed else 0
+    tasks, failed = plan_pictures([Path(argument) for argument in argv[1:]], output, _complain)
+    unread = predict_files(detector, tasks, scores, _LOW.value, _HIGH.value, _complain)
+    print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")
+    return 1 if failed + unread else 0
 
 
-def _images(arguments: list[Path]) -> list[tuple[Path, Path]]:
-    """The image files named or found, each with the folder its output is placed relative to."""
-    found = []
-    for argument in arguments:
-        if argument.is_dir():
-            found += [(path, argument) for path in list_images(argument)]
-        else:
-            found.append((argument, argument.parent))
-    return [(path, root) for path, root in found if not path.name.endswith(_SUFFIX)]
+def _complain(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

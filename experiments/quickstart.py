@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from efficientad_jax.assessment import evaluate_workdir
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector, load_configured_dataset
-from experiments import STOPPED, run
+from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/elpv.py", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/quickstart_CATEGORY")
@@ -30,9 +30,7 @@ def main(argv: list[str]) -> int:
     config = _CONFIG.value
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value or f"runs/quickstart_{config.category}")
-    if fit_detector(config, dataset, workdir) is None:
-        print(f"stopped; the same command goes on from the checkpoint in {workdir}")
-        return STOPPED
+    fit_detector(config, dataset, workdir)
     print(evaluate_workdir(workdir))
     print(f"in {(time.monotonic() - start) / 60:.1f} minutes")
     return 0

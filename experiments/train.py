@@ -7,7 +7,7 @@ from ml_collections import config_flags
 
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector, load_configured_dataset
-from experiments import STOPPED, run
+from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 flags.mark_flag_as_required("config")
@@ -23,9 +23,7 @@ def main(argv: list[str]) -> int:
     config = _CONFIG.value
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value)
-    if fit_detector(config, dataset, workdir) is None:
-        print(f"stopped; the same command goes on from the checkpoint in {workdir}")
-        return STOPPED
+    fit_detector(config, dataset, workdir)
     print(f"detector: {workdir / 'detector'}")
     return 0
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax import InputError, MapQuantiles
+from efficientad_jax import InputError, MapQuantiles, fit
 from efficientad_jax.calibration import calibrate
+from efficientad_jax.errors import DivergenceError
 from efficientad_jax.inference import Calibration, DetectorParams, detect, raw_maps
 from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from efficientad_jax.training import create_networks
@@ -119,6 +120,26 @@ def imitating_detector():
 def test_constant_maps_are_reported_and_not_divided_by():
     with pytest.raises(InputError, match="local maps of all 1 validation images are constant"):
         calibrate(NETWORKS, imitating_detector(), uint8_images())
+
+
+def test_maps_that_are_not_finite_are_reported():
+    params = random_detector()
+    params = params._replace(student=jax.tree.map(lambda x: x * 1e30, params.student))
+    with pytest.raises(DivergenceError, match="local maps of the validation images are not finite"):
+        calibrate(NETWORKS, params, uint8_images())
+
+
+def test_a_constant_channel_of_the_teacher_is_reported_and_not_divided_by(caplog):
+    params = random_detector().teacher
+    last = params["params"]["conv4"]
+    last["kernel"] = last["kernel"].at[..., 3].set(0)
+    last["bias"] = last["bias"].at[3].set(5.0)
+    normalized, features = fit._describe_training_images(
+        NETWORKS.teacher, params, uint8_images(2), 1.0
+    )
+    assert "1 of 6 channels are constant on all training images (3)" in caplog.text
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((normalized, features)))
+    np.testing.assert_array_equal(features[..., 3], 0)
 
 
 def test_a_defect_20_pixels_from_the_border_is_seen_there():

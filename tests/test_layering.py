@@ -17,7 +17,14 @@ PACKAGE = "efficientad_jax"
 # In the order in which data flows. A module may import from its own layer and from those above it
 # here; within a layer, in any direction that makes no circle.
 LAYERS = {
-    "ground": ["atomic_file", "configuration", "errors", "interruption"],
+    "ground": [
+        "atomic_file",
+        "configuration",
+        "errors",
+        "interruption",
+        "regular_file",
+        "safetensors_file",
+    ],
     "data": [
         "data",
         "data.archive",
@@ -69,6 +76,7 @@ LAYERS = {
         "map_normalization",
         "multihost",
         "pace",
+        "scalars",
         "shares",
         "targets",
         "training",
@@ -94,6 +102,7 @@ LAYERS = {
         "figures.maps",
         "figures.receptive_field",
         "paper_results",
+        "prediction",
         "report",
     ],
     "benchmark": [

@@ -15,6 +15,7 @@ from absl import logging
 from efficientad_jax.data.archive import Archive, download_and_extract, extract
 from efficientad_jax.data.examples import FEATURES, SATURATION_FEATURES, Example, generate
 from efficientad_jax.errors import InputError
+from efficientad_jax.regular_file import require_regular_file
 
 
 class Benchmark(NamedTuple):
@@ -164,6 +165,7 @@ def fingerprint(splits: dict[str, list[Example]]) -> str:
 def _fingerprint_of_files(files: list[Path], known: str = "") -> str:
     digest = hashlib.sha256(known.encode())
     for file in files:
+        require_regular_file(file, f"file {file}")
         status = file.stat()
         digest.update(repr((str(file.resolve()), status.st_size, status.st_mtime_ns)).encode())
     return digest.hexdigest()[:16]

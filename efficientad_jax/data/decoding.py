@@ -13,9 +13,13 @@ from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from efficientad_jax.errors import InputError
+from efficientad_jax.regular_file import require_regular_file
 
 # What an image can be given as: a path, encoded bytes, a PIL image or an array.
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+# The formats whose files are looked for. Pillow knows more, among them some that run a program.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # 16 bits to 8: 65535 becomes 255.
 _SIXTEEN_TO_EIGHT = 257
@@ -38,7 +42,8 @@ def decode_image(source: ImageSource, name: str = "") -> UInt8[np.ndarray, "h w 
       name: what to call the image in an error; a path names itself.
 
     Raises:
-      InputError: it cannot be read or decoded, it has more pixels than Pillow takes without a
+      InputError: it cannot be read or decoded, is of another format than those of the files in
+        `data/files.py`, it has more pixels than Pillow takes without a
         warning (`PIL.Image.MAX_IMAGE_PIXELS`), or its pixels are none of the above.
     """
     name = name or _name_of(source)
@@ -80,23 +85,25 @@ def _read(source: ImageSource, name: str) -> Shaped[np.ndarray, "h w c"]:
         if isinstance(source, Image.Image):
             return _drop_alpha(_pixels(source), name)
         with contextlib.ExitStack() as stack:
+            if isinstance(source, bytes):
+                opened = io.BytesIO(source)
+            else:
+                require_regular_file(Path(source), f"image {name}")
+                opened = stack.enter_context(Path(source).open("rb"))
             with _pillow_warnings():
-                opened = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-                image = stack.enter_context(Image.open(opened))
+                image = stack.enter_context(Image.open(opened, formats=_FORMATS))
             return _drop_alpha(_pixels(image), name)
     except InputError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"image {name}: too many pixels to be taken ({error})") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"image {name}: not an image of a known format") from error
-    except FileNotFoundError as error:
-        raise InputError(f"image {name}: no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"image {name}: is a folder, expected an image file") from error
-    except PermissionError as error:
-        raise InputError(f"image {name}: may not be read, check its permissions") from error
+        raise InputError(
+            f"image {name}: not an image of a known format, expected one of {', '.join(_FORMATS)}"
+        ) from error
     except Exception as error:  # Pillow's decoders raise almost anything on a damaged file.
+        if isinstance(error, OSError) and error.errno:
+            raise InputError(f"image {name}: cannot be read ({error.strerror})") from error
         raise InputError(f"image {name}: damaged or cut off ({error})") from error
 
 

@@ -63,6 +63,7 @@ def generate(examples: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
         marks a defect by a value without a saturation.
     """
     for example in examples:
+        _check_names(example)
         size = decode_image(example.image).shape[:2]
         for mask in example.masks:
             mask_size = decode_mask(mask).shape
@@ -84,6 +85,15 @@ def generate(examples: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
                 for mask in example.masks
             ]
         yield example.name, record
+
+
+def _check_names(example: Example) -> None:
+    """Names are stored as text, and files are found by it."""
+    for path in (example.image, *example.masks):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"image {path}: its path is not UTF-8; rename it") from error
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:

@@ -1,5 +1,6 @@
 """Finding image files."""
 
+import os
 from pathlib import Path
 
 from efficientad_jax.errors import InputError
@@ -12,23 +13,27 @@ SUFFIXES = frozenset(
 def list_images(folder: Path) -> list[Path]:
     """The image files below a folder, by name and suffix, sorted.
 
-    Hidden files, and those in hidden folders such as `.ipynb_checkpoints`, are left out.
+    Hidden files, and those in hidden folders such as `.ipynb_checkpoints`, are left out; links to
+    folders are not followed, so that there is no going in circles. A link to nowhere or a pipe
+    with an image's name is listed: whoever reads it says what it is.
 
     Raises:
-      InputError: there is no such folder, or no image in it.
+      InputError: there is no such folder, no image in it, or a folder in it cannot be read.
     """
     if not str(folder) or not folder.is_dir():
         raise InputError(f"image folder {str(folder)!r}: no such folder")
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = (Path(parent, name) for name in names if not name.startswith("."))
+        found += [path for path in images if path.suffix.lower() in SUFFIXES]
     if not found:
         raise InputError(
             f"image folder {folder}: no images, expected files ending in "
             f"{', '.join(sorted(SUFFIXES))}"
         )
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"image folder {error.filename}: cannot be read ({error.strerror})")

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing, outside the usual run of the tests."""
