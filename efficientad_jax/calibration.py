@@ -5,7 +5,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import Calibration, DetectorParams, jitted_raw_maps
+from efficientad_jax.inference import (
+    Calibration,
+    DetectorParams,
+    jitted_raw_maps,
+    prepared_params,
+)
 from efficientad_jax.map_normalization import MapQuantiles, map_quantiles
 from efficientad_jax.training import Networks
 
@@ -41,6 +46,7 @@ def calibrate(
     if not normalize:
         global_ = None if params.autoencoder is None else IDENTITY
         return Calibration(IDENTITY, global_, upsample_first)
+    params = prepared_params(networks, params, (images.shape[1], images.shape[2]))
     maps = [
         jax.device_get(
             jitted_raw_maps(networks, params, images[i : i + _BATCH_SIZE], upsample_first)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect
+from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect, prepared_params
 from efficientad_jax.map_normalization import MapQuantiles
 from efficientad_jax.pdn import Size
 from efficientad_jax.training import create_networks
@@ -70,7 +70,7 @@ def build(name: str, size: Size, image_size: tuple[int, int], dtype: str, batch:
     if name in (OURS, LAX):
         method = "auto" if name == OURS else "direct"
         networks = create_networks(size, 384, image_size, dtype=dtype, convolution=method)
-        params = jax.device_put(params)
+        params = prepared_params(networks, jax.device_put(params), image_size)
 
         def ours(images: UInt8[np.ndarray, "n h w 3"]) -> Maps:
             return np.asarray(jitted_detect(networks, params, calibration, images).combined)
