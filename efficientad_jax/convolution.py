@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from efficientad_jax.cook_toom import cook_toom_convolution
 from efficientad_jax.native_convolution import (
     PANEL,
+    PLAIN,
     Finish,
     native_filter,
     native_patch_filter,
@@ -73,7 +74,7 @@ def convolve(
     bias = jnp.zeros(kernel.shape[3:], x.dtype)
     way = _way(x, kernel, stride, padding, method)
     if way in ("filter", "patches"):
-        return _native(way, x, kernel, bias, stride, padding, Finish())
+        return _native(way, x, kernel, bias, stride, padding, PLAIN)
     return _by_xla(way, x, kernel, stride, padding)
 
 
@@ -83,7 +84,7 @@ def convolve_and_finish(
     bias: Float[Array, " k"],
     stride: int = 1,
     padding: int = 0,
-    finish: Finish = Finish(),
+    finish: Finish = PLAIN,
     method: Method = "auto",
 ) -> Float[Array, "n oh ow k"]:
     """`convolve`, the bias added, and ReLU and the average of 2x2 outputs as `finish` says.
@@ -130,7 +131,7 @@ def convolve_prepared(
     side: int,
     stride: int = 1,
     padding: int = 0,
-    finish: Finish = Finish(),
+    finish: Finish = PLAIN,
     first_channel: int = 0,
 ) -> Float[Array, "n oh ow k"]:
     """`convolve_and_finish`, which this is without gradients, of a kernel prepared beforehand.

@@ -143,8 +143,8 @@ def prepared_params(
 ) -> DetectorParams:
     """Parameters with what need not be computed of them again for each image.
 
-    On a CPU: kernels as its convolutions use them, about ten times the parameters' memory. Elsewhere
-    nothing is added.
+    On a CPU: kernels as its convolutions use them, three times the parameters' memory and more.
+    Elsewhere nothing is added.
 
     Args:
       networks: their modules.

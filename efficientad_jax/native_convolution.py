@@ -31,6 +31,9 @@ class Finish(NamedTuple):
     pool: bool = False
 
 
+PLAIN = Finish()
+
+
 def suits_filtering(kernel: Float[Array, "kh kw c k"]) -> bool:
     """Whether `native_filter` takes this kernel."""
     height, width, channels, out = kernel.shape
@@ -63,7 +66,7 @@ def prepared_filter(
     prepared: Float[Array, "p b c 32"],
     bias: Float[Array, " k"],
     padding: int,
-    finish: Finish = Finish(),
+    finish: Finish = PLAIN,
     first_channel: int = 0,
 ) -> Float[Array, "n oh ow k"]:
     """`native_filter`, which this is without gradients, of a kernel prepared beforehand.
@@ -91,7 +94,7 @@ def native_filter(
     kernel: Float[Array, "r r c k"],
     bias: Float[Array, " k"],
     padding: int,
-    finish: Finish = Finish(),
+    finish: Finish = PLAIN,
 ) -> Float[Array, "n oh ow k"]:
     """Correlates images with a kernel of 3 or 4 taps a side by Cook-Toom filtering, stride 1.
 
@@ -169,7 +172,7 @@ def prepared_patch_filter(
     bias: Float[Array, " k"],
     side: int,
     stride: int,
-    finish: Finish = Finish(),
+    finish: Finish = PLAIN,
 ) -> Float[Array, "n oh ow k"]:
     """`native_patch_filter`, which this is without gradients, of a kernel prepared beforehand.
 
@@ -195,7 +198,7 @@ def native_patch_filter(
     kernel: Float[Array, "r r c k"],
     bias: Float[Array, " k"],
     stride: int,
-    finish: Finish = Finish(),
+    finish: Finish = PLAIN,
 ) -> Float[Array, "n oh ow k"]:
     """Correlates images with a kernel, patch by patch, without padding.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from absl import app, logging
 
+from efficientad_jax.compilation_cache import keep_compiled_programs
 from efficientad_jax.errors import DivergenceError, InputError
 
 # Exit status of a run that Ctrl-C stopped after saving its state.
@@ -14,6 +15,7 @@ STOPPED = 130
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a command; what a user can cause ends it with one line and status 2."""
     logging.set_verbosity(logging.WARNING)
+    keep_compiled_programs()
     try:
         app.run(main)
     except (InputError, DivergenceError) as error:

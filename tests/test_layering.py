@@ -17,7 +17,14 @@ PACKAGE = "efficientad_jax"
 # In the order in which data flows. A module may import from its own layer and from those above it
 # here; within a layer, in any direction that makes no circle.
 LAYERS = {
-    "ground": ["atomic_file", "configuration", "errors", "interruption"],
+    "ground": [
+        "atomic_file",
+        "cache_folder",
+        "compilation_cache",
+        "configuration",
+        "errors",
+        "interruption",
+    ],
     "data": [
         "data",
         "data.archive",
@@ -73,10 +80,14 @@ LAYERS = {
     "benchmark": [
         "benchmark",
         "benchmark.cost",
+        "benchmark.first_map",
         "benchmark.implementations",
+        "benchmark.peers",
         "benchmark.results",
+        "benchmark.start_up",
         "benchmark.timing",
         "benchmark.torch_networks",
+        "benchmark.weights",
     ],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
