@@ -22,8 +22,8 @@ def main(task: dict[str, Any]) -> None:
     """Prints, as JSON, what `start_up.StartUp` is made of.
 
     Args:
-      task: 'name', 'folder', 'size', 'image_size', 'dtype', 'caches' (a folder), and 'started': when
-        this process was, in seconds since the epoch.
+      task: 'name', 'folder', 'size', 'image_size', 'dtype', 'caches' (a folder), and 'started':
+        when this process was, in seconds since the epoch.
     """
     folder, image_size = Path(task["folder"]), tuple(task["image_size"])
     arguments = (folder, task["size"], image_size, task["dtype"])
