@@ -213,7 +213,8 @@ def native_patch_filter(
 
 
 def _patch_filter_forward(x: Array, kernel: Array, bias: Array, stride: int, finish: Finish):
-    y = native_patch_filter(x, kernel, bias, stride, finish._replace(pool=False))
+    made, unpooled = prepare_patches(kernel), finish._replace(pool=False)
+    y = prepared_patch_filter(x, made, bias, kernel.shape[0], stride, unpooled)
     return _pooled(y, finish), (x, kernel, y if finish.relu else None, _without_elements(y))
 
 

@@ -245,7 +245,8 @@ def train_steps(
     Returns:
       The state after `k` steps, and the losses of each.
     """
-    teacher_params = prepared(networks.teacher, teacher_params, data.images.shape[1:3])
+    _, height, width, _ = data.images.shape
+    teacher_params = prepared(networks.teacher, teacher_params, (height, width))
 
     def step(state: TrainState, chosen: tuple[Array, Array]) -> tuple[TrainState, Losses]:
         normal, pretraining = chosen
