@@ -101,16 +101,15 @@ class Autoencoder(nn.Module):
                 width * layer.numerator // 256 - layer.minus,
             )
             x = resize_bilinear(x, size)
-            x = nn.relu(self._conv(layer.name, 64, 4, padding=2)(x))
+            x = self._conv(layer.name, 64, 4, padding=2, relu=True)(x)
             x = nn.Dropout(DROPOUT_RATE, deterministic=deterministic)(x)
         x = resize_bilinear(x, self.output_size)
-        x = nn.relu(self._conv("deconv7", 64, 3, padding=1)(x))
+        x = self._conv("deconv7", 64, 3, padding=1, relu=True)(x)
         return self._conv("deconv8", self.out_channels, 3, padding=1)(x)
 
     def _encode(self, layer: _Encode, x: Array) -> Array:
         kernel = layer.kernel or (x.shape[1], x.shape[2])
-        x = self._conv(layer.name, layer.out, kernel, layer.stride, layer.pad)(x)
-        return nn.relu(x) if layer.relu else x
+        return self._conv(layer.name, layer.out, kernel, layer.stride, layer.pad, layer.relu)(x)
 
     def _conv(
         self,
@@ -119,12 +118,14 @@ class Autoencoder(nn.Module):
         kernel: int | tuple[int, int],
         stride: int = 1,
         padding: int = 0,
+        relu: bool = False,
     ) -> Conv:
         return Conv(
             features=features,
             kernel_size=kernel,
             stride=stride,
             padding=padding,
+            relu=relu,
             dtype=self.dtype,
             convolution=self.convolution,
             name=name,

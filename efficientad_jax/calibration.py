@@ -6,7 +6,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from efficientad_jax.errors import DivergenceError, InputError
-from efficientad_jax.inference import Calibration, DetectorParams, RawMaps, jitted_raw_maps
+from efficientad_jax.inference import (
+    Calibration,
+    DetectorParams,
+    RawMaps,
+    jitted_raw_maps,
+    prepared_params,
+)
 from efficientad_jax.map_normalization import MapQuantiles, map_quantiles
 from efficientad_jax.training import Networks
 
@@ -54,6 +60,7 @@ def collect_raw_maps(
     upsample_first: bool = False,
 ) -> RawMaps:
     """The two maps of each image, computed in batches."""
+    params = prepared_params(networks, params, (images.shape[1], images.shape[2]))
     batches = [
         jitted_raw_maps(networks, params, images[i : i + _BATCH_SIZE], upsample_first)
         for i in range(0, len(images), _BATCH_SIZE)

@@ -8,6 +8,7 @@ by C++ of the package where it can be compiled, otherwise by XLA's operations.
 
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,14 +16,22 @@ from jaxtyping import Array, Float
 
 from efficientad_jax.cook_toom import cook_toom_convolution
 from efficientad_jax.native_convolution import (
+    PANEL,
+    PLAIN,
+    Finish,
     native_filter,
     native_patch_filter,
+    prepare_filter,
+    prepare_patches,
+    prepared_filter,
+    prepared_patch_filter,
     suits_filtering,
     suits_patches,
 )
 from efficientad_jax.native_library import native_library
 
 Method = Literal["auto", "direct", "products", "native"]
+_Way = Literal["direct", "filter", "patches", "products", "whole image"]
 
 # Cook-Toom pays where channels are many; its transforms cost the same for a few.
 _FEWEST_CHANNELS = 32
@@ -62,8 +71,119 @@ def convolve(
     Raises:
       RuntimeError: `method` is 'native' and the C++ cannot be compiled here.
     """
+    bias = jnp.zeros(kernel.shape[3:], x.dtype)
+    way = _way(x, kernel, stride, padding, method)
+    if way in ("filter", "patches"):
+        return _native(way, x, kernel, bias, stride, padding, PLAIN)
+    return _by_xla(way, x, kernel, stride, padding)
+
+
+def convolve_and_finish(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c k"],
+    bias: Float[Array, " k"],
+    stride: int = 1,
+    padding: int = 0,
+    finish: Finish = PLAIN,
+    method: Method = "auto",
+) -> Float[Array, "n oh ow k"]:
+    """`convolve`, the bias added, and ReLU and the average of 2x2 outputs as `finish` says.
+
+    In the C++ that is one pass over memory.
+    """
+    way = _way(x, kernel, stride, padding, method)
+    if way in ("filter", "patches"):
+        return _native(way, x, kernel, bias, stride, padding, finish)
+    y = _by_xla(way, x, kernel, stride, padding) + bias
+    y = nn.relu(y) if finish.relu else y
+    return nn.avg_pool(y, window_shape=(2, 2), strides=(2, 2)) if finish.pool else y
+
+
+def prepare_kernel(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c k"],
+    stride: int = 1,
+    padding: int = 0,
+    method: Method = "auto",
+) -> Array | None:
+    """What the C++ makes of a kernel before it is used, None where that is nothing.
+
+    Args:
+      x: images as `convolve` will get them; only shape and dtype count.
+      kernel: see `convolve`, as are the others.
+      stride: of the convolution.
+      padding: of the convolution.
+      method: of the convolution.
+    """
+    match _way(x, kernel, stride, padding, method):
+        case "filter":
+            return prepare_filter(kernel)
+        case "patches":
+            return prepare_patches(kernel)
+        case _:
+            return None
+
+
+def convolve_prepared(
+    x: Float[Array, "n h w c"],
+    prepared: Array,
+    bias: Float[Array, " k"],
+    side: int,
+    stride: int = 1,
+    padding: int = 0,
+    finish: Finish = PLAIN,
+    first_channel: int = 0,
+) -> Float[Array, "n oh ow k"]:
+    """`convolve_and_finish`, which this is without gradients, of a kernel prepared beforehand.
+
+    Args:
+      x: images.
+      prepared: of `prepare_kernel` for images of this size and type.
+      bias: of the output channels to compute; their number is a multiple of 32.
+      side: of the kernel, in pixels.
+      stride: see `prepare_kernel`.
+      padding: see `prepare_kernel`.
+      finish: what becomes of the outputs.
+      first_channel: where the output channels begin among the kernel's, a multiple of 32.
+    """
+    if prepared.ndim == 4:
+        return prepared_filter(x, prepared, bias, padding, finish, first_channel)
+    first, count = first_channel // PANEL, bias.shape[0] // PANEL
+    prepared = prepared[first : first + count]
+    return prepared_patch_filter(_padded(x, padding), prepared, bias, side, stride, finish)
+
+
+def _way(x: Array, kernel: Array, stride: int, padding: int, method: Method) -> _Way:
+    """How a convolution is computed: decided here alone."""
     method = chosen_method(method)
     if method == "direct":
+        return "direct"
+    if method == "native" and not native_library():
+        raise RuntimeError("convolution 'native': no C++ compiler; take 'auto' or install g++")
+    native = method == "native" and x.dtype == jnp.float32
+    if native and stride == 1 and suits_filtering(kernel) and padding < kernel.shape[0]:
+        return "filter"
+    if tuple(size + 2 * padding for size in x.shape[1:3]) == kernel.shape[:2]:
+        return "whole image"
+    return "patches" if native and suits_patches(kernel) else "products"
+
+
+def _native(
+    way: _Way,
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    stride: int,
+    padding: int,
+    finish: Finish,
+) -> Array:
+    if way == "filter":
+        return native_filter(x, kernel, bias, padding, finish)
+    return native_patch_filter(_padded(x, padding), kernel, bias, stride, finish)
+
+
+def _by_xla(way: _Way, x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    if way == "direct":
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -71,24 +191,23 @@ def convolve(
             padding=((padding, padding), (padding, padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-    if method == "native" and not native_library():
-        raise RuntimeError("convolution 'native': no C++ compiler; take 'auto' or install g++")
-    native = method == "native" and x.dtype == jnp.float32
-    if native and stride == 1 and suits_filtering(kernel) and padding < kernel.shape[0]:
-        return native_filter(x, kernel, padding)
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    kernel_height, kernel_width, channels, _ = kernel.shape
-    if x.shape[1:3] == (kernel_height, kernel_width):
+    x = _padded(x, padding)
+    if way == "whole image":
         return _whole_image_product(x, kernel)
-    if native and suits_patches(kernel):
-        return native_patch_filter(x, kernel, stride)
     if stride > 1:
         x, kernel = _stride_to_channels(x, kernel, stride)
         return _patch_products(x, kernel)
+    kernel_height, kernel_width, channels, _ = kernel.shape
     filters_well = kernel_height == kernel_width in (3, 4) and channels >= _FEWEST_CHANNELS
     if filters_well and x.dtype == jnp.float32:
         return cook_toom_convolution(x, kernel)
     return _patch_products(x, kernel)
+
+
+def _padded(x: Array, padding: int) -> Array:
+    if not padding:
+        return x
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
 
 def _whole_image_product(x: Array, kernel: Array) -> Array:

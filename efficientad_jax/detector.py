@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -22,7 +23,13 @@ from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.configuration import LARGEST_SIDE, SMALLEST_SIDE
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import Anomalies, Calibration, DetectorParams, jitted_detect
+from efficientad_jax.inference import (
+    Anomalies,
+    Calibration,
+    DetectorParams,
+    jitted_detect,
+    prepared_params,
+)
 from efficientad_jax.map_normalization import MapQuantiles
 from efficientad_jax.pdn import Size
 from efficientad_jax.regular_file import require_regular_file
@@ -137,7 +144,11 @@ class Detector:
 
     def detect(self, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
         """Scores and maps of images that already have the input size; see `inference.detect`."""
-        return jitted_detect(self.networks, self.params, self.calibration, images)
+        return jitted_detect(self.networks, self._prepared, self.calibration, images)
+
+    @cached_property
+    def _prepared(self) -> DetectorParams:
+        return prepared_params(self.networks, self.params, self.spec.input_size)
 
     @property
     def networks(self) -> Networks:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.convolution import chosen_method
-from efficientad_jax.layers import float32_features
+from efficientad_jax.layers import float32_features, prepared
 from efficientad_jax.map_normalization import MapQuantiles, normalize_map
 from efficientad_jax.pdn import STRIDE
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
@@ -145,6 +145,28 @@ def _pad_to(maps: Array, size: tuple[int, int]) -> Array:
     """Zeros on each side, so that every pixel of a map lies over the patch it describes."""
     margins = [((s - m) // 2,) * 2 for s, m in zip(size, maps.shape[1:], strict=True)]
     return jnp.pad(maps, ((0, 0), *margins))
+
+
+@partial(jax.jit, static_argnames=("networks", "image_size"))
+def prepared_params(
+    networks: Networks, params: DetectorParams, image_size: tuple[int, int]
+) -> DetectorParams:
+    """Parameters with what need not be computed of them again for each image.
+
+    On a CPU: kernels as its convolutions use them, three times the parameters' memory and more.
+    Elsewhere nothing is added.
+
+    Args:
+      networks: their modules.
+      params: their parameters.
+      image_size: height and width of the images that will be given.
+    """
+    return DetectorParams(
+        *(
+            None if of is None else prepared(network, of, image_size)
+            for network, of in zip(networks, params, strict=True)
+        )
+    )
 
 
 jitted_raw_maps = jax.jit(raw_maps, static_argnames=("networks", "upsample_first"))

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
-from efficientad_jax.convolution import Method, convolve
+from efficientad_jax.convolution import (
+    Method,
+    convolve_and_finish,
+    convolve_prepared,
+    prepare_kernel,
+)
+from efficientad_jax.native_convolution import Finish
+
+# The collection of variables that `prepared` adds.
+_PREPARED = "prepared"
 
 
 class Conv(nn.Module):
@@ -22,6 +31,8 @@ class Conv(nn.Module):
       kernel_size: of the kernel in pixels, one number where it is square.
       stride: step in both dimensions, in pixels.
       padding: rows and columns of zeros added on each side.
+      relu: whether negative outputs become 0.
+      pool: whether 2x2 outputs are averaged then, at stride 2.
       dtype: of the computation; parameters are float32.
       convolution: see `efficientad_jax.convolution`.
     """
@@ -30,6 +41,8 @@ class Conv(nn.Module):
     kernel_size: int | tuple[int, int]
     stride: int = 1
     padding: int = 0
+    relu: bool = False
+    pool: bool = False
     dtype: DTypeLike = jnp.float32
     convolution: Method = "auto"
 
@@ -45,8 +58,20 @@ class Conv(nn.Module):
         if channels is not None:
             kernel, bias = kernel[..., channels], bias[channels]
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        y = convolve(x.astype(self.dtype), kernel, self.stride, self.padding, self.convolution)
-        return y + bias
+        x, finish = x.astype(self.dtype), Finish(self.relu, self.pool)
+        if self.is_mutable_collection(_PREPARED) and not self.is_initializing():
+            made = prepare_kernel(x, kernel, self.stride, self.padding, self.convolution)
+            if made is not None:
+                self.put_variable(_PREPARED, "kernel", made)
+        elif self.has_variable(_PREPARED, "kernel"):
+            made = self.get_variable(_PREPARED, "kernel")
+            first = 0 if channels is None else channels.indices(self.features)[0]
+            return convolve_prepared(
+                x, made, bias, size[0], self.stride, self.padding, finish, first
+            )
+        return convolve_and_finish(
+            x, kernel, bias, self.stride, self.padding, finish, self.convolution
+        )
 
 
 def float32_features(
@@ -55,3 +80,18 @@ def float32_features(
     """Applies a network; losses and maps are computed of its features in float32."""
     features: Any = network.apply(params, *args, **kwargs)
     return features.astype(jnp.float32)
+
+
+def prepared(network: nn.Module, params: PyTree, image_size: tuple[int, int]) -> PyTree:
+    """Parameters, and with them what convolutions on a CPU make of their kernels.
+
+    A network applied to these need not do so again; it has no gradients then.
+
+    Args:
+      network: its module.
+      params: its parameters.
+      image_size: height and width of the images that it will get, one at a time or several.
+    """
+    image = jnp.zeros((1, *image_size, 3))
+    _, made = network.apply(params, image, mutable=[_PREPARED])
+    return {**params, **made}

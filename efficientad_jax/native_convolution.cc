@@ -16,6 +16,10 @@
 #include <mutex>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -38,6 +42,7 @@ constexpr int kPanel = 32;            // channels stored side by side in a trans
 constexpr int kTile = 4;              // outputs of a tile, a side
 constexpr Index kBlock = 52;          // tiles transformed at once: what fits the L2 cache
 constexpr Index kChunk = 128;         // tiles summed at once in a gradient
+constexpr size_t kPage = 1 << 21;     // of memory: with small ones addresses are looked up too often
 constexpr Index kSkew = 16;           // keeps rows from falling on the same lines of the L1 cache
 
 using Vector = float __attribute__((vector_size(kLanes * 4)));
@@ -63,9 +68,12 @@ class Scratch {
     }
     if (buffer_.floats < floats) {
       std::free(buffer_.data);
-      const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-      buffer_ = {static_cast<float*>(std::aligned_alloc(64, bytes)), floats};
+      const size_t bytes = (floats * sizeof(float) + kPage - 1) / kPage * kPage;
+      buffer_ = {static_cast<float*>(std::aligned_alloc(kPage, bytes)), floats};
       if (buffer_.data == nullptr) buffer_.floats = 0;
+#if defined(MADV_HUGEPAGE)
+      madvise(buffer_.data, bytes, MADV_HUGEPAGE);
+#endif
     }
   }
   ~Scratch() {
@@ -297,9 +305,23 @@ void transform_kernel(ffi::ThreadPool& pool, const float* kernel, Index in, Inde
   });
 }
 
+// What becomes of a convolution's outputs before they are written.
+struct Finish {
+  const float* bias = nullptr;  // of each channel
+  bool relu = false;
+  bool pool = false;  // 2x2 means of the above, a last odd row or column left out
+};
+
+inline Vector finished(Vector z, Vector bias, bool relu) {
+  z += bias;
+  return relu ? (z < 0.0f ? Vector{} : z) : z;  // NaN stays NaN
+}
+
+// Filters with the output channels from `panel` * kPanel on, of a kernel that has `panels` panels.
 template <int R>
-void filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float* kernel, float* y,
-            const Images& out, Index pad) {
+void filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float* kernel,
+            Index first_panel, Index panels, float* y, const Images& out, Index pad,
+            const Finish& finish) {
   using B = typename Transform<R>::Input;
   using A = typename Transform<R>::Output;
   constexpr int N = B::rows;
@@ -310,6 +332,9 @@ void filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float
   const Index size = (tiles.count + blocks - 1) / blocks;
   blocks = (tiles.count + size - 1) / size;
   const Index row = in.channels + kSkew, position = size * row, sums = size * kPanel + kSkew;
+  // What is written: the outputs, or means of four.
+  const int step = finish.pool ? 2 : 1;
+  const Index rows = out.height / step, columns = out.width / step;
 
   in_parallel(pool, blocks, [&](Index block) {
     const Index first = block * size, count = std::min(size, tiles.count - first);
@@ -319,25 +344,33 @@ void filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float
     transform_windows<B>(x, in, tiles, pad, first, count, transformed, position, row, kPanel);
     for (Index panel = 0; panel < out.channels / kPanel; ++panel) {
       for (int p = 0; p < N * N; ++p) {
-        const float* u = kernel + (p * out.channels + panel * kPanel) * in.channels;
+        const float* u = kernel + (p * panels + first_panel + panel) * kPanel * in.channels;
         multiply_panel({transformed + p * position, row, 1}, {u, kPanel}, in.channels, count,
                        {products + p * sums, kPanel}, false);
       }
       for (Index t = 0; t < count; ++t) {
         const Index image = (first + t) / (tiles.rows * tiles.columns);
         const Index within = (first + t) % (tiles.rows * tiles.columns);
-        const Index top = within / tiles.columns * kTile, left = within % tiles.columns * kTile;
-        const Index height = std::min<Index>(kTile, out.height - top);
-        const Index width = std::min<Index>(kTile, out.width - left);
-        float* corner = y + ((image * out.height + top) * out.width + left) * out.channels;
+        const Index top = within / tiles.columns * (kTile / step);
+        const Index left = within % tiles.columns * (kTile / step);
+        const Index height = std::min<Index>(kTile / step, rows - top);
+        const Index width = std::min<Index>(kTile / step, columns - left);
+        float* corner = y + ((image * rows + top) * columns + left) * out.channels;
         for (int c = 0; c < kPanel; c += kLanes) {
+          const Index channel = panel * kPanel + c;
           Vector z[N * N], tile[kTile * kTile];
           for (int p = 0; p < N * N; ++p) z[p] = load(products + p * sums + t * kPanel + c);
           both_sides<A>(z, tile);
+          if (finish.bias != nullptr) {
+            const Vector bias = load(finish.bias + channel);
+            for (Vector& v : tile) v = finished(v, bias, finish.relu);
+          }
           for (Index a = 0; a < height; ++a)
-            for (Index b = 0; b < width; ++b)
-              store(corner + (a * out.width + b) * out.channels + panel * kPanel + c,
-                    tile[a * kTile + b]);
+            for (Index b = 0; b < width; ++b) {
+              const Vector* v = tile + (a * kTile + b) * step;
+              store(corner + (a * columns + b) * out.channels + channel,
+                    finish.pool ? 0.25f * (v[0] + v[1] + v[kTile] + v[kTile + 1]) : v[0]);
+            }
         }
       }
     }
@@ -490,7 +523,7 @@ void input_gradient(ffi::ThreadPool& pool, const float* dy, const Images& out,
   constexpr int N = Transform<R>::Kernel::rows;
   const Scratch transformed(N * N * in.channels * out.channels);
   transform_kernel<R>(pool, turned, out.channels, in.channels, transformed.data());
-  filter<R>(pool, dy, out, transformed.data(), dx, in, R - 1 - pad);
+  filter<R>(pool, dy, out, transformed.data(), 0, in.channels / kPanel, dx, in, R - 1 - pad, {});
 }
 
 // ---- Patches ------------------------------------------------------------------------------------
@@ -507,15 +540,37 @@ void gather_patches(const float* x, const Images& in, const Images& out, Index r
                   patches + (i * side + a) * length);
 }
 
+// The kernel is [out / kPanel, side * side * in, kPanel].
 void patch_filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float* kernel,
-                  Index side, Index stride, float* y, const Images& out) {
+                  Index side, Index stride, float* y, const Images& out, const Finish& finish) {
   const Index depth = side * side * in.channels;
-  in_parallel(pool, out.count * out.height, [&](Index row) {
-    const Scratch scratch(out.width * depth);
-    gather_patches(x, in, out, row, side, stride, scratch.data());
-    for (Index k = 0; k < out.channels; k += kPanel)
-      multiply_panel({scratch.data(), depth, 1}, {kernel + k, out.channels}, depth, out.width,
-                     {y + row * out.width * out.channels + k, out.channels}, false);
+  const int step = finish.pool ? 2 : 1;
+  const Index rows = out.height / step, columns = out.width / step, pixels = step * out.width;
+  in_parallel(pool, out.count * rows, [&](Index row) {
+    const Scratch scratch(pixels * (depth + kPanel));
+    float* const patches = scratch.data();
+    float* const products = patches + pixels * depth;
+    for (int i = 0; i < step; ++i)
+      gather_patches(x, in, out, row / rows * out.height + row % rows * step + i, side, stride,
+                     patches + i * out.width * depth);
+    for (Index panel = 0; panel < out.channels / kPanel; ++panel) {
+      multiply_panel({patches, depth, 1}, {kernel + panel * depth * kPanel, kPanel}, depth, pixels,
+                     {products, kPanel}, false);
+      for (Index i = 0; i < columns; ++i)
+        for (int c = 0; c < kPanel; c += kLanes) {
+          const Index channel = panel * kPanel + c;
+          const Vector bias = load(finish.bias + channel);
+          const auto at = [&](Index pixel) {
+            return finished(load(products + pixel * kPanel + c), bias, finish.relu);
+          };
+          Vector v = at(i * step);
+          if (finish.pool) {
+            const Index below = out.width + 2 * i;
+            v = 0.25f * (v + at(2 * i + 1) + at(below) + at(below + 1));
+          }
+          store(y + (row * columns + i) * out.channels + channel, v);
+        }
+    }
   });
 }
 
@@ -555,11 +610,15 @@ ffi::Error transform_kernel_call(ffi::ThreadPool pool, Array kernel, Result tran
   return ffi::Error::Success();
 }
 
-ffi::Error filter_call(ffi::ThreadPool pool, Array x, Array kernel, Result y, int64_t taps,
-                       int64_t pad) {
+ffi::Error filter_call(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Result y,
+                       int64_t taps, int64_t pad, int64_t first, int64_t relu, int64_t pooled) {
   auto* const run = taps == 3 ? filter<3> : filter<4>;
-  run(pool, x.typed_data(), Images(x.dimensions()), kernel.typed_data(), y->typed_data(),
-      Images(y->dimensions()), pad);
+  const Images in(x.dimensions());
+  Images out(y->dimensions());
+  out.height = in.height + 2 * pad - taps + 1;
+  out.width = in.width + 2 * pad - taps + 1;
+  run(pool, x.typed_data(), in, kernel.typed_data(), first / kPanel, kernel.dimensions()[1],
+      y->typed_data(), out, pad, {bias.typed_data(), relu != 0, pooled != 0});
   return ffi::Error::Success();
 }
 
@@ -579,10 +638,14 @@ ffi::Error kernel_gradient_call(ffi::ThreadPool pool, Array x, Array dy, Result 
   return ffi::Error::Success();
 }
 
-ffi::Error patch_filter_call(ffi::ThreadPool pool, Array x, Array kernel, Result y,
-                             int64_t stride) {
-  patch_filter(pool, x.typed_data(), Images(x.dimensions()), kernel.typed_data(),
-               kernel.dimensions()[0], stride, y->typed_data(), Images(y->dimensions()));
+ffi::Error patch_filter_call(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Result y,
+                             int64_t side, int64_t stride, int64_t relu, int64_t pooled) {
+  const Images in(x.dimensions());
+  Images out(y->dimensions());
+  out.height = (in.height - side) / stride + 1;
+  out.width = (in.width - side) / stride + 1;
+  patch_filter(pool, x.typed_data(), in, kernel.typed_data(), side, stride, y->typed_data(), out,
+               {bias.typed_data(), relu != 0, pooled != 0});
   return ffi::Error::Success();
 }
 
@@ -598,6 +661,8 @@ ffi::Error patch_kernel_gradient_call(ffi::ThreadPool pool, Array x, Array dy, R
 
 #define INPUTS_1 .Arg<Array>()
 #define INPUTS_2 .Arg<Array>().Arg<Array>()
+#define INPUTS_3 .Arg<Array>().Arg<Array>().Arg<Array>()
+#define SIZE(name) .Attr<int64_t>(#name)
 #define HANDLER(name, inputs, ...)                                 \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(efficientad_##name, name##_call,   \
                                 xla::ffi::Ffi::Bind()              \
@@ -605,8 +670,8 @@ ffi::Error patch_kernel_gradient_call(ffi::ThreadPool pool, Array x, Array dy, R
                                     inputs.Ret<Array>() __VA_ARGS__)
 
 HANDLER(transform_kernel, INPUTS_1, );
-HANDLER(filter, INPUTS_2, .Attr<int64_t>("taps").Attr<int64_t>("pad"));
-HANDLER(input_gradient, INPUTS_2, .Attr<int64_t>("pad"));
-HANDLER(kernel_gradient, INPUTS_2, .Attr<int64_t>("pad"));
-HANDLER(patch_filter, INPUTS_2, .Attr<int64_t>("stride"));
-HANDLER(patch_kernel_gradient, INPUTS_2, .Attr<int64_t>("stride"));
+HANDLER(filter, INPUTS_3, SIZE(taps) SIZE(pad) SIZE(first) SIZE(relu) SIZE(pool));
+HANDLER(input_gradient, INPUTS_2, SIZE(pad));
+HANDLER(kernel_gradient, INPUTS_2, SIZE(pad));
+HANDLER(patch_filter, INPUTS_3, SIZE(side) SIZE(stride) SIZE(relu) SIZE(pool));
+HANDLER(patch_kernel_gradient, INPUTS_2, SIZE(stride));

@@ -1,10 +1,12 @@
 """Convolutions on a CPU by the package's own C++ (`native_convolution.cc`), with gradients.
 
 Two ways, as in `efficientad_jax.convolution`: Cook-Toom filtering, and products with patches.
-Both need `native_library()` to be True, float32, and numbers of channels as said.
+Both need `native_library()` to be True, float32, and numbers of channels as said. Each adds the
+bias, and where asked applies ReLU and averages 2x2 outputs, before anything is written to memory.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,21 @@ from efficientad_jax.native_library import TAPS
 
 # Channels are worked on in groups of so many.
 PANEL = 32
+
+
+class Finish(NamedTuple):
+    """What becomes of a convolution's outputs, the bias being added.
+
+    Attributes:
+      relu: whether negative ones become 0.
+      pool: whether 2x2 of them, two apart, are averaged then; a last odd row or column is left out.
+    """
+
+    relu: bool = False
+    pool: bool = False
+
+
+PLAIN = Finish()
 
 
 def suits_filtering(kernel: Float[Array, "kh kw c k"]) -> bool:
@@ -35,78 +52,178 @@ def _call(name: str, shape: tuple[int, ...], *arrays: Array, **sizes: int) -> Ar
     return call(*arrays, **{name: np.int64(size) for name, size in sizes.items()})
 
 
-def _filter(x: Array, kernel: Array, padding: int) -> Array:
+# ---- Cook-Toom filtering -------------------------------------------------------------------------
+
+
+def prepare_filter(kernel: Float[Array, "r r c k"]) -> Float[Array, "p b c 32"]:
+    """The kernel as `prepared_filter` takes it: transformed, in groups of output channels."""
     taps, _, channels, out = kernel.shape
-    points = taps + 3
-    transformed = _call("transform_kernel", (points**2, out // PANEL, channels, PANEL), kernel)
+    return _call("transform_kernel", ((taps + 3) ** 2, out // PANEL, channels, PANEL), kernel)
+
+
+def prepared_filter(
+    x: Float[Array, "n h w c"],
+    prepared: Float[Array, "p b c 32"],
+    bias: Float[Array, " k"],
+    padding: int,
+    finish: Finish = PLAIN,
+    first_channel: int = 0,
+) -> Float[Array, "n oh ow k"]:
+    """`native_filter`, which this is without gradients, of a kernel prepared beforehand.
+
+    Args:
+      x: float32 images, `c` a multiple of 32.
+      prepared: of `prepare_filter`.
+      bias: of the output channels to compute.
+      padding: rows and columns of zeros around the images, fewer than taps.
+      finish: what becomes of the outputs.
+      first_channel: where those begin among the kernel's; a multiple of 32, as is their number.
+    """
+    taps = int(np.sqrt(prepared.shape[0])) - 3
     batch, height, width, _ = x.shape
     grown = 2 * padding - taps + 1
-    shape = (batch, height + grown, width + grown, out)
-    return _call("filter", shape, x, transformed, taps=taps, pad=padding)
+    step = 2 if finish.pool else 1
+    shape = (batch, (height + grown) // step, (width + grown) // step, *bias.shape)
+    sizes = finish._asdict() | {"taps": taps, "pad": padding, "first": first_channel}
+    return _call("filter", shape, x, prepared, bias, **sizes)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def native_filter(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "r r c k"], padding: int
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "r r c k"],
+    bias: Float[Array, " k"],
+    padding: int,
+    finish: Finish = PLAIN,
 ) -> Float[Array, "n oh ow k"]:
     """Correlates images with a kernel of 3 or 4 taps a side by Cook-Toom filtering, stride 1.
 
     Args:
       x: float32 images, `c` a multiple of 32.
       kernel: float32 filters, `k` a multiple of 32.
+      bias: added to each output.
       padding: rows and columns of zeros around the images, fewer than taps.
+      finish: what becomes of the outputs.
 
     Returns:
-      `[n, h + 2 padding - r + 1, ..., k]`, equal to a direct convolution to about 1e-5 of the
-      largest output.
+      `[n, h + 2 padding - r + 1, ..., k]`, half of it where 2x2 are averaged; equal to a direct
+      convolution to about 1e-5 of the largest output.
     """
-    return _filter(x, kernel, padding)
+    return prepared_filter(x, prepare_filter(kernel), bias, padding, finish)
 
 
-def _filter_forward(x: Array, kernel: Array, padding: int):
-    return _filter(x, kernel, padding), (x, kernel)
+def _filter_forward(x: Array, kernel: Array, bias: Array, padding: int, finish: Finish):
+    y = prepared_filter(x, prepare_filter(kernel), bias, padding, finish._replace(pool=False))
+    return _pooled(y, finish), (x, kernel, y if finish.relu else None, _without_elements(y))
 
 
-def _filter_backward(padding: int, residuals: tuple[Array, Array], dy: Array):
-    x, kernel = residuals
+def _filter_backward(padding: int, finish: Finish, residuals, dy: Array):
+    x, kernel, y, unpooled = residuals
+    dy = _before_finish(dy, finish, y, unpooled.shape[:-1])
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     dx = _call("input_gradient", x.shape, dy, turned, pad=padding)
-    return dx, _call("kernel_gradient", kernel.shape, x, dy, pad=padding)
+    return dx, _call("kernel_gradient", kernel.shape, x, dy, pad=padding), dy.sum((0, 1, 2))
 
 
 native_filter.defvjp(_filter_forward, _filter_backward)
 
 
-def _patch_filter(x: Array, kernel: Array, stride: int) -> Array:
+def _without_elements(x: Array) -> Array:
+    """Carries a shape through residuals."""
+    return jnp.zeros((*x.shape, 0))
+
+
+def _pooled(y: Array, finish: Finish) -> Array:
+    if not finish.pool:
+        return y
+    batch, height, width, channels = y.shape
+    y = y[:, : height // 2 * 2, : width // 2 * 2]
+    return y.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def _before_finish(dy: Array, finish: Finish, y: Array | None, shape: tuple[int, ...]) -> Array:
+    """The gradient of a convolution's outputs, of shape `shape`, from that of what became of them.
+
+    Args:
+      dy: gradient of what became of them.
+      finish: what did.
+      y: outputs after ReLU, None without.
+      shape: of the outputs.
+    """
+    if finish.pool:
+        dy = jnp.repeat(jnp.repeat(0.25 * dy, 2, axis=1), 2, axis=2)
+        odd = [(0, outputs - n) for outputs, n in zip(shape, dy.shape, strict=True)]
+        dy = jnp.pad(dy, odd)
+    return dy if y is None else jnp.where(y > 0, dy, 0.0)
+
+
+# ---- Products with patches -----------------------------------------------------------------------
+
+
+def prepare_patches(kernel: Float[Array, "r r c k"]) -> Float[Array, "b d 32"]:
+    """The kernel as `prepared_patch_filter` takes it: in groups of output channels."""
+    out = kernel.shape[3]
+    return kernel.reshape(-1, out // PANEL, PANEL).swapaxes(0, 1)
+
+
+def prepared_patch_filter(
+    x: Float[Array, "n h w c"],
+    prepared: Float[Array, "b d 32"],
+    bias: Float[Array, " k"],
+    side: int,
+    stride: int,
+    finish: Finish = PLAIN,
+) -> Float[Array, "n oh ow k"]:
+    """`native_patch_filter`, which this is without gradients, of a kernel prepared beforehand.
+
+    Args:
+      x: float32 images.
+      prepared: of `prepare_patches`.
+      bias: of the output channels, a multiple of 32.
+      side: of the kernel, in pixels.
+      stride: step in both dimensions, in pixels.
+      finish: what becomes of the outputs.
+    """
     batch, height, width, _ = x.shape
-    side, out = kernel.shape[0], kernel.shape[3]
-    shape = (batch, (height - side) // stride + 1, (width - side) // stride + 1, out)
-    return _call("patch_filter", shape, x, kernel, stride=stride)
+    step = 2 if finish.pool else 1
+    rows, columns = ((size - side) // stride + 1 for size in (height, width))
+    shape = (batch, rows // step, columns // step, *bias.shape)
+    sizes = finish._asdict() | {"side": side, "stride": stride}
+    return _call("patch_filter", shape, x, prepared, bias, **sizes)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def native_patch_filter(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "r r c k"], stride: int
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "r r c k"],
+    bias: Float[Array, " k"],
+    stride: int,
+    finish: Finish = PLAIN,
 ) -> Float[Array, "n oh ow k"]:
     """Correlates images with a kernel, patch by patch, without padding.
 
     Args:
       x: float32 images.
       kernel: float32 filters, `k` a multiple of 32.
+      bias: added to each output.
       stride: step in both dimensions, in pixels.
+      finish: what becomes of the outputs.
     """
-    return _patch_filter(x, kernel, stride)
+    return prepared_patch_filter(x, prepare_patches(kernel), bias, kernel.shape[0], stride, finish)
 
 
-def _patch_filter_forward(x: Array, kernel: Array, stride: int):
-    return _patch_filter(x, kernel, stride), (x, kernel)
+def _patch_filter_forward(x: Array, kernel: Array, bias: Array, stride: int, finish: Finish):
+    made, unpooled = prepare_patches(kernel), finish._replace(pool=False)
+    y = prepared_patch_filter(x, made, bias, kernel.shape[0], stride, unpooled)
+    return _pooled(y, finish), (x, kernel, y if finish.relu else None, _without_elements(y))
 
 
-def _patch_filter_backward(stride: int, residuals: tuple[Array, Array], dy: Array):
-    x, kernel = residuals
-    return _spread(dy, kernel, stride, x.shape), _call(
-        "patch_kernel_gradient", kernel.shape, x, dy, stride=stride
-    )
+def _patch_filter_backward(stride: int, finish: Finish, residuals, dy: Array):
+    x, kernel, y, unpooled = residuals
+    dy = _before_finish(dy, finish, y, unpooled.shape[:-1])
+    dx = _spread(dy, kernel, stride, x.shape)
+    d_kernel = _call("patch_kernel_gradient", kernel.shape, x, dy, stride=stride)
+    return dx, d_kernel, dy.sum((0, 1, 2))
 
 
 def _spread(dy: Array, kernel: Array, stride: int, shape: tuple[int, ...]) -> Array:

@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from efficientad_jax.cache_folder import cache_folder, processor_features
 from efficientad_jax.cook_toom import OUTPUT_TILE, transforms
 
 _SOURCE = Path(__file__).with_name("native_convolution.cc")
@@ -68,9 +68,9 @@ def _compiled() -> Path:
         [compiler, "--version"], check=True, capture_output=True, text=True
     ).stdout
     source = _transform_tables() + _SOURCE.read_text()
-    made_of = "\n".join((source, version, " ".join(_FLAGS), _processor(), jax.__version__))
+    made_of = "\n".join((source, version, " ".join(_FLAGS), processor_features(), jax.__version__))
     name = hashlib.sha256(made_of.encode()).hexdigest()[:32] + ".so"
-    folder = _cache_folder()
+    folder = cache_folder()
     if (folder / name).exists():
         return folder / name
     _log.info("compiling convolutions for this processor, once")
@@ -90,27 +90,6 @@ def _compiler() -> str:
         if path := shutil.which(candidate):
             return path
     raise FileNotFoundError(f"no C++ compiler found (tried {', '.join(candidates)}); install g++")
-
-
-def _cache_folder() -> Path:
-    """A folder of this user's alone: what lies in it is loaded and run."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "efficientad_jax"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder}: expected a folder that only you can write to")
-    return folder
-
-
-def _processor() -> str:
-    """What `-march=native` depends on: home folders are shared between machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    told = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
 
 
 def _transform_tables() -> str:

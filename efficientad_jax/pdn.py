@@ -1,5 +1,6 @@
 """The patch description network (paper, Table 1 for S, supplement Table 6 for M)."""
 
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -89,13 +90,15 @@ class PatchDescriptionNetwork(nn.Module):
         """Makes a submodule of each convolution, under the table's name."""
         if self.size not in LAYERS:
             raise ValueError(f"PDN size {self.size!r}: expected one of {', '.join(LAYERS)}")
-        for layer in LAYERS[self.size]:
+        for layer, following in pairwise((*LAYERS[self.size], None)):
             if isinstance(layer, _Conv):
                 pad = layer.pad if self.padding else 0
                 conv = Conv(
                     features=self.out_channels if layer.out is None else layer.out,
                     kernel_size=layer.kernel,
                     padding=pad,
+                    relu=layer.relu,
+                    pool=isinstance(following, _AvgPool) and not self.padding,
                     dtype=self.dtype,
                     convolution=self.convolution,
                 )
@@ -131,13 +134,13 @@ class PatchDescriptionNetwork(nn.Module):
         return getattr(self, LAYERS[self.size][-1].name)(features, channels)
 
     def _apply(self, layer: _Conv | _AvgPool, x: Array) -> Array:
-        if isinstance(layer, _AvgPool):
-            pad = layer.pad if self.padding else 0
-            return nn.avg_pool(
-                x,
-                window_shape=(2, 2),
-                strides=(2, 2),
-                padding=((pad, pad), (pad, pad)),  # pyright: ignore[reportArgumentType]
-            )
-        x = getattr(self, layer.name)(x)
-        return nn.relu(x) if layer.relu else x
+        if isinstance(layer, _Conv):
+            return getattr(self, layer.name)(x)
+        if not self.padding:
+            return x  # the convolution before it has averaged already
+        return nn.avg_pool(
+            x,
+            window_shape=(2, 2),
+            strides=(2, 2),
+            padding=((layer.pad, layer.pad),) * 2,  # pyright: ignore[reportArgumentType]
+        )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 from efficientad_jax.augmentation import jitter, random_grayscale
 from efficientad_jax.autoencoder import Autoencoder
 from efficientad_jax.convolution import Method
-from efficientad_jax.layers import float32_features
+from efficientad_jax.layers import float32_features, prepared
 from efficientad_jax.losses import (
     Losses,
     mean_squared_difference,
@@ -245,6 +245,8 @@ def train_steps(
     Returns:
       The state after `k` steps, and the losses of each.
     """
+    _, height, width, _ = data.images.shape
+    teacher_params = prepared(networks.teacher, teacher_params, (height, width))
 
     def step(state: TrainState, chosen: tuple[Array, Array]) -> tuple[TrainState, Losses]:
         normal, pretraining = chosen

@@ -7,6 +7,7 @@ from types import FrameType
 
 from absl import app, logging
 
+from efficientad_jax.compilation_cache import keep_compiled_programs
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 
 # Exit status after Ctrl-C, and after SIGTERM, by which a scheduler takes a machine away: the one
@@ -24,6 +25,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    keep_compiled_programs()
     try:
         app.run(main)
     except (InputError, DivergenceError) as error:

@@ -5,9 +5,10 @@
 
 Every implementation has the same weights and images, and all cores that this process may use
 (`taskset -c 0,1` gives it two). Before anything is timed the maps are compared. Detection goes from
-uint8 images on the host to maps on the host.
+uint8 images on the host to maps on the host. Memory and start-up are those of fresh processes.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from efficientad_jax.benchmark.implementations import (
     processor,
     random_images,
     train_step_of,
+    write_detector,
 )
-from efficientad_jax.benchmark.results import Measurement, markdown, write_results
+from efficientad_jax.benchmark.results import Measurement, write_results
+from efficientad_jax.benchmark.start_up import StartUp, start_up
 from efficientad_jax.benchmark.timing import Spread, time_in_turns
 from efficientad_jax.errors import InputError
 from efficientad_jax.pdn import Size
@@ -36,8 +39,13 @@ from experiments import run
 _OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "folder for the results")
 _TRAIN = flags.DEFINE_bool("train", False, "time train steps, not detection")
 _SIZES = flags.DEFINE_multi_enum("size", ["small", "medium"], ["small", "medium"], "networks")
-_BATCHES = flags.DEFINE_multi_integer("batch", [1, 8, 16], "images a call; for M the first alone")
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "how often each is timed", lower_bound=1)
+_BATCHES = flags.DEFINE_multi_integer("batch", [1, 16], "images a call")
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 15, "how often each is timed; a third as often with several images", lower_bound=1
+)
+_START_UP = flags.DEFINE_bool(
+    "start_up", True, "start each in fresh processes, for time and memory"
+)
 _SIDE = flags.DEFINE_integer("side", 256, "height and width of the images", lower_bound=128)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the computation")
 _ONLY = flags.DEFINE_multi_string("only", [], "implementations beside ours, default: all")
@@ -64,29 +72,41 @@ def main(argv: list[str]) -> int:
         "not installed": ", ".join(n for n, is_there in installed.items() if not is_there)
         or "none",
     }
+    costs, starts = {}, {}
     if _TRAIN.value:
         trained = [n for n in names if n in (OURS, LAX, "pytorch eager", "torch.compile")]
         measurements = [_train(size, image_size, trained) for size in sizes]
     else:
         measurements = []
         for size in sizes:
-            cost = cost_of(size, image_size)
-            facts[f"{size}: parameters, GFLOP"] = (
-                f"{cost.parameters / 1e6:.2f} M, {cost.flop / 1e9:.1f}"
-            )
-            batches = _BATCHES.value if size == "small" else _BATCHES.value[:1]
-            measurements += [_detect(size, image_size, batch, names) for batch in batches]
-    write_results(Path(_OUTPUT.value), facts, measurements)
-    print(markdown(measurements))
+            costs[size] = cost_of(size, image_size)
+            if _START_UP.value:
+                starts[size] = _start_ups(size, image_size, names)
+            measurements += [_detect(size, image_size, batch, names) for batch in _BATCHES.value]
+    print(write_results(Path(_OUTPUT.value), facts, measurements, costs, starts))
     print(f"results: {_OUTPUT.value}")
     return 0
+
+
+def _start_ups(size: Size, image_size: tuple[int, int], names: list[str]) -> dict[str, StartUp]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_detector(Path(folder), names, size, image_size, 1)
+        return {
+            name: start_up(
+                None if name == OURS else name, Path(folder), size, image_size, _DTYPE.value
+            )
+            for name in tqdm(names, desc=f"{size}: start-up")
+            if name != LAX
+        }
 
 
 def _detect(size: Size, image_size: tuple[int, int], batch: int, names: list[str]) -> Measurement:
     images = random_images(batch, image_size)
     built = {}
-    for name in tqdm(names, desc=f"{size}, batch {batch}: preparing"):
-        built[name] = build(name, size, image_size, _DTYPE.value, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        write_detector(Path(folder), names, size, image_size, batch)
+        for name in tqdm(names, desc=f"{size}, batch {batch}: preparing"):
+            built[name] = build(name, size, image_size, _DTYPE.value, batch, Path(folder))
     expected = built[LAX if LAX in built else OURS](images)
     margin = _TOLERANCE[_DTYPE.value] * np.ptp(expected)
     for name, detect in built.items():
@@ -97,7 +117,8 @@ def _detect(size: Size, image_size: tuple[int, int], batch: int, names: list[str
                 "what does something else cannot be compared"
             )
     calls = {name: (lambda detect=detect: detect(images)) for name, detect in built.items()}
-    return Measurement(size, f"batch {batch}", batch, time_in_turns(calls, _ROUNDS.value))
+    rounds = _ROUNDS.value if batch == 1 else -(-_ROUNDS.value // 3)
+    return Measurement(size, f"batch {batch}", batch, time_in_turns(calls, rounds))
 
 
 def _train(size: Size, image_size: tuple[int, int], names: list[str]) -> Measurement:

@@ -19,6 +19,8 @@ PACKAGE = "efficientad_jax"
 LAYERS = {
     "ground": [
         "atomic_file",
+        "cache_folder",
+        "compilation_cache",
         "configuration",
         "errors",
         "interruption",
@@ -108,10 +110,14 @@ LAYERS = {
     "benchmark": [
         "benchmark",
         "benchmark.cost",
+        "benchmark.first_map",
         "benchmark.implementations",
+        "benchmark.peers",
         "benchmark.results",
+        "benchmark.start_up",
         "benchmark.timing",
         "benchmark.torch_networks",
+        "benchmark.weights",
     ],
     "reproduction": [
         "reproduction",

@@ -12,7 +12,14 @@ import pytest
 from jax import lax
 
 from efficientad_jax import native_library
-from efficientad_jax.convolution import chosen_method, convolve
+from efficientad_jax.convolution import (
+    chosen_method,
+    convolve,
+    convolve_and_finish,
+    convolve_prepared,
+    prepare_kernel,
+)
+from efficientad_jax.native_convolution import Finish
 from efficientad_jax.native_library import _compiled, _compiler
 
 needs_compiler = pytest.mark.skipif(
@@ -90,6 +97,78 @@ def test_convolution_and_gradients_are_xlas(
     assert_agree(
         value_and_gradients(ours, x, kernel, dy), value_and_gradients(theirs, x, kernel, dy)
     )
+
+
+def finished_by_xla(x, kernel, bias, stride, padding, finish):
+    y = direct(x, kernel, stride, padding) + bias
+    y = jnp.maximum(y, 0) if finish.relu else y
+    if not finish.pool:
+        return y
+    zero = jnp.zeros((), y.dtype)
+    return lax.reduce_window(y, zero, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+
+
+# Both ways of the C++, odd and even numbers of rows to average.
+FINISHED = [
+    (1, 13, 18, 32, 64, 4, 1, 0),
+    (2, 12, 11, 32, 32, 3, 1, 1),
+    (2, 11, 14, 3, 32, 4, 1, 0),
+    (1, 12, 11, 3, 64, 4, 2, 1),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "out", "taps", "stride", "padding"), FINISHED
+)
+@pytest.mark.parametrize("finish", [Finish(True, False), Finish(False, True), Finish(True, True)])
+def test_bias_relu_and_means_are_xlas(
+    batch, height, width, channels, out, taps, stride, padding, finish
+):
+    x, bias = normal(0, batch, height, width, channels), normal(3, out)
+    kernel = normal(1, taps, taps, channels, out)
+
+    def everything(f, dy):
+        y, pull = jax.vjp(f, x, kernel, bias)
+        return (y, *pull(dy))
+
+    def ours(x, kernel, bias):
+        return convolve_and_finish(x, kernel, bias, stride, padding, finish, "native")
+
+    def theirs(x, kernel, bias):
+        return finished_by_xla(x, kernel, bias, stride, padding, finish)
+
+    dy = normal(2, *jax.eval_shape(theirs, x, kernel, bias).shape)
+    assert_agree(jax.jit(everything, static_argnums=0)(ours, dy), everything(theirs, dy))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "out", "taps", "stride", "padding"),
+    [*FINISHED, (1, 6, 7, 64, 64, 1, 1, 0)],
+)
+def test_a_kernel_prepared_beforehand_gives_the_same(
+    batch, height, width, channels, out, taps, stride, padding
+):
+    x, bias = normal(0, batch, height, width, channels), normal(3, out)
+    kernel = normal(1, taps, taps, channels, out)
+    made = prepare_kernel(x, kernel, stride, padding, "native")
+    expected = convolve_and_finish(x, kernel, bias, stride, padding, Finish(True, True), "native")
+    found = convolve_prepared(x, made, bias, taps, stride, padding, Finish(True, True))
+    np.testing.assert_array_equal(found, expected)
+    # The last 32 output channels alone.
+    found = convolve_prepared(
+        x, made, bias[-32:], taps, stride, padding, Finish(True, True), first_channel=out - 32
+    )
+    np.testing.assert_array_equal(found, expected[..., -32:])
+
+
+@needs_compiler
+def test_what_is_no_number_is_not_hidden():
+    x, kernel = normal(0, 1, 8, 8, 32), normal(1, 4, 4, 32, 32)
+    for bad in (x.at[0, 3, 3, 5].set(jnp.nan), x.at[0, 3, 3, 5].set(jnp.inf)):
+        y = convolve_and_finish(bad, kernel, jnp.zeros(32), 1, 0, Finish(True, True), "native")
+        assert not np.isfinite(y).all()
 
 
 @needs_compiler

@@ -4,9 +4,7 @@ All have the same weights, float32 (or the dtype that is asked for) and every co
 """
 
 import importlib.util
-import os
 import platform
-import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -15,29 +13,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
+from efficientad_jax.benchmark.peers import (
+    PEERS,
+    WEIGHTS_FILE,
+    Detect,
+    cores,
+    open_peer,
+    write_models,
+)
+from efficientad_jax.benchmark.weights import named_weights
+from efficientad_jax.convolution import Method
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect
+from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect, prepared_params
 from efficientad_jax.map_normalization import MapQuantiles
 from efficientad_jax.pdn import Size
 from efficientad_jax.training import create_networks
-
-Maps = Float[np.ndarray, "n mh mw"]
-Detect = Callable[[UInt8[np.ndarray, "n h w 3"]], Maps]
 
 OURS = "efficientad_jax"
 LAX = "jax, lax.conv"
 # Ours makes several train steps a call, as training does.
 STEPS_PER_CALL = 4
-# Each needs its module, installed by the `bench` extra.
-PEERS = {
-    "pytorch eager": "torch",
-    "pytorch channels_last": "torch",
-    "torch.compile": "torch",
-    "onnx runtime": "onnxruntime",
-    "openvino": "openvino",
-}
 
 
 def installed_peers() -> dict[str, bool]:
@@ -60,98 +57,57 @@ def random_detector(size: Size, image_size: tuple[int, int]) -> tuple[DetectorPa
     return params, Calibration(MapQuantiles(0.5, 4.5), MapQuantiles(0.4, 3.4))
 
 
-def build(name: str, size: Size, image_size: tuple[int, int], dtype: str, batch: int) -> Detect:
+def build(
+    name: str, size: Size, image_size: tuple[int, int], dtype: str, batch: int, folder: Path
+) -> Detect:
     """One of the implementations, ready to be called with `batch` images.
+
+    Args:
+      name: one of `OURS`, `LAX` and `PEERS`.
+      size: of the networks.
+      image_size: height and width of images.
+      dtype: of the computation.
+      batch: images a call.
+      folder: what `write_detector` left; ours does not read it.
 
     Raises:
       InputError: there is none of this name, or it is not installed.
     """
-    params, calibration = random_detector(size, image_size)
     if name in (OURS, LAX):
         method = "auto" if name == OURS else "direct"
-        networks = create_networks(size, 384, image_size, dtype=dtype, convolution=method)
-        params = jax.device_put(params)
-
-        def ours(images: UInt8[np.ndarray, "n h w 3"]) -> Maps:
-            return np.asarray(jitted_detect(networks, params, calibration, images).combined)
-
-        return ours
+        return our_detector(*random_detector(size, image_size), size, image_size, dtype, method)
     if name not in PEERS:
         raise InputError(f"{name!r}: expected one of {', '.join((OURS, LAX, *PEERS))}")
     if not installed_peers()[name]:
         raise InputError(f"{name}: not installed, pip install -e '.[bench]'")
-    return _build_peer(name, size, params, calibration, image_size, dtype, batch)
+    return open_peer(name, folder, size, image_size, dtype, batch)
 
 
-def _build_peer(
-    name: str,
-    size: Size,
+def our_detector(
     params: DetectorParams,
     calibration: Calibration,
+    size: Size,
     image_size: tuple[int, int],
     dtype: str,
-    batch: int,
+    method: Method,
 ) -> Detect:
-    import torch
+    """This project, with its own convolutions ('auto') or XLA's ('direct')."""
+    networks = create_networks(size, 384, image_size, dtype=dtype, convolution=method)
+    ready = prepared_params(networks, jax.device_put(params), image_size)
 
-    from efficientad_jax.benchmark.torch_networks import EfficientAD
-
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    model: Any = EfficientAD(size, params, calibration, *image_size).eval()
-    example = torch.zeros((batch, *image_size, 3), dtype=torch.uint8)
-    if name == "onnx runtime":
-        return _onnx_runtime(model, example)
-    if name == "openvino":
-        return _openvino(model, example)
-    model = model.to(device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
-    if name != "pytorch eager":
-        model = model.to(memory_format=torch.channels_last)
-    if name == "torch.compile":
-        model = torch.compile(model, mode="max-autotune" if device == "cuda" else None)
-
-    def detect(images: UInt8[np.ndarray, "n h w 3"]) -> Maps:
-        with torch.inference_mode():
-            return model(torch.from_numpy(images).to(device)).float().cpu().numpy()
+    def detect(images: np.ndarray) -> np.ndarray:
+        return np.asarray(jitted_detect(networks, ready, calibration, images).combined)
 
     return detect
 
 
-def _onnx_runtime(model: Any, example: Any) -> Detect:
-    import onnxruntime
-    import torch
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "model.onnx")
-        torch.onnx.export(model, (example,), file, dynamo=False, input_names=["images"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _cores()
-        # Between calls alone: otherwise its threads spin into the turn of whoever comes next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        session: Any = onnxruntime.InferenceSession(
-            file, options, providers=["CPUExecutionProvider"]
-        )
-    return lambda images: session.run(None, {"images": images})[0]
-
-
-def _openvino(model: Any, example: Any) -> Detect:
-    import openvino
-
-    converted = openvino.convert_model(model, example_input=example, input=tuple(example.shape))
-    compiled = openvino.compile_model(
-        converted,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": _cores(),
-        },
-    )
-    # Copied: OpenVINO's outputs are overwritten by its next call.
-    return lambda images: np.array(compiled(images)[0])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def write_detector(
+    folder: Path, names: list[str], size: Size, image_size: tuple[int, int], batch: int
+) -> None:
+    """Writes the random detector for peers: its weights, and the models made of them."""
+    weights = named_weights(*random_detector(size, image_size))
+    np.savez(folder / WEIGHTS_FILE, **weights)  # pyright: ignore[reportArgumentType]
+    write_models(folder, names, size, image_size, batch)
 
 
 def train_step_of(name: str, size: Size, image_size: tuple[int, int]) -> Callable[[], Any]:
@@ -171,7 +127,8 @@ def train_step_of(name: str, size: Size, image_size: tuple[int, int]) -> Callabl
 
     from efficientad_jax.benchmark.torch_networks import EfficientAD, TrainStep, optimizer_of
 
-    losses: Any = TrainStep(EfficientAD(size, params, calibration, *image_size))
+    weights = named_weights(params, calibration)
+    losses: Any = TrainStep(EfficientAD(size, weights, *image_size))
     optimizer = optimizer_of(losses)
     forward = torch.compile(losses) if name == "torch.compile" else losses
     images = [torch.from_numpy(image) for image in random_images(3, image_size)[:, None]]
@@ -230,4 +187,4 @@ def processor() -> str:
             name = line.partition(":")[2].strip()
         if line.startswith("flags"):
             vectors = next((v for v in ("avx512f", "avx2", "avx") if v in line.split()), "")
-    return " ".join(part for part in (f"{_cores()} cores of {name}", vectors) if part)
+    return " ".join(part for part in (f"{cores()} cores of {name}", vectors) if part)

@@ -12,8 +12,15 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from efficientad_jax.atomic_file import write_atomically
+from efficientad_jax.benchmark.cost import Cost
 from efficientad_jax.benchmark.implementations import LAX, OURS
+from efficientad_jax.benchmark.start_up import StartUp
 from efficientad_jax.benchmark.timing import Spread
+
+TITLE = {"small": "S", "medium": "M"}
+# On an NVIDIA RTX A6000 in float16 (paper, Table 11): ms at batch 1, images/s at batch 16, million
+# parameters, GFLOP, MB.
+PAPER = {"small": (2.2, 614, 8, 76, 100), "medium": (4.5, 269, 21, 235, 161)}
 
 
 class Measurement(NamedTuple):
@@ -44,9 +51,8 @@ def ratio_to_best_peer(measurement: Measurement) -> float | None:
 def markdown(measurements: Sequence[Measurement]) -> str:
     """A row an implementation, a column a measurement: median (quartiles), ms an image."""
     names = list(dict.fromkeys(name for m in measurements for name in m.times))
-    title = {"small": "S", "medium": "M"}
     lines = [
-        "| ms an image | " + " | ".join(f"{title[m.size]}, {m.what}" for m in measurements) + " |",
+        "| ms an image | " + " | ".join(f"{TITLE[m.size]}, {m.what}" for m in measurements) + " |",
         "|---" * (len(measurements) + 1) + "|",
     ]
     for name in names:
@@ -58,6 +64,45 @@ def markdown(measurements: Sequence[Measurement]) -> str:
     return "\n".join(lines)
 
 
+def summary(
+    size: str,
+    measurements: Sequence[Measurement],
+    cost: Cost,
+    starts: Mapping[str, StartUp],
+) -> str:
+    """The columns of the paper's Table 11, with the paper's figures, and start-up.
+
+    Args:
+      size: of the networks; measurements of others are passed over.
+      measurements: those of batch 1 give latencies, those of the largest batch give throughputs.
+      cost: the same for all.
+      starts: by implementation.
+    """
+    own = sorted((m for m in measurements if m.size == size), key=lambda m: m.images)
+    lines = [
+        f"| EfficientAD-{TITLE[size]} | latency, ms | images/s, batch {own[-1].images} "
+        "| parameters, M | GFLOP | memory, MB | first start, s | second start, s |",
+        "|---" * 8 + "|",
+    ]
+    counted = f"{cost.parameters / 1e6:.2f} | {cost.flop / 1e9:.1f}"
+    for name in dict.fromkeys(name for m in own for name in m.times):
+        latency, many = own[0].times.get(name), own[-1].times.get(name)
+        start = starts.get(name)
+        cells = [
+            name,
+            "" if latency is None or own[0].images > 1 else f"{1e3 * latency.median:.0f}",
+            "" if many is None else f"{own[-1].images / many.median:.1f}",
+            counted,
+            "" if start is None else f"{start.peak_bytes / 1e6:.0f}",
+            "" if start is None else f"{start.cold:.1f}",
+            "" if start is None else f"{start.second:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    told = " | ".join(map(str, PAPER[size]))
+    lines.append(f"| the paper: RTX A6000, float16, batch 16 | {told} | | |")
+    return "\n".join(lines)
+
+
 def _cell(spread: Spread | None, images: int) -> str:
     if spread is None:
         return ""
@@ -66,14 +111,23 @@ def _cell(spread: Spread | None, images: int) -> str:
 
 
 def write_results(
-    folder: Path, facts: Mapping[str, Any], measurements: Sequence[Measurement]
-) -> None:
+    folder: Path,
+    facts: Mapping[str, Any],
+    measurements: Sequence[Measurement],
+    costs: Mapping[str, Cost],
+    starts: Mapping[str, Mapping[str, StartUp]],
+) -> str:
     """Writes `benchmark.json`, `benchmark.md` and `benchmark.png` to a folder, made if need be.
 
     Args:
       folder: where to.
-      facts: machine, versions, what the networks cost.
+      facts: machine, versions, settings.
       measurements: at least one.
+      costs: by size; empty for train steps.
+      starts: by size and implementation.
+
+    Returns:
+      The tables of `benchmark.md`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = [
@@ -86,12 +140,25 @@ def write_results(
         }
         for m in measurements
     ]
-    document = json.dumps({"facts": dict(facts), "measurements": found}, indent=2) + "\n"
-    write_atomically(folder / "benchmark.json", document.encode())
+    document = {
+        "facts": dict(facts),
+        "measurements": found,
+        "costs": {size: cost._asdict() for size, cost in costs.items()},
+        "start_up": {
+            size: {name: start._asdict() for name, start in of.items()}
+            for size, of in starts.items()
+        },
+    }
+    write_atomically(folder / "benchmark.json", (json.dumps(document, indent=2) + "\n").encode())
+    tables = [markdown(measurements)]
+    tables += [
+        summary(size, measurements, cost, starts.get(size, {})) for size, cost in costs.items()
+    ]
+    text = "\n\n".join(tables)
     told = [f"- {key}: {value}" for key, value in facts.items()]
-    text = "\n".join([*told, "", markdown(measurements), ""])
-    write_atomically(folder / "benchmark.md", text.encode())
+    write_atomically(folder / "benchmark.md", "\n".join([*told, "", text, ""]).encode())
     _plot(folder / "benchmark.png", measurements)
+    return text
 
 
 def _plot(path: Path, measurements: Sequence[Measurement]) -> None:

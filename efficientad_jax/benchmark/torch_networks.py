@@ -1,20 +1,21 @@
 """EfficientAD in PyTorch, as its users write it: what others run is compared with, and made from.
 
-Importing this module needs PyTorch (the `bench` extra).
+Importing this module needs PyTorch (the `bench` extra), and not JAX: what PyTorch needs is measured
+in processes without it.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import PyTree
 from torch import Tensor, nn
 from torch.nn import functional
 
-from efficientad_jax.inference import Calibration, DetectorParams
-from efficientad_jax.pdn import Size, output_size
-from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+# Kernels `[kh, kw, in, out]` and biases by name: 'teacher/conv1/kernel'. With them the quantiles of
+# both maps, 'local' and 'global', and ImageNet's 'mean' and 'std'.
+Weights = Mapping[str, np.ndarray]
 
 
 class Interpolate(nn.Module):
@@ -29,7 +30,7 @@ class Interpolate(nn.Module):
         return functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
 
-def pdn(size: Size, channels: int) -> nn.Sequential:
+def pdn(size: str, channels: int) -> nn.Sequential:
     """Table 1 or 6 without padding."""
     if size == "small":
         return nn.Sequential(
@@ -54,43 +55,39 @@ def autoencoder(channels: int, height: int, width: int) -> nn.Sequential:
     for part, minus in ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1)):
         layers.append(Interpolate((height // part - minus, width // part - minus)))
         layers += [nn.Conv2d(64, 64, 4, 1, 2), nn.ReLU(), nn.Dropout(0.2)]
-    layers.append(Interpolate(output_size(height, width)))
+    layers.append(Interpolate((height // 4 - 8, width // 4 - 8)))
     layers += [nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, channels, 3, 1, 1)]
     return nn.Sequential(*layers)
 
 
-def load_params(network: nn.Sequential, params: PyTree) -> nn.Sequential:
+def load_weights(network: nn.Sequential, weights: Weights, prefix: str) -> nn.Sequential:
     """Gives a network our parameters; layers follow one another in the same order."""
-    layers = params["params"]
     convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
-    names = sorted(layers, key=lambda name: (name.startswith("deconv"), name))
+    names = {name.split("/")[1] for name in weights if name.startswith(f"{prefix}/")}
+    ordered = sorted(names, key=lambda name: (name.startswith("deconv"), name))
     with torch.no_grad():
-        for convolution, name in zip(convolutions, names, strict=True):
-            kernel = np.asarray(layers[name]["kernel"]).transpose(3, 2, 0, 1).copy()
+        for convolution, name in zip(convolutions, ordered, strict=True):
+            kernel = weights[f"{prefix}/{name}/kernel"].transpose(3, 2, 0, 1).copy()
             convolution.weight.copy_(torch.from_numpy(kernel))
             assert convolution.bias is not None
-            convolution.bias.copy_(torch.from_numpy(np.array(layers[name]["bias"])))
+            convolution.bias.copy_(torch.from_numpy(weights[f"{prefix}/{name}/bias"]))
     return network
 
 
 class EfficientAD(nn.Module):
     """From uint8 images `[n, h, w, 3]` to combined maps `[n, h // 4, w // 4]` (Algorithm 2)."""
 
-    def __init__(
-        self, size: Size, params: DetectorParams, calibration: Calibration, height: int, width: int
-    ) -> None:
+    def __init__(self, size: str, weights: Weights, height: int, width: int) -> None:
         super().__init__()
-        assert params.autoencoder is not None
-        assert calibration.global_ is not None
         self.channels = 384
-        self.teacher = load_params(pdn(size, self.channels), params.teacher)
-        self.student = load_params(pdn(size, 2 * self.channels), params.student)
-        self.autoencoder = load_params(
-            autoencoder(self.channels, height, width), params.autoencoder
+        self.teacher = load_weights(pdn(size, self.channels), weights, "teacher")
+        self.student = load_weights(pdn(size, 2 * self.channels), weights, "student")
+        self.autoencoder = load_weights(
+            autoencoder(self.channels, height, width), weights, "autoencoder"
         )
-        self.local, self.global_ = calibration.local, calibration.global_
-        self.mean = nn.Buffer(torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.std = nn.Buffer(torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.local, self.global_ = weights["local"].tolist(), weights["global"].tolist()
+        self.mean = nn.Buffer(torch.tensor(weights["mean"]).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(weights["std"]).view(1, 3, 1, 1))
 
     def normalized(self, images: Tensor) -> Tensor:
         """Uint8 NHWC to ImageNet-normalised NCHW of the networks' dtype."""

@@ -1,0 +1,175 @@
+"""The same detector in PyTorch, ONNX Runtime and OpenVINO, from files, as its users deploy it.
+
+Neither this module nor what it imports imports JAX: what the others need in memory and at their
+start is measured in processes without it.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# From uint8 images [n, h, w, 3] to combined maps [n, h / 4, w / 4].
+Detect = Callable[[np.ndarray], np.ndarray]
+
+# Each needs its module, installed by the `bench` extra.
+PEERS = {
+    "pytorch eager": "torch",
+    "pytorch channels_last": "torch",
+    "torch.compile": "torch",
+    "onnx runtime": "onnxruntime",
+    "openvino": "openvino",
+    "openvino, streams": "openvino",
+}
+WEIGHTS_FILE = "weights.npz"
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_models(
+    folder: Path, names: list[str], size: str, image_size: tuple[int, int], batch: int
+) -> None:
+    """Writes the models of ONNX Runtime and OpenVINO beside the weights, made from PyTorch.
+
+    Args:
+      folder: has the weights (see `torch_networks.Weights`) as `weights.npz`.
+      names: of the peers; what none of them needs is not written.
+      size: 'small' or 'medium'.
+      image_size: height and width of images.
+      batch: images a call.
+    """
+    if not {"onnx runtime", "openvino", "openvino, streams"} & set(names):
+        return
+    import torch
+
+    model = _torch_model(folder, size, image_size)
+
+    def example(count: int) -> Any:
+        return torch.zeros((count, *image_size, 3), dtype=torch.uint8)
+
+    if "onnx runtime" in names:
+        file = str(folder / f"{batch}.onnx")
+        torch.onnx.export(model, (example(batch),), file, dynamo=False, input_names=["images"])
+    # Streams work on an image each.
+    wanted = {batch if "openvino" in names else 1, 1 if "openvino, streams" in names else batch}
+    if any(name.startswith("openvino") for name in names):
+        import openvino
+
+        for count in wanted:
+            shape = (count, *image_size, 3)
+            converted = openvino.convert_model(model, example_input=example(count), input=shape)
+            openvino.save_model(converted, str(folder / f"{count}.xml"), compress_to_fp16=False)
+
+
+def open_peer(
+    name: str,
+    folder: Path,
+    size: str,
+    image_size: tuple[int, int],
+    dtype: str,
+    batch: int,
+    cache: str = "",
+) -> Detect:
+    """One of the peers, ready to be called with `batch` images, at its best settings.
+
+    Args:
+      name: one of `PEERS`.
+      folder: what `write_models` left, and the weights.
+      size: 'small' or 'medium'.
+      image_size: height and width of images.
+      dtype: of PyTorch's computation, 'float32' or 'bfloat16'; the runtimes compute in float32.
+      batch: images a call.
+      cache: where OpenVINO keeps what it compiles, nowhere unless given.
+    """
+    if name == "onnx runtime":
+        return _onnx_runtime(folder / f"{batch}.onnx")
+    if name == "openvino":
+        return _openvino(folder / f"{batch}.xml", cache)
+    if name == "openvino, streams":
+        return _openvino_streams(folder / "1.xml", cache)
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(cores())
+    model = _torch_model(folder, size, image_size)
+    model = model.to(device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    if name != "pytorch eager":
+        model = model.to(memory_format=torch.channels_last)
+    if name == "torch.compile" and device == "cuda":
+        model = torch.compile(model, mode="max-autotune")
+    elif name == "torch.compile":
+        # Freezing lets it lay the kernels out for its convolutions beforehand.
+        model = torch.compile(model, options={"freezing": True})
+
+    def detect(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).to(device)).float().cpu().numpy()
+
+    return detect
+
+
+def _torch_model(folder: Path, size: str, image_size: tuple[int, int]) -> Any:
+    from efficientad_jax.benchmark.torch_networks import EfficientAD
+
+    with np.load(folder / WEIGHTS_FILE) as weights:
+        model = EfficientAD(size, {name: weights[name] for name in weights.files}, *image_size)
+    return model.eval().requires_grad_(False)
+
+
+def _onnx_runtime(file: Path) -> Detect:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    # Between calls alone: otherwise its threads spin into the turn of whoever comes next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session: Any = onnxruntime.InferenceSession(
+        str(file), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def _openvino(file: Path, cache: str) -> Detect:
+    compiled = _compiled_by_openvino(file, "LATENCY", cache)
+    # Copied: OpenVINO's outputs are overwritten by its next call.
+    return lambda images: np.array(compiled(images)[0])
+
+
+def _openvino_streams(file: Path, cache: str) -> Detect:
+    """As many images at once as OpenVINO finds best, each on some of the cores."""
+    import openvino
+
+    compiled = _compiled_by_openvino(file, "THROUGHPUT", cache)
+    queue: Any = openvino.AsyncInferQueue(compiled)
+
+    def detect(images: np.ndarray) -> np.ndarray:
+        maps: list[Any] = [None] * len(images)
+
+        def keep(request: Any, index: int) -> None:
+            maps[index] = np.array(request.get_output_tensor(0).data)
+
+        queue.set_callback(keep)
+        for i in range(len(images)):
+            queue.start_async([images[i : i + 1]], i)
+        queue.wait_all()
+        return np.concatenate(maps)
+
+    return detect
+
+
+def _compiled_by_openvino(file: Path, hint: str, cache: str) -> Any:
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": hint,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": cores(),
+        "CACHE_DIR": cache,
+    }
+    return openvino.Core().compile_model(str(file), "CPU", settings)
