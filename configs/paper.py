@@ -20,6 +20,7 @@ def get_config() -> Config:
     config.losses.autoencoder = True  # lines 22-31
     config.train.steps = 70_000
     config.train.learning_rate = 1e-4
+    config.train.decay_at = 0.95
     config.train.steps_per_dispatch = 100
     config.train.checkpoint_every = 5000
     return config
