@@ -356,7 +356,7 @@ def test_speed_is_the_benchmark_s(tmp_path: Path) -> None:
         Measurement("small", "batch 16", 16, {OURS: Spread(0.04, 0.03, 0.05)}),
         Measurement("medium", "train step", 1, {OURS: Spread(9.0, 9.0, 9.0)}),
     ]
-    write_results(tmp_path, {"device": "an abacus", "dtype": "float32"}, found)
+    write_results(tmp_path, {"device": "an abacus", "dtype": "float32"}, found, {}, {})
     read = read_benchmark(tmp_path / "benchmark.json")
     assert read.measured_on == "an abacus, float32"
     assert read.speeds["small"] == Speed(Measured(pytest.approx(2.0)), Measured(pytest.approx(400)))

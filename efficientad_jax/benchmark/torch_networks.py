@@ -70,7 +70,7 @@ def load_weights(network: nn.Sequential, weights: Weights, prefix: str) -> nn.Se
             kernel = weights[f"{prefix}/{name}/kernel"].transpose(3, 2, 0, 1).copy()
             convolution.weight.copy_(torch.from_numpy(kernel))
             assert convolution.bias is not None
-            convolution.bias.copy_(torch.from_numpy(weights[f"{prefix}/{name}/bias"]))
+            convolution.bias.copy_(torch.from_numpy(np.array(weights[f"{prefix}/{name}/bias"])))
     return network
 
 
