@@ -52,7 +52,8 @@ def get_config(category: str = "mono") -> Config:
     config.train.steps = _STEPS.get(category, _STEPS["mono"])  # paper: 70 000
     config.train.batch_size = 1
     config.train.learning_rate = 1e-3  # paper: 1e-4
-    # Paper: 0.95, after 66 500 of 70 000 steps. At ten times its rate half of the steps are to calm down.
+    # Paper: 0.95, after 66 500 of 70 000 steps. At ten times its rate half of the steps are to
+    # calm down.
     config.train.decay_at = 0.5
     config.train.decay_factor = 0.1
     config.train.weight_decay = 1e-5

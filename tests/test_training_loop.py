@@ -67,9 +67,9 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     students = dict(training_loop.saved_students(tmp_path / "a", config(), NETWORKS, SIZE))
     assert list(students) == [2, 4]
     final = jax.tree.leaves(undisturbed.params["student"])
-    for saved, same in ((students[2], False), (students[4], True)):
+    for saved, is_final in ((students[2], False), (students[4], True)):
         pairs = zip(jax.tree.leaves(saved), final, strict=True)
-        assert all(np.array_equal(a, b) for a, b in pairs) is same
+        assert all(np.array_equal(a, b) for a, b in pairs) is is_final
     assert dict(training_loop.saved_students(tmp_path / "no", config(), NETWORKS, SIZE)) == {}
 
     written = []
@@ -144,6 +144,8 @@ def test_every_image_is_seen_once_before_any_is_seen_again():
 
 
 def test_a_second_ctrl_c_interrupts():
+    # A shell starts what runs in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with interruption() as interrupted:
         assert interrupted() == 0

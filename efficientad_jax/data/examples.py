@@ -112,7 +112,8 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     except BaseException as error:
         # tensorflow-datasets has removed its unfinished copy, not the folders around it.
         _remove_empty(folder.parent, before)
-        if not isinstance(error, OSError):
+        # array_record raises RuntimeError where a disk is full.
+        if not isinstance(error, OSError | RuntimeError):
             raise
         if not folder.is_dir():
             raise InputError(f"dataset folder {folder}: cannot be written ({error})") from error
