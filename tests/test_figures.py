@@ -70,7 +70,8 @@ def test_the_gradient_is_how_much_the_feature_changes() -> None:
         for color in range(3):
             changed[2 * color, y, x, color] += step
             changed[2 * color + 1, y, x, color] -= step
-        features = np.asarray(network.apply(params, jnp.asarray(changed)), np.float64)[:, *position, channel]
+        described = network.apply(params, jnp.asarray(changed))
+        features = np.asarray(described, np.float64)[:, *position, channel]
         slopes.append(np.abs(features[::2] - features[1::2]) / (2 * step))
     assert gradient[y, x] == pytest.approx(np.mean(slopes), rel=0.02)
 
