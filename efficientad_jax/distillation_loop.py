@@ -130,7 +130,7 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
             file=sys.stderr,
             disable=not is_first_process(),
         )
-        stopped = any_process(interrupted())
+        stopped = any_process(interrupted() != 0)
         first_dispatch = True
         with closing(batches):
             while step < config.steps and not stopped:
@@ -169,7 +169,7 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
                     write_scalars({"loss/train": loss}, step)
                     progress.update(count)
                     progress.set_postfix(loss=f"{loss:.4f}")
-                    stopped = any_process(interrupted())
+                    stopped = any_process(interrupted() != 0)
                 single = one_of(state)
                 loss_held_out = held_out_loss(unpadded, single.params, held_pool)
                 checkpoints.save(step, single, loss_held_out)
