@@ -67,4 +67,6 @@ def get_config(category: str = "mono") -> Config:
     config.calibration.q_b = 0.995
     config.calibration.upsample_first = False  # paper: True, see docs/method.md
     config.calibration.normalize = True
+    # Part of the normal images that may count as anomalous: see docs/deployment.md.
+    config.calibration.false_alarm_rate = 0.01
     return config

@@ -9,3 +9,5 @@ from efficientad_jax.map_normalization import MapQuantiles as MapQuantiles
 from efficientad_jax.map_normalization import map_quantiles as map_quantiles
 from efficientad_jax.map_normalization import normalize_map as normalize_map
 from efficientad_jax.pdn import PatchDescriptionNetwork as PatchDescriptionNetwork
+from efficientad_jax.threshold import Threshold as Threshold
+from efficientad_jax.threshold import choose_threshold as choose_threshold

@@ -16,6 +16,7 @@ from efficientad_jax.detector import Detector
 from efficientad_jax.evaluation import NO_SATURATION_AREAS, Metrics, evaluate
 from efficientad_jax.fit import load_configured_dataset
 from efficientad_jax.report import ScoredImages, write_report
+from efficientad_jax.threshold import Threshold, Verdicts, describe, judge, percent
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
@@ -27,7 +28,7 @@ def assess(
     folder: Path,
     title: str,
     facts: Mapping[str, str],
-) -> tuple[Metrics, dict[str, float | None]]:
+) -> tuple[Metrics, dict[str, float | None], Verdicts | None]:
     """Evaluates a detector and writes `metrics.json` and `report.html`.
 
     Args:
@@ -39,8 +40,8 @@ def assess(
       facts: what the report should name besides.
 
     Returns:
-      The detector's figures, and the image AU-ROC of each baseline, None where the test images
-      are all normal or all anomalous.
+      The detector's figures; the image AU-ROC of each baseline, None where the test images are all
+      normal or all anomalous; what the detector's threshold makes of them, None without one.
     """
     test = dataset.test
     detections = detector.detect_resized(test.images, test.sizes)
@@ -58,6 +59,10 @@ def assess(
         )
     }
     summary = {"detector": metrics.as_dict(), "baselines_image_auroc": baselines}
+    threshold, verdicts = detector.threshold, None
+    if threshold is not None:
+        verdicts = judge(threshold, scores, test.labels)
+        summary["threshold"] = threshold._asdict() | verdicts._asdict()
     write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
     write_report(
         folder / REPORT_FILE,
@@ -76,8 +81,9 @@ def assess(
             local_maps=[found.local_map for found in detections] if global_maps else None,
             global_maps=global_maps or None,
         ),
+        None if threshold is None else threshold.value,
     )
-    return metrics, baselines
+    return metrics, baselines, verdicts
 
 
 def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:
@@ -108,9 +114,12 @@ def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:
         "input": f"{config.model.input_height} x {config.model.input_width} pixels",
     }
     title = f"EfficientAD-{config.model.size[0].upper()} on {facts['dataset']}"
-    metrics, baselines = assess(detector, dataset, workdir, title, facts)
+    if detector.threshold is not None:
+        facts["threshold"] = describe(detector.threshold)
+    metrics, baselines, verdicts = assess(detector, dataset, workdir, title, facts)
     detector.with_metrics(metrics.as_dict()).save_record(folder)
-    return f"{_summarise(metrics, baselines)}\nreport: {workdir / REPORT_FILE}"
+    lines = [_summarise(metrics, baselines), *_judged(detector.threshold, verdicts)]
+    return "\n".join([*lines, f"report: {workdir / REPORT_FILE}"])
 
 
 def _summarise(metrics: Metrics, baselines: Mapping[str, float | None]) -> str:
@@ -137,3 +146,18 @@ def _summarise(metrics: Metrics, baselines: Mapping[str, float | None]) -> str:
             "an empty one and count in no pixel figure"
         )
     return "\n".join(lines)
+
+
+def _judged(threshold: Threshold | None, verdicts: Verdicts | None) -> list[str]:
+    """Lines for the terminal: the threshold, and what it makes of the test images."""
+    if threshold is None or verdicts is None:
+        return []
+
+    def part(count: int, of: int, kind: str) -> str:
+        return f"{count} of {of} {kind} test images" + (f", {percent(count / of)}" if of else "")
+
+    return [
+        f"threshold            {describe(threshold)}",
+        f"  false alarms       {part(verdicts.false_alarms, verdicts.normal, 'normal')}",
+        f"  found              {part(verdicts.found, verdicts.anomalous, 'anomalous')}",
+    ]

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.inference import (
     Calibration,
     DetectorParams,
     RawMaps,
+    combine_maps,
     jitted_raw_maps,
     prepared_params,
 )
@@ -46,11 +47,8 @@ def calibrate(
       InputError: a map has the same value at both quantiles, so that it has no scale.
       DivergenceError: a map is not finite.
     """
-    if not normalize:
-        global_ = None if params.autoencoder is None else IDENTITY
-        return Calibration(IDENTITY, global_, upsample_first)
     maps = collect_raw_maps(networks, params, images, upsample_first)
-    return calibration_of_maps(maps, q_a, q_b, upsample_first)
+    return calibration_of_maps(maps, q_a, q_b, upsample_first, normalize)
 
 
 def collect_raw_maps(
@@ -69,7 +67,7 @@ def collect_raw_maps(
 
 
 def calibration_of_maps(
-    maps: RawMaps, q_a: float, q_b: float, upsample_first: bool = False
+    maps: RawMaps, q_a: float, q_b: float, upsample_first: bool = False, normalize: bool = True
 ) -> Calibration:
     """The calibration by the quantiles of maps that are there already; see `calibrate`.
 
@@ -94,6 +92,14 @@ def calibration_of_maps(
             )
         return found
 
+    if not normalize:
+        return Calibration(IDENTITY, None if maps.global_ is None else IDENTITY, upsample_first)
     local = quantiles("local", maps.local)
     global_ = None if maps.global_ is None else quantiles("global", maps.global_)
     return Calibration(local, global_, upsample_first)
+
+
+def scores_of_maps(maps: RawMaps, calibration: Calibration) -> Float[np.ndarray, " n"]:
+    """Image scores by maps that are there already, as `inference.detect` gives them."""
+    combined, _, _ = combine_maps(maps, calibration)
+    return np.asarray(combined.max((1, 2)))

@@ -54,6 +54,8 @@ def _check_ranges(config: Config) -> None:
         calibration.q_a,
         f"at least 0 and below q_b = {calibration.q_b}, itself at most 1",
     )
+    rate = calibration.get("false_alarm_rate")  # without one no threshold is chosen
+    _require(rate is None or 0 < rate < 1, "calibration.false_alarm_rate", rate, "in (0, 1)")
 
 
 def _require(holds: bool, field: str, found: object, expected: str) -> None:

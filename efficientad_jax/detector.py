@@ -35,6 +35,12 @@ from efficientad_jax.pdn import Size
 from efficientad_jax.regular_file import require_regular_file
 from efficientad_jax.safetensors_file import read_safetensors
 from efficientad_jax.teacher import MOST_CHANNELS
+from efficientad_jax.threshold import (
+    Threshold,
+    checked_scores,
+    checked_threshold,
+    choose_threshold,
+)
 from efficientad_jax.training import Networks, create_networks
 
 FORMAT = "efficientad_jax detector"
@@ -92,6 +98,8 @@ class Detector:
       calibration: quantiles of the validation maps.
       config: the configuration it was trained with.
       metrics: what an evaluation found, empty before one.
+      threshold: from which score on an image counts as anomalous, None where none was chosen.
+      validation_scores: those of the validation images, from which another can be chosen.
     """
 
     spec: DetectorSpec
@@ -99,6 +107,8 @@ class Detector:
     calibration: Calibration
     config: dict[str, Any]
     metrics: dict[str, Any]
+    threshold: Threshold | None = None
+    validation_scores: tuple[float, ...] = ()
 
     def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Detection | list[Detection]:
         """Detects anomalies in one image or in a list of images.
@@ -159,6 +169,22 @@ class Detector:
         """The same detector with these metrics on record."""
         return replace(self, metrics=metrics)
 
+    def with_threshold(self, false_alarm_rate: float) -> "Detector":
+        """The same detector with the threshold for another rate; see `choose_threshold`.
+
+        Args:
+          false_alarm_rate: wanted part of the normal images that count as anomalous, in (0, 1).
+
+        Raises:
+          InputError: the rate is out of range, or the detector has no validation scores.
+        """
+        if not self.validation_scores:
+            raise InputError(
+                "detector: holds no scores of validation images to choose a threshold by, expected "
+                "those that `python -m experiments.train` leaves; train it again"
+            )
+        return replace(self, threshold=choose_threshold(self.validation_scores, false_alarm_rate))
+
     def save(self, folder: str | Path) -> None:
         """Writes the detector to a folder: `detector.json` and a safetensors file of its arrays.
 
@@ -183,7 +209,7 @@ class Detector:
             old.unlink()
 
     def save_record(self, folder: str | Path) -> None:
-        """Writes `detector.json` alone, after a change of the metrics.
+        """Writes `detector.json` alone, after a change of the metrics or the threshold.
 
         Raises:
           OSError: it cannot be written; the one before is untouched.
@@ -197,6 +223,8 @@ class Detector:
                 "global": self.calibration.global_ and _stored(self.calibration.global_),
                 "upsample_first": self.calibration.upsample_first,
             },
+            "threshold": self.threshold and self.threshold._asdict(),
+            "validation_scores": self.validation_scores,
             "config": self.config,
             "metrics": self.metrics,
             "arrays_sha256": hashlib.sha256(self._serialised_arrays()).hexdigest(),
@@ -220,6 +248,9 @@ class Detector:
         try:
             spec = _checked_spec(record["spec"])
             calibration = _checked_calibration(record["calibration"], spec)
+            # Both are absent where no threshold was ever chosen.
+            threshold = checked_threshold(record.get("threshold"))
+            scores = checked_scores(record.get("validation_scores", []))
             config, metrics = record["config"], record["metrics"]
             digest = record["arrays_sha256"]
             if not isinstance(config, dict) or not isinstance(metrics, dict):
@@ -232,7 +263,7 @@ class Detector:
                 f"detector {folder}: {_RECORD_FILE} is not as version {VERSION} has it ({error!r})"
             ) from error
         params = _read_arrays(folder / _arrays_file(digest), digest, abstract_params(spec))
-        return cls(spec, params, calibration, config, metrics)
+        return cls(spec, params, calibration, config, metrics, threshold, scores)
 
 
 def networks_of(spec: DetectorSpec) -> Networks:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float16, PyTree, UInt8
 
-from efficientad_jax.calibration import calibrate
+from efficientad_jax.calibration import calibration_of_maps, collect_raw_maps, scores_of_maps
 from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
 from efficientad_jax.configuration import Config, check_config
 from efficientad_jax.data.files import list_images
@@ -20,6 +20,7 @@ from efficientad_jax.inference import DetectorParams
 from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.teacher import load_teacher, normalize_teacher
+from efficientad_jax.threshold import choose_threshold
 from efficientad_jax.training import TrainData
 from efficientad_jax.training_loop import run_training
 from efficientad_jax.workdir import claim_workdir
@@ -93,8 +94,22 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
         state.params["student"],
         state.params["autoencoder"] if spec.autoencoder else None,
     )
-    calibration = calibrate(networks, params, dataset.validation.images, **config.calibration)
-    detector = Detector(spec, params, calibration, json.loads(config.to_json()), {})
+    choice = config.calibration
+    maps = collect_raw_maps(networks, params, dataset.validation.images, choice.upsample_first)
+    calibration = calibration_of_maps(
+        maps, choice.q_a, choice.q_b, choice.upsample_first, choice.normalize
+    )
+    scores = scores_of_maps(maps, calibration)
+    rate = choice.get("false_alarm_rate")
+    detector = Detector(
+        spec,
+        params,
+        calibration,
+        json.loads(config.to_json()),
+        metrics={},
+        threshold=None if rate is None else choose_threshold(scores, rate),
+        validation_scores=tuple(scores.tolist()),
+    )
     detector.save(workdir / "detector")
     return detector
 

@@ -17,6 +17,7 @@ from efficientad_jax.data.files import list_images
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.heatmap import save_picture
+from efficientad_jax.threshold import Threshold
 
 PICTURE_SUFFIX = "_heatmap.png"
 
@@ -103,7 +104,8 @@ def predict_files(
     Args:
       detector: calibrated.
       tasks: of `plan_pictures`.
-      scores: the file; its columns are image, score and heatmap.
+      scores: the file; its columns are image, score, heatmap and anomalous: 1 or 0, or nothing
+        where the detector has no threshold.
       low: value of a map that gets the first colour.
       high: value of a map that gets the last colour.
       complain: takes a line for each image that cannot be read or whose picture cannot be written.
@@ -114,7 +116,7 @@ def predict_files(
     Raises:
       OSError: the scores cannot be written, or no picture can as the disk is full or read-only.
     """
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str, str]] = []
     failed = 0
 
     def note(line: str) -> None:
@@ -133,12 +135,17 @@ def predict_files(
                     raise
                 note(str(InputError(f"{task.picture}: {error.strerror}")))
                 continue
-            rows.append((str(task.image), f"{detection.score:.6g}", str(task.picture)))
+            verdict = _verdict(detector.threshold, detection.score)
+            rows.append((str(task.image), f"{detection.score:.6g}", str(task.picture), verdict))
     table = io.StringIO()
-    csv.writer(table).writerows([("image", "score", "heatmap"), *rows])
+    csv.writer(table).writerows([("image", "score", "heatmap", "anomalous"), *rows])
     # A name that is no text keeps its bytes.
     write_atomically(scores, os.fsencode(table.getvalue()))
     return failed
+
+
+def _verdict(threshold: Threshold | None, score: float) -> str:
+    return "" if threshold is None else str(int(score >= threshold.value))
 
 
 def _decoded(

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from efficientad_jax.calibration import IDENTITY, calibration_of_maps, collect_raw_maps
+from efficientad_jax.calibration import calibration_of_maps, collect_raw_maps, scores_of_maps
 from efficientad_jax.detector import Detector
-from efficientad_jax.inference import Calibration, combine_maps
 
 
 class CalibrationChoice(NamedTuple):
@@ -48,13 +47,12 @@ def recalibrated_scores(
         for images in (validation_images, test_images)
     )
 
-    def scores(choice: CalibrationChoice) -> np.ndarray:
-        if choice.normalize:
-            calibration = calibration_of_maps(validation, choice.q_a, choice.q_b, upsample_first)
-        else:
-            global_ = None if validation.global_ is None else IDENTITY
-            calibration = Calibration(IDENTITY, global_, upsample_first)
-        combined, _, _ = combine_maps(test, calibration)
-        return np.asarray(combined.max((1, 2)))
-
-    return [scores(choice) for choice in choices]
+    return [
+        scores_of_maps(
+            test,
+            calibration_of_maps(
+                validation, choice.q_a, choice.q_b, upsample_first, choice.normalize
+            ),
+        )
+        for choice in choices
+    ]

@@ -3,6 +3,8 @@
     python -m experiments.predict --detector=runs/elpv_mono/detector IMAGE_OR_FOLDER...
 
 `photo.jpg` gets `photo_heatmap.png` beside it, or in --output with the images' folders below it.
+The column `anomalous` is 1 where the score reaches the detector's threshold, or the one for
+--false_alarm_rate.
 An image that cannot be read is named; the others are done, and the exit status is 1.
 """
 
@@ -14,6 +16,7 @@ from absl import flags
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.prediction import plan_pictures, predict_files
+from efficientad_jax.threshold import describe
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string(
@@ -23,6 +26,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "folder for the pictures, default: b
 _SCORES = flags.DEFINE_string("scores", "scores.csv", "CSV file to write, in --output if given")
 _LOW = flags.DEFINE_float("low", 0.05, "value of a map that gets the first colour")
 _HIGH = flags.DEFINE_float("high", 0.25, "value of a map that gets the last colour")
+_RATE = flags.DEFINE_float("false_alarm_rate", None, "wanted, default: the detector's own")
 
 
 def main(argv: list[str]) -> int:
@@ -32,10 +36,14 @@ def main(argv: list[str]) -> int:
     if not _LOW.value < _HIGH.value:
         raise InputError(f"--low={_LOW.value} --high={_HIGH.value}: expected low below high")
     detector = Detector.load(_DETECTOR.value)
+    if _RATE.value is not None:
+        detector = detector.with_threshold(_RATE.value)
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     scores = (output or Path()) / _SCORES.value
     tasks, failed = plan_pictures([Path(argument) for argument in argv[1:]], output, _complain)
     unread = predict_files(detector, tasks, scores, _LOW.value, _HIGH.value, _complain)
+    if detector.threshold is not None:
+        print(f"threshold {describe(detector.threshold)}")
     print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")
     return 1 if failed + unread else 0
 

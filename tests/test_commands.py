@@ -2,13 +2,17 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from efficientad_jax import choose_threshold
 from efficientad_jax.assessment import evaluate_workdir
 from efficientad_jax.detector import Detection, Detector
+from efficientad_jax.fit import load_configured_dataset
 from tests.command import command
 
 SMALL = (
@@ -66,15 +70,28 @@ def test_train_evaluate_predict(folder, tmp_path):
     result = train(folder, workdir, *SMALL, *penalty)
     assert result.returncode == 0, result.stderr
     assert "loss=" in result.stderr
+    assert "too few validation images for a false-alarm rate of 1 %: 1, expected" in result.stderr
     assert list((workdir / "tensorboard").iterdir())
 
     result = command("evaluate", f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     assert "image AU-ROC" in result.stdout
     assert "PCA reconstruction" in result.stdout
-    figures = json.loads((workdir / "metrics.json").read_text())["detector"]
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    figures, threshold = metrics["detector"], metrics["threshold"]
     record = json.loads((workdir / "detector" / "detector.json").read_text())
     assert record["metrics"] == figures
+    assert record["threshold"].items() <= threshold.items()
+    data = re.search(r'id="data">(.*?)</script>', (workdir / "report.html").read_text())
+    assert data is not None
+    shown = json.loads(data[1])
+    assert shown["start"] == threshold["value"]
+    for kind, counted, of in (
+        ("good", "false_alarms", "normal"),
+        ("anomalous", "found", "anomalous"),
+    ):
+        assert threshold[counted] == sum(score >= threshold["value"] for score in shown[kind])
+        assert f"{threshold[counted]} of {threshold[of]} {of} test images" in result.stdout
     assert "AU-PRO (FPR < 0.3)   not defined (no test image has a mask" in result.stdout
     assert figures["au_pro"] is figures["au_spro"] is None
     assert figures["good_images"] == figures["anomalous_images"] == 2
@@ -92,6 +109,7 @@ def test_train_evaluate_predict(folder, tmp_path):
     assert len(rows) == 4
     for row in rows:
         assert np.isfinite(float(row["score"]))
+        assert row["anomalous"] == str(int(float(row["score"]) >= threshold["value"]))
         with Image.open(row["heatmap"]) as picture, Image.open(row["image"]) as image:
             assert picture.height >= image.height
     assert not (output / "blot" / "broken_heatmap.png").exists()
@@ -121,6 +139,13 @@ def test_train_evaluate_predict(folder, tmp_path):
     good = [row["score"] for row in rows if "good" in row["image"]]
     assert [row["score"] for row in again] == good
 
+    result = command("calibrate", f"--detector={workdir / 'detector'}", "--false_alarm_rate=0.5")
+    assert result.returncode == 0, result.stderr
+    assert "for 50 % false alarms" in result.stdout
+    again = json.loads((workdir / "detector" / "detector.json").read_text())
+    assert again["threshold"]["false_alarm_rate"] == 0.5
+    assert {**again, "threshold": None} == {**record, "threshold": None}
+
 
 def test_good_images_alone_train_and_predict(tmp_path):
     write_images(tmp_path / "good", 3)
@@ -132,9 +157,15 @@ def test_good_images_alone_train_and_predict(tmp_path):
         f"no test images to evaluate: {tmp_path / 'good'} holds good images alone"
     )
     assert sorted(path for path in workdir.rglob("*") if path.is_file()) == before
-    detection = Detector.load(workdir / "detector")(tmp_path / "good/000.png")
+    detector = Detector.load(workdir / "detector")
+    detection = detector(tmp_path / "good/000.png")
     assert isinstance(detection, Detection)
     assert np.isfinite(detection.score)
+    # The threshold is chosen by the scores that the detector gives.
+    validation = load_configured_dataset(ConfigDict(detector.config)).validation
+    found = detector.detect_resized(validation.images, validation.sizes)
+    assert detector.validation_scores == pytest.approx([one.score for one in found], rel=1e-4)
+    assert detector.threshold == choose_threshold(detector.validation_scores, 0.01)
 
 
 def test_a_misspelt_field_is_named(tmp_path):

@@ -86,7 +86,14 @@ LAYERS = {
         "view_pool",
         "workdir",
     ],
-    "detector": ["calibration", "detector", "fit", "inference", "recalibration"],
+    "detector": [
+        "calibration",
+        "detector",
+        "fit",
+        "inference",
+        "recalibration",
+        "threshold",
+    ],
     "evaluation": [
         "baselines",
         "evaluation",

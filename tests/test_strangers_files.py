@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from efficientad_jax import Detector, InputError, MapQuantiles
+from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
 from efficientad_jax.detector import DetectorSpec, networks_of
 from efficientad_jax.inference import Calibration, DetectorParams
 from efficientad_jax.pdn import PatchDescriptionNetwork
@@ -28,7 +28,9 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "detector"
     teacher, student, _ = (random_params(network, SIZE) for network in networks_of(SPEC))
     calibration = Calibration(MapQuantiles(0.5, 2.0), None)
-    Detector(SPEC, DetectorParams(teacher, student, None), calibration, {}, {}).save(folder)
+    params, scores = DetectorParams(teacher, student, None), (0.5, 1.5)
+    threshold = choose_threshold(scores, 0.5)
+    Detector(SPEC, params, calibration, {}, {}, threshold, scores).save(folder)
     return folder
 
 
@@ -104,6 +106,26 @@ def replace_arrays(folder, content):
         (("calibration", "local"), None),
         (("calibration", "global"), {"a": 0.0, "b": 1.0}),
         (("calibration", "upsample_first"), "no"),
+        (("threshold",), 0.5),
+        (("threshold",), {}),
+        (("threshold", "value"), float("nan")),
+        (("threshold", "value"), float("inf")),
+        (("threshold", "value"), 1),
+        (("threshold", "value"), 10**400),
+        (("threshold", "false_alarm_rate"), 1.0),
+        (("threshold", "low"), -0.5),
+        (("threshold", "low"), 0.99),
+        (("threshold", "high"), 1.5),
+        (("threshold", "high"), "1"),
+        (("threshold", "images"), 0),
+        (("threshold", "images"), True),
+        (("threshold", "images"), 2.0),
+        (("threshold", "more"), 1.0),
+        (("validation_scores",), None),
+        (("validation_scores",), {"0": 1.0}),
+        (("validation_scores",), [float("nan")]),
+        (("validation_scores",), [1]),
+        (("validation_scores",), [[1.0]]),
         (("config",), [1]),
         (("metrics",), None),
         (("arrays_sha256",), 7),

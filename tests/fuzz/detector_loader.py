@@ -25,6 +25,7 @@ with atheris.instrument_imports(include=["efficientad_jax", "json"]):
     from efficientad_jax.errors import InputError
     from efficientad_jax.inference import Calibration, DetectorParams
     from efficientad_jax.map_normalization import MapQuantiles
+    from efficientad_jax.threshold import choose_threshold
 
 # The first byte says which file the rest is for, and whether the digest is made to fit: a fuzzer
 # does not guess a SHA-256.
@@ -37,7 +38,9 @@ def _whole(folder: Path) -> tuple[bytes, bytes]:
     like = abstract_params(spec)
     zeros = (_zeros(like.teacher), _zeros(like.student), None)
     calibration = Calibration(MapQuantiles(0.0, 1.0), None)
-    Detector(spec, DetectorParams(*zeros), calibration, {}, {}).save(folder)
+    scores = (0.5, 1.5)
+    threshold = choose_threshold(scores, 0.5)
+    Detector(spec, DetectorParams(*zeros), calibration, {}, {}, threshold, scores).save(folder)
     (arrays,) = folder.glob("arrays-*")
     return (folder / "detector.json").read_bytes(), arrays.read_bytes()
 

@@ -1,0 +1,180 @@
+"""From which score on an image counts as anomalous: chosen on normal images, for a wanted rate.
+
+Of `n` normal images and one more of the same kind, each is the highest with the same probability:
+a threshold above the k-th highest of the `n` scores is reached by the new one with probability
+`k / (n + 1)` at most (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005).
+That is the mean over all validation sets. From one set to another the true false-alarm rate varies
+as Beta(k, n - k + 1) (Vovk, Conditional validity of inductive conformal predictors, 2012; for
+detectors of anomalies Bates et al., Testing for outliers with conformal p-values, 2023). Nothing is
+assumed of how scores are distributed, only that images to come are drawn as these were.
+
+The maps' quantiles come from the same images. Without an autoencoder they change no order of scores
+and all of this is exact; with one they also weigh the two maps, by all pixels of all images.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import betaincinv
+
+from efficientad_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+# The probability that the interval holds the true rate.
+CONFIDENCE = 0.95
+
+# Products such as 0.29 * 100 are a little below the integer that they stand for.
+_ROUNDING = 1e-9
+
+
+class Threshold(NamedTuple):
+    """A threshold on image scores, and what is known of the false alarms that it makes.
+
+    Attributes:
+      value: a score >= value counts as anomalous.
+      false_alarm_rate: the wanted part of the normal images that count as anomalous, in (0, 1).
+      low: lower bound of the true rate, in [0, 1].
+      high: its upper bound: with 95 % probability it lies between the two.
+      images: how many validation images the threshold was chosen on.
+    """
+
+    value: float
+    false_alarm_rate: float
+    low: float
+    high: float
+    images: int
+
+
+class Verdicts(NamedTuple):
+    """What a threshold makes of labeled images.
+
+    Attributes:
+      false_alarms: normal images that count as anomalous.
+      normal: all normal images.
+      found: anomalous images that count as such.
+      anomalous: all anomalous images.
+    """
+
+    false_alarms: int
+    normal: int
+    found: int
+    anomalous: int
+
+
+def choose_threshold(
+    scores: Float[np.ndarray, " n"] | Sequence[float], false_alarm_rate: float
+) -> Threshold:
+    """The lowest threshold whose false-alarm rate is at most the wanted one, in the mean.
+
+    It lies just above the k-th highest score, `k = floor(rate * (n + 1))`: the next float32, so
+    that the rate is also kept where scores are the same. Of fewer than `1 / rate` images no
+    threshold is known to keep it; the one above all scores is taken and a warning says so. The
+    interval is that of the Beta distribution with 2.5 % on either side.
+
+    Args:
+      scores: of normal images that were held out of training, finite.
+      false_alarm_rate: wanted, in (0, 1).
+
+    Raises:
+      InputError: there is no score, one is not finite, or the rate is not in (0, 1).
+    """
+    if not 0 < false_alarm_rate < 1:
+        raise InputError(f"false-alarm rate {false_alarm_rate}: expected one above 0 and below 1")
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused
+        ordered = np.sort(np.asarray(scores, np.float32))[::-1]
+    count = len(ordered)
+    if not count or not np.isfinite(ordered).all():
+        raise InputError(
+            f"threshold: {count} validation scores, {int(np.isfinite(ordered).sum())} of them "
+            "finite; expected at least one, and all of them finite"
+        )
+    allowed = math.floor(false_alarm_rate * (count + 1) + _ROUNDING)
+    rank = min(max(allowed, 1), count)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (float(betaincinv(rank, count - rank + 1, q)) for q in (tail, 1 - tail))
+    value = float(np.nextafter(ordered[rank - 1], np.float32(np.inf)))
+    threshold = Threshold(value, false_alarm_rate, low, high, count)
+    if false_alarm_rate * count < 1 - _ROUNDING:
+        _log.warning(
+            "threshold: too few validation images for a false-alarm rate of %s: %d, expected at "
+            "least %d; it lies above all of their scores, and its true rate may be up to %s",
+            percent(false_alarm_rate),
+            count,
+            math.ceil(1 / false_alarm_rate - _ROUNDING),
+            percent(high),
+        )
+    return threshold
+
+
+def judge(
+    threshold: Threshold, scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+) -> Verdicts:
+    """Counts verdicts on labeled images.
+
+    Args:
+      threshold: to judge by.
+      scores: of images.
+      labels: 0 for normal, 1 for anomalous.
+    """
+    alarmed, anomalous = scores >= threshold.value, labels == 1
+    return Verdicts(
+        false_alarms=int((alarmed & ~anomalous).sum()),
+        normal=int((~anomalous).sum()),
+        found=int((alarmed & anomalous).sum()),
+        anomalous=int(anomalous.sum()),
+    )
+
+
+def describe(threshold: Threshold) -> str:
+    """One line for people."""
+    return (
+        f"{threshold.value:.4g} for {percent(threshold.false_alarm_rate)} false alarms; the true "
+        f"rate is {percent(threshold.low)} to {percent(threshold.high)}, with "
+        f"{percent(CONFIDENCE)} probability, by {threshold.images} validation images"
+    )
+
+
+def percent(part: float) -> str:
+    """A part in [0, 1] in percent, with two significant digits."""
+    return f"{100 * part:.2g} %" if part < 0.995 else f"{100 * part:.4g} %"
+
+
+def checked_threshold(stored: dict[str, Any] | None) -> Threshold | None:
+    """A threshold as a detector's record has it, which may come from anyone.
+
+    Raises:
+      TypeError: it has other fields.
+      ValueError: one is out of range or of another type.
+    """
+    if stored is None:
+        return None
+    found = Threshold(**stored)
+    floats = found[:-1]
+    if not (
+        all(type(number) is float and math.isfinite(number) for number in floats)
+        and 0 < found.false_alarm_rate < 1
+        and 0 <= found.low <= found.high <= 1
+        and type(found.images) is int
+        and found.images >= 1
+    ):
+        raise ValueError(f"no threshold can be made of {str(stored)[:200]}")
+    return found
+
+
+def checked_scores(stored: list[float]) -> tuple[float, ...]:
+    """Validation scores as a detector's record has them.
+
+    Raises:
+      TypeError: it is no list.
+      ValueError: one is no finite float.
+    """
+    if not isinstance(stored, list):
+        raise TypeError("validation_scores is no list")
+    if not all(type(score) is float and math.isfinite(score) for score in stored):
+        raise ValueError("validation_scores: expected finite numbers")
+    return tuple(stored)
