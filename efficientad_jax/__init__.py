@@ -11,3 +11,4 @@ from efficientad_jax.map_normalization import normalize_map as normalize_map
 from efficientad_jax.pdn import PatchDescriptionNetwork as PatchDescriptionNetwork
 from efficientad_jax.threshold import Threshold as Threshold
 from efficientad_jax.threshold import choose_threshold as choose_threshold
+from efficientad_jax.tiling import detect_tiled as detect_tiled

@@ -156,6 +156,11 @@ class Detector:
         """Scores and maps of images that already have the input size; see `inference.detect`."""
         return jitted_detect(self.networks, self._prepared, self.calibration, images)
 
+    def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
+        """As `detect`, with maps of a quarter of the size whatever `upsample_first`."""
+        calibration = self.calibration._replace(upsample_first=False)
+        return jitted_detect(self.networks, self._prepared, calibration, tiles)
+
     @cached_property
     def _prepared(self) -> DetectorParams:
         return prepared_params(self.networks, self.params, self.spec.input_size)

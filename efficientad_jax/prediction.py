@@ -18,6 +18,7 @@ from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.heatmap import save_picture
 from efficientad_jax.threshold import Threshold
+from efficientad_jax.tiling import detect_tiled
 
 PICTURE_SUFFIX = "_heatmap.png"
 
@@ -98,6 +99,7 @@ def predict_files(
     low: float,
     high: float,
     complain: Complain,
+    overlap: int | None = None,
 ) -> int:
     """Detects in images, writes their pictures and, in the end, a CSV file of scores.
 
@@ -109,6 +111,8 @@ def predict_files(
       low: value of a map that gets the first colour.
       high: value of a map that gets the last colour.
       complain: takes a line for each image that cannot be read or whose picture cannot be written.
+      overlap: of the tiles that images are cut into, in pixels (see `detect_tiled`); None resizes
+        images to the detector's input instead.
 
     Returns:
       How many images were complained of.
@@ -125,8 +129,12 @@ def predict_files(
         complain(line)
 
     for chunk in _decoded(tasks, note):
-        detections = detector([image for _, image in chunk])
-        assert isinstance(detections, list)
+        images = [image for _, image in chunk]
+        if overlap is None:
+            detections = detector(images)
+            assert isinstance(detections, list)
+        else:
+            detections = (detect_tiled(detector, image, overlap) for image in images)
         for (task, image), detection in zip(chunk, detections, strict=True):
             try:
                 save_picture(task.picture, image, [detection.anomaly_map], low, high)

@@ -4,7 +4,7 @@
 
 `photo.jpg` gets `photo_heatmap.png` beside it, or in --output with the images' folders below it.
 The column `anomalous` is 1 where the score reaches the detector's threshold, or the one for
---false_alarm_rate.
+--false_alarm_rate. With --tile images are not resized, but cut into tiles of the input's size.
 An image that cannot be read is named; the others are done, and the exit status is 1.
 """
 
@@ -17,6 +17,7 @@ from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.prediction import plan_pictures, predict_files
 from efficientad_jax.threshold import describe
+from efficientad_jax.tiling import chosen_overlap
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string(
@@ -27,6 +28,8 @@ _SCORES = flags.DEFINE_string("scores", "scores.csv", "CSV file to write, in --o
 _LOW = flags.DEFINE_float("low", 0.05, "value of a map that gets the first colour")
 _HIGH = flags.DEFINE_float("high", 0.25, "value of a map that gets the last colour")
 _RATE = flags.DEFINE_float("false_alarm_rate", None, "wanted, default: the detector's own")
+_TILE = flags.DEFINE_bool("tile", False, "cut images into tiles instead of resizing them")
+_OVERLAP = flags.DEFINE_integer("overlap", None, "of tiles, in pixels")
 
 
 def main(argv: list[str]) -> int:
@@ -35,13 +38,16 @@ def main(argv: list[str]) -> int:
         raise InputError("no images given: expected files or folders as arguments")
     if not _LOW.value < _HIGH.value:
         raise InputError(f"--low={_LOW.value} --high={_HIGH.value}: expected low below high")
+    if _OVERLAP.value is not None and not _TILE.value:
+        raise InputError(f"--overlap={_OVERLAP.value}: is of tiles, expected --tile with it")
     detector = Detector.load(_DETECTOR.value)
     if _RATE.value is not None:
         detector = detector.with_threshold(_RATE.value)
+    overlap = chosen_overlap(detector.spec, _OVERLAP.value) if _TILE.value else None
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     scores = (output or Path()) / _SCORES.value
     tasks, failed = plan_pictures([Path(argument) for argument in argv[1:]], output, _complain)
-    unread = predict_files(detector, tasks, scores, _LOW.value, _HIGH.value, _complain)
+    unread = predict_files(detector, tasks, scores, _LOW.value, _HIGH.value, _complain, overlap)
     if detector.threshold is not None:
         print(f"threshold {describe(detector.threshold)}")
     print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from efficientad_jax import choose_threshold
+from efficientad_jax import choose_threshold, detect_tiled
 from efficientad_jax.assessment import evaluate_workdir
 from efficientad_jax.detector import Detection, Detector
 from efficientad_jax.fit import load_configured_dataset
@@ -166,6 +166,23 @@ def test_good_images_alone_train_and_predict(tmp_path):
     found = detector.detect_resized(validation.images, validation.sizes)
     assert detector.validation_scores == pytest.approx([one.score for one in found], rel=1e-4)
     assert detector.threshold == choose_threshold(detector.validation_scores, 0.01)
+
+    result = command(
+        "predict",
+        f"--detector={workdir / 'detector'}",
+        f"--output={tmp_path / 'tiled'}",
+        "--false_alarm_rate=0.5",
+        "--tile",
+        "--overlap=40",
+        tmp_path / "good",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "threshold" in result.stdout
+    rows = list(csv.DictReader((tmp_path / "tiled/scores.csv").read_text().splitlines()))
+    tiled = [detect_tiled(detector, row["image"], 40).score for row in rows]
+    assert [float(row["score"]) for row in rows] == pytest.approx(tiled, rel=1e-4)
+    result = command("predict", f"--detector={workdir / 'detector'}", "--overlap=40", "x.png")
+    assert_one_line_error(result, "--overlap=40", "expected --tile")
 
 
 def test_a_misspelt_field_is_named(tmp_path):

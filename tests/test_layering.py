@@ -93,6 +93,7 @@ LAYERS = {
         "inference",
         "recalibration",
         "threshold",
+        "tiling",
     ],
     "evaluation": [
         "baselines",
