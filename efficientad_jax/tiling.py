@@ -44,8 +44,8 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
     Args:
       detector: trained and calibrated.
       image: as for `Detector.__call__`, of any size.
-      overlap: pixels that neighbouring tiles have in common, at least; None for 32 without an
-        autoencoder and a quarter of the shorter side of the input with one.
+      overlap: pixels that neighbouring tiles have in common, at least; None for 32, and with an
+        autoencoder an eighth of the shorter side of the input more, over which maps are blended.
 
     Returns:
       The score is the maximum of the whole map, so that it is that of the most anomalous tile.
@@ -70,7 +70,7 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
         tiles = [cut_tile(pixels, rows[i], columns[j], tile) for i, j in chosen]
         tiles += tiles[-1:] * (batch - len(tiles))
         found = jax.device_get(detector.detect_tiles(np.stack(tiles)))
-        for k, (i, j) in enumerate(chosen):
+        for k, (i, j) in enumerate(chosen):  # those that fill the batch are left out
             top, left = rows[i] // STRIDE, columns[j] // STRIDE
             window = np.s_[top : top + tile[0] // STRIDE, left : left + tile[1] // STRIDE]
             share = np.outer(shares_down[i], shares_across[j])
@@ -88,7 +88,7 @@ def chosen_overlap(spec: DetectorSpec, overlap: int | None) -> int:
     """
     shorter = min(spec.input_size)
     if overlap is None:
-        return max(SMALLEST_OVERLAP, shorter // 4) if spec.autoencoder else SMALLEST_OVERLAP
+        return SMALLEST_OVERLAP + (shorter // 8 if spec.autoencoder else 0)
     if not SMALLEST_OVERLAP <= overlap <= shorter - STRIDE:
         raise InputError(
             f"overlap {overlap}: expected {SMALLEST_OVERLAP} to {shorter - STRIDE} pixels for "

@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
     tasks, failed = plan_pictures([Path(argument) for argument in argv[1:]], output, _complain)
     unread = predict_files(detector, tasks, scores, _LOW.value, _HIGH.value, _complain, overlap)
     if detector.threshold is not None:
-        print(f"threshold {describe(detector.threshold)}")
+        rates = "; these rates are those of one tile" if _TILE.value else ""
+        print(f"threshold {describe(detector.threshold)}{rates}")
     print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")
     return 1 if failed + unread else 0
 

@@ -199,6 +199,7 @@ def test_an_overlap_that_does_not_suit_is_refused(overlap):
     assert chosen_overlap(make_detector().spec, None) == 32
     spec = make_detector().spec._replace(autoencoder=True, input_size=(256, 512))
     assert chosen_overlap(spec, None) == 64
+    assert chosen_overlap(make_detector(autoencoder=True).spec, None) == 48
 
 
 def test_files_are_predicted_in_tiles_with_a_verdict(tmp_path):
