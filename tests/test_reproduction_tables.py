@@ -12,6 +12,7 @@ from configs import paper
 from efficientad_jax.benchmark.cost import Cost
 from efficientad_jax.benchmark.implementations import OURS
 from efficientad_jax.benchmark.results import Measurement, write_results
+from efficientad_jax.benchmark.start_up import StartUp
 from efficientad_jax.benchmark.timing import Spread
 from efficientad_jax.errors import InputError
 from efficientad_jax.paper_results import Figure
@@ -174,10 +175,13 @@ def test_speed_is_the_benchmark_s(tmp_path: Path) -> None:
         Measurement("small", "batch 16", 16, {OURS: Spread(0.04, 0.03, 0.05)}),
         Measurement("medium", "train step", 1, {OURS: Spread(9.0, 9.0, 9.0)}),
     ]
-    write_results(tmp_path, {"device": "an abacus", "dtype": "float32"}, found, {}, {})
+    facts = {"device": "an abacus", "dtype": "float32"}
+    starts = {"small": {OURS: StartUp(9.0, 3.0, 512_000_000, True)}}
+    write_results(tmp_path, facts, found, {}, starts)
     read = read_benchmark(tmp_path / "benchmark.json")
     assert read.measured_on == "an abacus, float32"
-    assert read.speeds["small"] == Speed(Measured(pytest.approx(2.0)), Measured(pytest.approx(400)))
+    small = Speed(Measured(pytest.approx(2.0)), Measured(pytest.approx(400)), Measured(512.0))
+    assert read.speeds["small"] == small
     assert read.speeds["medium"] == Speed()
     (tmp_path / "other.json").write_text("[]")
     for name in ("other.json", "nowhere.json"):
