@@ -1,4 +1,4 @@
-"""The autoencoder for logical anomalies (paper, supplement Table 7)."""
+"""The autoencoder for logical anomalies (paper, Section 3.3, and its supplement for the layers)."""
 
 from typing import NamedTuple
 
