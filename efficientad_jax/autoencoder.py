@@ -1,4 +1,4 @@
-"""The autoencoder for logical anomalies (paper, Section 3.3, and its supplement for the layers)."""
+"""The autoencoder for logical anomalies (paper, Section 3.3; layers: its supplement)."""
 
 from typing import NamedTuple
 
