@@ -1,4 +1,4 @@
-"""The autoencoder for logical anomalies (paper, supplement Table 7)."""
+"""The autoencoder for logical anomalies (paper, Section 3.3; layers: its supplement)."""
 
 from typing import NamedTuple
 

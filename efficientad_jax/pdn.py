@@ -1,4 +1,4 @@
-"""The patch description network (paper, Table 1 for S, supplement Table 6 for M)."""
+"""The patch description network, S and M (paper, Section 3.1; layers: its supplement)."""
 
 from itertools import pairwise
 from typing import Literal, NamedTuple

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tensorboardX import RecordWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
+
+# protobuf makes these classes when they are imported, unseen by pyright.
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 WriteScalars = Callable[[Mapping[str, float], int], None]
 

@@ -97,7 +97,8 @@ def layer_shapes(size: Size, out_channels: int) -> dict[str, tuple[int, ...]]:
     network = PatchDescriptionNetwork(size, out_channels)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), image)
-    return {name: leaf.shape for name, leaf in flatten_dict(params["params"], sep=".").items()}
+    leaves: dict[str, Any] = flatten_dict(params["params"], sep=".")
+    return {name: leaf.shape for name, leaf in leaves.items()}
 
 
 def check_shapes(path: Path, params: PyTree, size: Size, out_channels: int) -> None:
@@ -107,9 +108,8 @@ def check_shapes(path: Path, params: PyTree, size: Size, out_channels: int) -> N
       InputError: a layer is missing, is one too many or has another shape.
     """
     wanted = layer_shapes(size, out_channels)
-    found = {
-        name: jnp.shape(value) for name, value in flatten_dict(params["params"], sep=".").items()
-    }
+    leaves: dict[str, Any] = flatten_dict(params["params"], sep=".")
+    found = {name: jnp.shape(value) for name, value in leaves.items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise InputError(

@@ -133,7 +133,7 @@ def _unpickle(stream: io.BytesIO) -> Any:
     start, size = stream.tell(), stream.getbuffer().nbytes
     for opcode, argument, _ in pickletools.genops(stream):
         remembers = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
-        if remembers and not 0 <= argument <= size:
+        if remembers and (argument is None or not 0 <= argument <= size):
             raise InputError(f"a pickle that remembers a value under the number {argument}")
     stream.seek(start)
     return _StateDictUnpickler(stream).load()

@@ -89,7 +89,7 @@ def run_training(
                 _check_finite(by_name, step)
                 step += count
                 means = {f"loss/{name}": float(loss.mean()) for name, loss in by_name.items()}
-                write_scalars(means | {"learning_rate": float(schedule(step))}, step)
+                write_scalars(means | {"learning_rate": np.asarray(schedule(step)).item()}, step)
                 since_saved.append(by_name["total"])
                 progress.update(count)
                 progress.set_postfix(loss=f"{by_name['total'].mean():.4f}")

@@ -10,6 +10,7 @@ rate of the one before.
 """
 
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,17 +45,18 @@ def main(argv: list[str]) -> int:
     memory: dict[int, int] = {}
     times: dict[int, float] = {0: time.monotonic()}
     compiled = 0
+    jitted: Any = jitted_detect  # how many programs it has, its type does not say
     done = 0
     while done < _IMAGES.value:
         batch = [images[(done + i) % len(images)] for i in range(_BATCH)]
         detector(batch)
         done += _BATCH
-        compiled = compiled or jitted_detect._cache_size()
+        compiled = compiled or jitted._cache_size()
         if done % 1000 < _BATCH or done >= _IMAGES.value:
             memory[done], times[done] = _resident_bytes(), time.monotonic()
             rate = done / (times[done] - times[0])
             print(f"{done} images, {memory[done] / 1e6:.0f} MB, {rate:.1f} images/s", flush=True)
-    return _judge(memory, times, jitted_detect._cache_size() - compiled)
+    return _judge(memory, times, jitted._cache_size() - compiled)
 
 
 def _judge(memory: dict[int, int], times: dict[int, float], recompiled: int) -> int:
@@ -82,11 +84,9 @@ def _random_detector() -> Detector:
     teacher, student, _ = networks_of(spec)
     image = np.zeros((1, *size, 3), np.float32)
     keys = jax.random.split(jax.random.key(0))
-    params = [
-        network.init(key, image) for network, key in zip((teacher, student), keys, strict=True)
-    ]
+    params = DetectorParams(teacher.init(keys[0], image), student.init(keys[1], image), None)
     calibration = Calibration(MapQuantiles(0.0, 1.0), None)
-    return Detector(spec, DetectorParams(*params, None), calibration, {}, {})
+    return Detector(spec, params, calibration, {}, {})
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ else:
     os.environ["MPLCONFIGDIR"] = f"{_caches}/matplotlib"
     os.environ["TFDS_DATA_DIR"] = f"{_caches}/tensorflow_datasets"
     os.environ["TORCH_HOME"] = f"{_caches}/torch"
-    # A program compiled by an earlier run could stand in for the one under test.
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    # Compiled once for all workers, but never by an earlier run, whose programs could stand in for
+    # those under test.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_caches}/compiled"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Before the first import of the package: checks every call against its annotations.
 install_import_hook("efficientad_jax", "beartype.beartype")

@@ -11,6 +11,7 @@ import pytest
 from efficientad_jax.cache_folder import cache_folder
 from efficientad_jax.compilation_cache import keep_compiled_programs
 
+NAMED = "JAX_COMPILATION_CACHE_DIR"
 PROGRAM = """
 import jax, jax.numpy as jnp
 from efficientad_jax.compilation_cache import keep_compiled_programs
@@ -26,7 +27,8 @@ print(float(y), hits > 0, jax.config.jax_compilation_cache_dir)
 
 
 def run(tmp_path, **variables):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)} | variables
+    inherited = {name: value for name, value in os.environ.items() if name != NAMED}
+    environment = inherited | {"XDG_CACHE_HOME": str(tmp_path)} | variables
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
     )
@@ -40,13 +42,12 @@ def test_the_second_process_compiles_nothing(tmp_path):
     assert second[0] == first[0]
     assert first[2] == second[2]
     assert first[2].startswith(str(tmp_path / "efficientad_jax" / "programs-"))
-    assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))[2] == str(
-        tmp_path / "mine"
-    )
+    assert run(tmp_path, **{NAMED: str(tmp_path / "mine")})[2] == str(tmp_path / "mine")
 
 
 def test_without_a_folder_of_its_own_nothing_is_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(NAMED, raising=False)
     cache_folder().chmod(0o777)
     with pytest.raises(PermissionError, match="only you can write to"):
         cache_folder()

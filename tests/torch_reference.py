@@ -35,7 +35,7 @@ def torch_params(params):
 
 
 def torch_pdn(params, x, size, padding):
-    """Tables 1 and 6, layer by layer; `params` from `torch_params`."""
+    """The PDN, layer by layer; `params` from `torch_params`."""
     p = int(padding)
 
     def conv(name, x, pad):
@@ -50,7 +50,7 @@ def torch_pdn(params, x, size, padding):
 
 
 def torch_autoencoder(params, x, output):
-    """Table 7, in evaluation mode; `params` from `torch_params`."""
+    """The autoencoder, in evaluation mode; `params` from `torch_params`."""
     height, width = x.shape[2:]
 
     def conv(name, x, stride=1, pad=0):

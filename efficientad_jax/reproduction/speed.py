@@ -18,7 +18,7 @@ class Speed(NamedTuple):
     Attributes:
       latency: of one image, milliseconds.
       throughput: images a second in batches of 16.
-      memory: MB.
+      memory: of a process that detects one image at a time, MB.
     """
 
     latency: Measured | None = None
@@ -52,6 +52,11 @@ def read_benchmark(file: Path) -> Benchmarked:
             for m in found
             if m["what"] == f"batch {m['images']}" and OURS in m["seconds"]
         }
+        peaks = {
+            size: starts[OURS]["peak_bytes"]
+            for size, starts in document["start_up"].items()
+            if OURS in starts
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"benchmark {file}: cannot be read ({error!r}), expected the benchmark.json that "
@@ -64,5 +69,6 @@ def read_benchmark(file: Path) -> Benchmarked:
         speeds[size] = Speed(
             latency=None if one is None else Measured(1e3 * one),
             throughput=None if many is None else Measured(_THROUGHPUT_BATCH / many),
+            memory=Measured(peaks[size] / 1e6) if size in peaks else None,
         )
     return Benchmarked(speeds, ", ".join(str(facts[k]) for k in ("device", "dtype") if k in facts))

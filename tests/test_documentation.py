@@ -1,0 +1,37 @@
+"""The documentation site is built without a warning: no dead link, no docstring that misleads."""
+
+import os
+import re
+import subprocess
+import sys
+from types import ModuleType
+
+import efficientad_jax
+from tests.command import REPOSITORY
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    site = tmp_path / "site"
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(site)],
+        cwd=REPOSITORY,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = (site / "api/index.html").read_text()
+    exported = {
+        f"{value.__module__}.{name}"
+        for name, value in vars(efficientad_jax).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert "efficientad_jax.detector.Detector" in exported
+    assert {name for name in exported if f'id="{name}"' not in text} == set()
+
+
+def test_every_page_is_in_the_navigation():
+    pages = {path.name for path in (REPOSITORY / "docs").glob("*.md")}
+    listed = set(re.findall(r": (\w+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.M))
+    assert listed == pages
