@@ -203,6 +203,25 @@ def test_the_command_scores_a_video(main, video, detector, tmp_path, capsys):
         assert os.path.getsize(record["picture"]) > 100
 
 
+def test_the_command_ends_after_the_image_it_is_at(main, detector, tmp_path, capsys):
+    folder, output = tmp_path / "camera", tmp_path / "results"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encoded(picture()))
+    detector.save(tmp_path / "detector")
+
+    def end_it():
+        end = time.monotonic() + SECONDS
+        while not (output / "results.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_it).start()
+    main(["watch", str(tmp_path / "detector"), f"--source={folder}", f"--output={output}"])
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.splitlines()[-1] == "1 images scored, 0 failed"
+
+
 def test_a_camera_that_is_lost_is_opened_again(monkeypatch):
     cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install -e '.[watch]'")
     # Frames that each opening gives before it fails; None cannot be opened.
