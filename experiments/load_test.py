@@ -91,7 +91,7 @@ async def _load(url: str, process: int | None) -> int:
             if answer.status_code != 200:
                 raise InputError(f"{url}: status {answer.status_code} for one image alone")
             samples.append(_Sample(content, answer.json()["score"]))
-        before = _memory(process)
+        memory = [_memory(process)]
         order = itertools.cycle(samples)
         latencies: list[float] = []
         errors: Counter[str] = Counter()
@@ -107,15 +107,18 @@ async def _load(url: str, process: int | None) -> int:
                 else:
                     latencies.append(time.monotonic() - sent)
 
-        await asyncio.gather(*(post_on() for _ in range(_CLIENTS.value)))
+        async def look_half_way() -> None:
+            await asyncio.sleep(_SECONDS.value / 2)
+            memory.append(_memory(process))
+
+        await asyncio.gather(look_half_way(), *(post_on() for _ in range(_CLIENTS.value)))
         seconds = time.monotonic() - begin
-        after = _memory(process)
+        memory.append(_memory(process))
     _print(latencies, errors, seconds)
-    if before and after:
-        print(
-            f"server memory: {before['VmRSS']:.0f} MB at the start, {after['VmRSS']:.0f} MB at the "
-            f"end, {after['VmHWM']:.0f} MB at most"
-        )
+    if process is not None:
+        start, middle, end = (f"{one['VmRSS']:.0f} MB" for one in memory)
+        print(f"server memory: {start} at the start, {middle} half-way, {end} at the end")
+        print(f"and at most {memory[-1]['VmHWM']:.0f} MB")
     return 1 if errors else 0
 
 

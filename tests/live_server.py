@@ -52,7 +52,8 @@ def encoded(pixels, kind="PNG"):
 @contextlib.contextmanager
 def running(application):
     """The address of the application, served in a thread."""
-    config = uvicorn.Config(application, lifespan="on", log_level="critical")
+    # Its own configuration of logging would close the handlers of others.
+    config = uvicorn.Config(application, lifespan="on", log_config=None, log_level="critical")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

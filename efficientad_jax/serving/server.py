@@ -36,6 +36,7 @@ def serve(
         config = uvicorn.Config(
             create_application(detector, limits),
             lifespan="on",
+            log_config=None,  # Logging is the caller's.
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -1,6 +1,7 @@
 """Frames of a camera, a stream or a video file, one every so many seconds."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,6 +109,8 @@ def _pause(seconds: float, stopped: Callable[[], bool], sleep: Callable[[float],
 
 
 def _opencv() -> ModuleType:
+    # What OpenCV and FFmpeg print of a source that cannot be opened says less than our line.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         import cv2
     except ImportError as error:
@@ -115,7 +118,6 @@ def _opencv() -> ModuleType:
             "a camera needs OpenCV: pip install 'efficientad-jax[watch]' brings it "
             f"({error.name or error})"
         ) from error
-    # Its own lines on what cannot be opened say less than ours.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
 
