@@ -46,9 +46,11 @@ from efficientad_jax.training import Networks, create_networks
 FORMAT = "efficientad_jax detector"
 VERSION = 2
 
+# Images that are computed in one go, at most.
+BATCH_SIZE = 8
+
 _RECORD_FILE = "detector.json"
 _MOST_RECORD_BYTES = 16 << 20
-_BATCH_SIZE = 8
 
 
 class DetectorSpec(NamedTuple):
@@ -142,10 +144,10 @@ class Detector:
           sizes: height and width that each image's maps are to have.
         """
         detections = []
-        for start in range(0, len(images), _BATCH_SIZE):
-            batch = images[start : start + _BATCH_SIZE]
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
             # Two compiled programs, for one image and for a full batch, serve every number.
-            fill = 0 if len(images) == 1 else _BATCH_SIZE - len(batch)
+            fill = 0 if len(images) == 1 else BATCH_SIZE - len(batch)
             anomalies = self.detect(np.concatenate([batch, batch[-1:].repeat(fill, axis=0)]))
             anomalies = jax.device_get(anomalies)
             for i in range(len(batch)):

@@ -3,12 +3,17 @@
 import signal
 
 
+def printable(text: str) -> str:
+    """The text as one line: what is not printable is escaped as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class _OneLineError(Exception):
     """An error whose message is one line of printable characters, whatever names it holds."""
 
     def __init__(self, message: str) -> None:
         """Escapes line breaks, control characters and undecodable bytes as Python writes them."""
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        super().__init__(printable(message))
 
 
 class InputError(_OneLineError, ValueError):

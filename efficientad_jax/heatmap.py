@@ -13,6 +13,9 @@ from PIL import Image
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.errors import InputError
 
+# Where colors begin and end unless told otherwise, in the unit of a detector's maps.
+LOW, HIGH = 0.05, 0.25
+
 _STRIP = 64  # Rows of an image that are coloured at once.
 
 
@@ -71,6 +74,25 @@ def overlay(
         alpha = opacity * colors[..., 3:] / 255
         blended[rows] = np.round((1 - alpha) * image[rows] + alpha * colors[..., :3])
     return blended
+
+
+def encode_heat(anomaly_map: Float[np.ndarray, "h w"], low: float, high: float) -> bytes:
+    """A PNG of the colors alone, transparent where the map is `low`: to lie over the image.
+
+    Args:
+      anomaly_map: in the unit of `low` and `high`.
+      low: as in `overlay`.
+      high: as in `overlay`.
+
+    Raises:
+      InputError: `low` is not below `high`.
+    """
+    # A palette takes a quarter of the bytes of RGBA.
+    picture = Image.fromarray(color_indices(anomaly_map, low, high))
+    picture.putpalette(palette().tobytes(), rawmode="RGBA")
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    return encoded.getvalue()
 
 
 def save_picture(

@@ -86,12 +86,16 @@ class Page:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
 
-    def open(self, path: Path) -> None:
-        """Loads a file, and forgets what was noted before."""
+    def open(self, page: Path | str) -> None:
+        """Loads a file or an address, and forgets what was noted before."""
+        url = page if isinstance(page, str) else page.as_uri()
+        # What was opened before may have the same address.
+        self.call("Page.navigate", url="about:blank")
+        self.until("location.href === 'about:blank'")
         self.requests.clear()
         self.complaints.clear()
-        self.call("Page.navigate", url=path.as_uri())
-        self.until(f"location.href + document.readyState === {path.as_uri() + 'complete'!r}")
+        self.call("Page.navigate", url=url)
+        self.until(f"location.href + document.readyState === {url + 'complete'!r}")
 
     def until(self, expression: str) -> None:
         """Waits until a JavaScript expression is true."""

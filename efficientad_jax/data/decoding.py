@@ -29,7 +29,9 @@ _SIXTEEN_TO_EIGHT = 257
 _WARNING_FILTERS = threading.Lock()
 
 
-def decode_image(source: ImageSource, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(
+    source: ImageSource, name: str = "", most_pixels: int | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image to RGB.
 
     Grayscale is repeated over the channels, transparency dropped, a palette looked up, CMYK
@@ -40,14 +42,16 @@ def decode_image(source: ImageSource, name: str = "") -> UInt8[np.ndarray, "h w 
       source: a path, encoded bytes, a PIL image, or an array `[h, w]` or `[h, w, c]` with 1 to 4
         channels of uint8, uint16, bool, or floats in [0, 1].
       name: what to call the image in an error; a path names itself.
+      most_pixels: how many pixels an encoded image may have; looked at before it is decoded.
 
     Raises:
       InputError: it cannot be read or decoded, is of another format than those of the files in
-        `data/files.py`, it has more pixels than Pillow takes without a
-        warning (`PIL.Image.MAX_IMAGE_PIXELS`), or its pixels are none of the above.
+        `data/files.py`, it has more than `most_pixels` or more pixels than Pillow takes without a
+        warning (`PIL.Image.MAX_IMAGE_PIXELS`), or its pixels are none of the above. Pillow's
+        exception is its cause, for too many pixels one of Pillow's two of decompression bombs.
     """
     name = name or _name_of(source)
-    pixels = _to_eight_bits(_read(source, name), name)
+    pixels = _to_eight_bits(_read(source, name, most_pixels), name)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
@@ -77,7 +81,9 @@ def _name_of(source: ImageSource) -> str:
     return "from bytes" if isinstance(source, bytes) else os.fspath(source) or "''"
 
 
-def _read(source: ImageSource, name: str) -> Shaped[np.ndarray, "h w c"]:
+def _read(
+    source: ImageSource, name: str, most_pixels: int | None = None
+) -> Shaped[np.ndarray, "h w c"]:
     """Pixels of any dtype, of 1 or 3 channels."""
     if isinstance(source, np.ndarray):
         return _drop_alpha(source, name)
@@ -92,6 +98,10 @@ def _read(source: ImageSource, name: str) -> Shaped[np.ndarray, "h w c"]:
                 opened = stack.enter_context(Path(source).open("rb"))
             with _pillow_warnings():
                 image = stack.enter_context(Image.open(opened, formats=_FORMATS))
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise Image.DecompressionBombError(
+                    f"{image.width} x {image.height}, expected at most {most_pixels} pixels"
+                )
             return _drop_alpha(_pixels(image), name)
     except InputError:
         raise

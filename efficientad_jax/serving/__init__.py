@@ -1,0 +1,1 @@
+"""A detector behind HTTP: images are posted, scores and maps come back."""

@@ -1,0 +1,170 @@
+"""The ASGI application: what is answered at which address."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import resources
+
+import numpy as np
+from jaxtyping import UInt8
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from efficientad_jax.data.decoding import resize_image
+from efficientad_jax.detector import BATCH_SIZE, Detector
+from efficientad_jax.errors import printable
+from efficientad_jax.serving.answers import chosen_type, create_answer
+from efficientad_jax.serving.batching import Batcher
+from efficientad_jax.serving.limits import Limits
+from efficientad_jax.serving.metrics import create_metrics
+from efficientad_jax.serving.scoring import Scored, score_batch
+from efficientad_jax.serving.uploads import decode_upload, read_upload
+from efficientad_jax.verdict import verdict_of
+
+# Each may hold an image of the largest size in several forms.
+_CODEC_THREADS = 2
+
+_SECONDS_TO_RETRY = "1"
+
+
+class _Service:
+    """What the requests of one application share."""
+
+    def __init__(self, detector: Detector, limits: Limits) -> None:
+        self.detector = detector
+        self.limits = limits
+        self.waiting = 0
+        self.metrics = create_metrics(lambda: self.waiting)
+
+        def score(images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Scored]:
+            return score_batch(detector, images)
+
+        self.batcher = Batcher(score, BATCH_SIZE, self.metrics.batch_size.observe)
+        self.codecs = ThreadPoolExecutor(_CODEC_THREADS, "codec")
+        self.worker: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        self.worker = asyncio.create_task(self.batcher.work())
+        try:
+            yield
+        finally:
+            self.worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.worker
+            self.codecs.shutdown()
+
+
+def create_application(detector: Detector, limits: Limits | None = None) -> Starlette:
+    """The application of one detector, for any ASGI server.
+
+    POST /predict takes an image and gives score, verdict and map; GET /health, GET /metrics and,
+    for people, GET /.
+
+    Args:
+      detector: calibrated. It compiles at the first request unless `scoring.warm_up` was called.
+      limits: what is refused; None for the usual ones.
+    """
+    service = _Service(detector, limits or Limits())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(application: Starlette) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    application = Starlette(
+        routes=[
+            Route("/", _page),
+            Route("/predict", _predict, methods=["POST"]),
+            Route("/health", _health),
+            Route("/metrics", _metrics),
+        ],
+        exception_handlers={HTTPException: _one_line, Exception: _failed},
+        lifespan=lifespan,
+    )
+    application.state.service = service
+    return application
+
+
+async def _predict(request: Request) -> Response:
+    service: _Service = request.app.state.service
+    begin = time.perf_counter()
+    outcome = "failed"
+    try:
+        response = await _admitted(request, service)
+        outcome = "ok"
+        service.metrics.seconds.observe(time.perf_counter() - begin)
+        return response
+    except HTTPException as error:
+        outcome = "overloaded" if error.status_code == 503 else "refused"
+        raise
+    except ClientDisconnect:
+        outcome = "gone"
+        return Response(status_code=400)  # Nobody reads it.
+    finally:
+        service.metrics.requests.labels(outcome).inc()
+
+
+async def _admitted(request: Request, service: _Service) -> Response:
+    """The answer to a request, if there is room for it."""
+    limits, detector = service.limits, service.detector
+    if service.waiting >= limits.requests:
+        line = f"{service.waiting} requests wait already; try again in {_SECONDS_TO_RETRY} s"
+        raise HTTPException(503, line, {"Retry-After": _SECONDS_TO_RETRY})
+    service.waiting += 1
+    try:
+        media_type = chosen_type(request)
+        content = await read_upload(request, limits)
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
+        resized, size = await in_thread(_prepare, content, limits.pixels, detector.spec.input_size)
+        scored = await service.batcher.submit(resized)
+        verdict = verdict_of(detector, scored.score)
+        return await in_thread(create_answer, media_type, scored, verdict, size)
+    finally:
+        service.waiting -= 1
+
+
+def _prepare(
+    content: bytes, most_pixels: int, input_size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+    """The image at the detector's input size, and the height and width it had."""
+    image = decode_upload(content, most_pixels)
+    return resize_image(image, *input_size), (image.shape[0], image.shape[1])
+
+
+async def _health(request: Request) -> Response:
+    service: _Service = request.app.state.service
+    well = service.worker is not None and not service.worker.done()
+    fields = {
+        "status": "ok" if well else "the thread of the detector has ended",
+        "input_size": service.detector.spec.input_size,
+        "threshold": verdict_of(service.detector, 0.0).threshold,
+        "waiting": service.waiting,
+    }
+    return JSONResponse(fields, 200 if well else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    registry = request.app.state.service.metrics.registry
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _page(request: Request) -> Response:
+    page = resources.files("efficientad_jax.serving").joinpath("page.html").read_text("utf-8")
+    return HTMLResponse(page)
+
+
+async def _one_line(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": printable(error.detail)}, error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the server failed; its log says how"}, 500)

@@ -1,0 +1,66 @@
+"""Scores and maps of a batch, at the size the networks give them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from efficientad_jax.convolution import chosen_method
+from efficientad_jax.detector import BATCH_SIZE, Detector
+from efficientad_jax.pdn import STRIDE
+
+
+class Scored(NamedTuple):
+    """What the detector says of one image.
+
+    Attributes:
+      score: of the whole image.
+      anomaly_map: the combined map, not yet resized to the image.
+    """
+
+    score: float
+    anomaly_map: Float[np.ndarray, "h w"]
+
+
+def score_batch(detector: Detector, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Scored]:
+    """Detects in images that are already resized to the detector's input.
+
+    Args:
+      detector: calibrated.
+      images: at most `BATCH_SIZE`, RGB at `detector.spec.input_size`.
+    """
+    height, width = detector.spec.input_size
+    if not detector.calibration.upsample_first:
+        height, width = height // STRIDE, width // STRIDE
+    stacked = np.stack(images)
+    # On a CPU the images of a batch are computed one after another, and those that would fill an
+    # incomplete batch would cost as much as the others.
+    if (
+        len(images) < BATCH_SIZE
+        and chosen_method(detector.networks.teacher.convolution) != "direct"
+    ):
+        parts = np.split(stacked, len(images))
+    else:
+        parts = [stacked]
+    return [
+        Scored(detection.score, detection.anomaly_map)
+        for part in parts
+        for detection in detector.detect_resized(part, [(height, width)] * len(part))
+    ]
+
+
+def warm_up(detector: Detector) -> None:
+    """Compiles what `score_batch` needs, so that no request waits for it."""
+    image = np.zeros((*detector.spec.input_size, 3), np.uint8)
+    for count in (1, BATCH_SIZE):
+        score_batch(detector, [image] * count)
+
+
+def map_of_size(
+    anomaly_map: Float[np.ndarray, "h w"], height: int, width: int
+) -> Float[np.ndarray, "{height} {width}"]:
+    """A map resized bilinearly, as `Detector` resizes those it gives."""
+    resized = Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)

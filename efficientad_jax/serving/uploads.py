@@ -1,0 +1,91 @@
+"""From a request to an image, or to the status that says what is wrong with it."""
+
+import asyncio
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from efficientad_jax.data.decoding import decode_image
+from efficientad_jax.errors import InputError
+from efficientad_jax.serving.limits import Limits
+
+# Parts of a form beside the image; they are read and not used.
+_MOST_FIELDS = 16
+
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+async def read_upload(request: Request, limits: Limits) -> bytes:
+    """The encoded image of a request: its body, or the one file of a multipart form.
+
+    Raises:
+      HTTPException: 400 for an empty body or a form that is damaged or has not one file, 408 for
+        a body that does not arrive in time, 413 for one that is too large.
+      ClientDisconnect: the client hung up.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limits.body_bytes:
+        raise _too_large(declared, limits)
+    limited = Request(request.scope, _limited(request.receive, limits))
+    try:
+        async with asyncio.timeout(limits.seconds):
+            content = await _content(limited)
+    except TimeoutError as error:
+        line = f"body: not complete after {limits.seconds:g} s"
+        raise HTTPException(408, line, {"Connection": "close"}) from error
+    if not content:
+        raise HTTPException(400, "body: empty, expected an encoded image")
+    return content
+
+
+async def _content(request: Request) -> bytes:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        return await request.body()
+    async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if not files:
+            raise HTTPException(400, f"form: no file in {len(form)} parts, expected one image")
+        return await files[0].read()
+
+
+def decode_upload(content: bytes, most_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes what was posted.
+
+    Raises:
+      HTTPException: 413 for too many pixels, 415 for what is of no known format, 422 for an image
+        that is damaged or whose pixels cannot be used.
+    """
+    try:
+        return decode_image(content, "posted", most_pixels)
+    except InputError as error:
+        status = 422
+        if isinstance(error.__cause__, _BOMBS):
+            status = 413
+        elif isinstance(error.__cause__, UnidentifiedImageError):
+            status = 415
+        raise HTTPException(status, str(error)) from error
+
+
+def _limited(receive: Receive, limits: Limits) -> Receive:
+    """Counts the bytes of a body whose length was not declared, or not truly."""
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limits.body_bytes:
+            raise _too_large(f"{received} or more", limits)
+        return message
+
+    return counted
+
+
+def _too_large(found: str, limits: Limits) -> HTTPException:
+    return HTTPException(413, f"body: {found} bytes, expected at most {limits.body_bytes}")

@@ -1,0 +1,1 @@
+"""A detector that looks at what a folder or a camera brings."""
