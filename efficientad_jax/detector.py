@@ -27,6 +27,7 @@ from efficientad_jax.inference import (
     Anomalies,
     Calibration,
     DetectorParams,
+    computes_singly,
     jitted_detect,
     prepared_params,
 )
@@ -143,16 +144,24 @@ class Detector:
           images: RGB at `spec.input_size`.
           sizes: height and width that each image's maps are to have.
         """
+        size = self.batch_size(len(images))
         detections = []
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = images[start : start + BATCH_SIZE]
-            # Two compiled programs, for one image and for a full batch, serve every number.
-            fill = 0 if len(images) == 1 else BATCH_SIZE - len(batch)
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            fill = size - len(batch)
             anomalies = self.detect(np.concatenate([batch, batch[-1:].repeat(fill, axis=0)]))
             anomalies = jax.device_get(anomalies)
             for i in range(len(batch)):
                 detections.append(_at_own_size(anomalies, i, sizes[start + i]))
         return detections
+
+    def batch_size(self, images: int) -> int:
+        """How many of so many images `detect` is best given at once, the last batch filled up.
+
+        Two compiled programs then serve every number of images: one on a CPU, where an image that
+        fills a batch costs as much as any other.
+        """
+        return 1 if images == 1 or computes_singly(self.networks) else BATCH_SIZE
 
     def detect(self, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
         """Scores and maps of images that already have the input size; see `inference.detect`."""

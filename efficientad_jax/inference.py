@@ -66,6 +66,14 @@ class Anomalies(NamedTuple):
     global_: Float[Array, "n h w"] | None
 
 
+def computes_singly(networks: Networks) -> bool:
+    """Whether the images of a batch are computed one after another.
+
+    On a CPU they are: one fills the machine, and several do not fit its caches.
+    """
+    return chosen_method(networks.teacher.convolution) != "direct"
+
+
 def raw_maps(
     networks: Networks,
     params: DetectorParams,
@@ -80,8 +88,7 @@ def raw_maps(
       images: RGB at the networks' input size.
       upsample_first: whether to resize the maps to that size.
     """
-    if len(images) > 1 and chosen_method(networks.teacher.convolution) != "direct":
-        # On a CPU one image fills the machine and several do not fit its caches.
+    if len(images) > 1 and computes_singly(networks):
         one = partial(raw_maps, networks, params, upsample_first=upsample_first)
         maps = jax.lax.map(lambda image: one(image[None]), images)
         return jax.tree.map(lambda m: m[:, 0], maps)

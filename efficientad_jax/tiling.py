@@ -1,7 +1,7 @@
 """Images far larger than the networks' input: tiles that overlap, and one map without seams.
 
 An output of an unpadded PDN depends on 33x33 pixels alone, and the next one on those 4 pixels
-further (paper, Table 1). Tiles that begin at multiples of 4 pixels therefore give the very features
+further (paper, Section 3.1). Tiles that begin at multiples of 4 pixels therefore give the very features
 that the network would give on the whole image, and with an overlap of 32 pixels all of them:
 without an autoencoder the map is that of the whole image, up to rounding. An autoencoder sees a
 tile as a whole; its maps of neighbouring tiles differ where they overlap, and are blended there by
@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
-from efficientad_jax.convolution import chosen_method
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
 from efficientad_jax.detector import Detection, Detector, DetectorSpec
 from efficientad_jax.errors import InputError
@@ -29,8 +28,6 @@ from efficientad_jax.pdn import RECEPTIVE_FIELD, STRIDE
 MARGIN = RECEPTIVE_FIELD // 2 // STRIDE
 SMALLEST_OVERLAP = 2 * MARGIN * STRIDE
 
-_BATCH_SIZE = 8
-
 
 def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = None) -> Detection:
     """Detects in an image at its own scale, in tiles of the detector's input size.
@@ -39,7 +36,7 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
     input's is resized to it, as there; the other is not.
 
     Beside the image and its maps it takes the memory of the tiles of one batch, whatever the size
-    of the image. Two compiled programs, for one tile and for a batch, serve every size.
+    of the image. Two compiled programs serve every size, as in `Detector.batch_size`.
 
     Args:
       detector: trained and calibrated.
@@ -64,7 +61,7 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
     # Without an autoencoder the combined map is the local one.
     parts = [np.zeros(shape, np.float32) for _ in range(2 if detector.spec.autoencoder else 0)]
     places = list(product(range(len(rows)), range(len(columns))))
-    batch = _batch_size(detector, len(places))
+    batch = detector.batch_size(len(places))
     for start in range(0, len(places), batch):
         chosen = places[start : start + batch]
         tiles = [cut_tile(pixels, rows[i], columns[j], tile) for i, j in chosen]
@@ -141,12 +138,6 @@ def cut_tile(
     part = image[top : top + tile[0], left : left + tile[1]]
     missing = [(0, tile[i] - part.shape[i]) for i in (0, 1)]
     return np.pad(part, (*missing, (0, 0)), mode="edge")
-
-
-def _batch_size(detector: Detector, tiles: int) -> int:
-    """One tile fills a CPU; elsewhere batches are full, as in `Detector.detect_resized`."""
-    on_cpu = chosen_method(detector.networks.teacher.convolution) != "direct"
-    return 1 if on_cpu or tiles == 1 else _BATCH_SIZE
 
 
 def _detection(

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from efficientad_jax.convolution import chosen_method
 from efficientad_jax.detector import BATCH_SIZE, Detector
 from efficientad_jax.pdn import STRIDE
 
@@ -34,21 +33,8 @@ def score_batch(detector: Detector, images: Sequence[UInt8[np.ndarray, "h w 3"]]
     height, width = detector.spec.input_size
     if not detector.calibration.upsample_first:
         height, width = height // STRIDE, width // STRIDE
-    stacked = np.stack(images)
-    # On a CPU the images of a batch are computed one after another, and those that would fill an
-    # incomplete batch would cost as much as the others.
-    if (
-        len(images) < BATCH_SIZE
-        and chosen_method(detector.networks.teacher.convolution) != "direct"
-    ):
-        parts = np.split(stacked, len(images))
-    else:
-        parts = [stacked]
-    return [
-        Scored(detection.score, detection.anomaly_map)
-        for part in parts
-        for detection in detector.detect_resized(part, [(height, width)] * len(part))
-    ]
+    detections = detector.detect_resized(np.stack(images), [(height, width)] * len(images))
+    return [Scored(detection.score, detection.anomaly_map) for detection in detections]
 
 
 def warm_up(detector: Detector) -> None:
