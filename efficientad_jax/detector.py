@@ -1,27 +1,19 @@
 """A trained, calibrated detector: what people hold in their hands."""
 
-import hashlib
-import json
-import math
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors.numpy import save
 
-from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.configuration import LARGEST_SIDE, SMALLEST_SIDE
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
+from efficientad_jax.detector_file import Contents, read_detector, write_detector, write_record
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.errors import InputError
 from efficientad_jax.inference import (
     Anomalies,
@@ -31,47 +23,11 @@ from efficientad_jax.inference import (
     jitted_detect,
     prepared_params,
 )
-from efficientad_jax.map_normalization import MapQuantiles
-from efficientad_jax.pdn import Size
-from efficientad_jax.regular_file import require_regular_file
-from efficientad_jax.safetensors_file import read_safetensors
-from efficientad_jax.teacher import MOST_CHANNELS
-from efficientad_jax.threshold import (
-    Threshold,
-    checked_scores,
-    checked_threshold,
-    choose_threshold,
-)
-from efficientad_jax.training import Networks, create_networks
-
-FORMAT = "efficientad_jax detector"
-VERSION = 2
+from efficientad_jax.threshold import Threshold, choose_threshold
+from efficientad_jax.training import Networks
 
 # Images that are computed in one go, at most.
 BATCH_SIZE = 8
-
-_RECORD_FILE = "detector.json"
-_MOST_RECORD_BYTES = 16 << 20
-
-
-class DetectorSpec(NamedTuple):
-    """What is needed to rebuild the networks.
-
-    Attributes:
-      size: of the PDNs, 'small' or 'medium'.
-      out_channels: of the teacher.
-      input_size: height and width that images are resized to.
-      padding: whether the PDNs are padded.
-      dtype: of the computation, 'float32' or 'bfloat16'.
-      autoencoder: whether there is one.
-    """
-
-    size: str
-    out_channels: int
-    input_size: tuple[int, int]
-    padding: bool
-    dtype: str
-    autoencoder: bool
 
 
 class Detection(NamedTuple):
@@ -210,19 +166,7 @@ class Detector:
         Raises:
           OSError: it cannot be written; what was there before is untouched.
         """
-        folder = Path(folder).absolute()
-        content = self._serialised_arrays()
-        file = folder / _arrays_file(hashlib.sha256(content).hexdigest())
-        before = set(folder.glob(_arrays_file("*")))
-        write_atomically(file, content)
-        try:
-            self.save_record(folder)
-        except OSError:
-            if file not in before:
-                file.unlink()
-            raise
-        for old in before - {file}:
-            old.unlink()
+        write_detector(Path(folder).absolute(), self._contents)
 
     def save_record(self, folder: str | Path) -> None:
         """Writes `detector.json` alone, after a change of the metrics or the threshold.
@@ -230,27 +174,11 @@ class Detector:
         Raises:
           OSError: it cannot be written; the one before is untouched.
         """
-        record = {
-            "format": FORMAT,
-            "version": VERSION,
-            "spec": self.spec._asdict(),
-            "calibration": {
-                "local": _stored(self.calibration.local),
-                "global": self.calibration.global_ and _stored(self.calibration.global_),
-                "upsample_first": self.calibration.upsample_first,
-            },
-            "threshold": self.threshold and self.threshold._asdict(),
-            "validation_scores": self.validation_scores,
-            "config": self.config,
-            "metrics": self.metrics,
-            "arrays_sha256": hashlib.sha256(self._serialised_arrays()).hexdigest(),
-        }
-        content = json.dumps(record, indent=2) + "\n"
-        write_atomically(Path(folder) / _RECORD_FILE, content.encode())
+        write_record(Path(folder).absolute(), self._contents)
 
-    def _serialised_arrays(self) -> bytes:
-        arrays = _flat(self.params)
-        return save({k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()})
+    @property
+    def _contents(self) -> Contents:
+        return Contents(*(getattr(self, name) for name in Contents._fields))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Detector":
@@ -259,48 +187,7 @@ class Detector:
         Raises:
           InputError: there is no detector, its version is unknown, or it is damaged.
         """
-        folder = Path(folder).absolute()
-        record = _read_record(folder / _RECORD_FILE)
-        try:
-            spec = _checked_spec(record["spec"])
-            calibration = _checked_calibration(record["calibration"], spec)
-            # Both are absent where no threshold was ever chosen.
-            threshold = checked_threshold(record.get("threshold"))
-            scores = checked_scores(record.get("validation_scores", []))
-            config, metrics = record["config"], record["metrics"]
-            digest = record["arrays_sha256"]
-            if not isinstance(config, dict) or not isinstance(metrics, dict):
-                raise TypeError("config and metrics have to be objects")
-            # It becomes part of a file's name.
-            if not re.fullmatch("[0-9a-f]{64}", digest):
-                raise ValueError("arrays_sha256 is no SHA-256")
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"detector {folder}: {_RECORD_FILE} is not as version {VERSION} has it ({error!r})"
-            ) from error
-        params = _read_arrays(folder / _arrays_file(digest), digest, abstract_params(spec))
-        return cls(spec, params, calibration, config, metrics, threshold, scores)
-
-
-def networks_of(spec: DetectorSpec) -> Networks:
-    """The modules that a spec describes."""
-    return create_networks(
-        spec.size,  # pyright: ignore[reportArgumentType]
-        spec.out_channels,
-        spec.input_size,
-        spec.padding,
-        spec.dtype,
-    )
-
-
-def abstract_params(spec: DetectorSpec) -> DetectorParams:
-    """Shapes and dtypes of a detector's parameters."""
-    networks = networks_of(spec)
-    image = jax.ShapeDtypeStruct((1, *spec.input_size, 3), np.float32)
-    teacher, student, autoencoder = (
-        jax.eval_shape(network.init, jax.random.key(0), image) for network in networks
-    )
-    return DetectorParams(teacher, student, autoencoder if spec.autoencoder else None)
+        return cls(*read_detector(Path(folder).absolute()))
 
 
 def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int]) -> Detection:
@@ -319,90 +206,3 @@ def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int]) -> Det
         resize(anomalies.local),  # pyright: ignore[reportArgumentType]
         resize(anomalies.global_),  # pyright: ignore[reportArgumentType]
     )
-
-
-def _stored(quantiles: MapQuantiles) -> dict[str, float]:
-    return {name: float(value) for name, value in quantiles._asdict().items()}
-
-
-def _arrays_file(digest: str) -> str:
-    return f"arrays-{digest[:16]}.safetensors"
-
-
-def _flat(params: DetectorParams) -> dict[str, Any]:
-    """Parameters by names such as 'student.params.conv1.kernel'."""
-    networks = {name: tree for name, tree in params._asdict().items() if tree is not None}
-    return flatten_dict(networks, sep=".")
-
-
-def _checked_spec(stored: dict[str, Any]) -> DetectorSpec:
-    """A spec that networks can be made of without taking much memory."""
-    spec = DetectorSpec(**stored)
-    spec = spec._replace(input_size=tuple(spec.input_size))
-    sides = range(SMALLEST_SIDE, LARGEST_SIDE + 1, 32)
-    ints = (spec.out_channels, *spec.input_size)
-    if not (
-        spec.size in get_args(Size)
-        and all(type(number) is int for number in ints)
-        and 1 <= spec.out_channels <= MOST_CHANNELS
-        and len(spec.input_size) == 2
-        and all(side in sides for side in spec.input_size)
-        and type(spec.padding) is bool
-        and type(spec.autoencoder) is bool
-        and spec.dtype in ("float32", "bfloat16")
-    ):
-        raise ValueError(f"no networks can be made of the spec {str(stored)[:200]}")
-    return spec
-
-
-def _checked_calibration(stored: dict[str, Any], spec: DetectorSpec) -> Calibration:
-    def quantiles(values: dict[str, Any]) -> MapQuantiles:
-        found = MapQuantiles(**values)
-        if not all(type(q) is float and math.isfinite(q) for q in found) or found.b <= found.a:
-            raise ValueError(f"quantiles {str(values)[:200]}: expected finite ones, b above a")
-        return found
-
-    if (stored["global"] is not None) != spec.autoencoder:
-        raise ValueError("quantiles of global maps are there without an autoencoder, or missing")
-    if type(stored["upsample_first"]) is not bool:
-        raise TypeError("upsample_first is not true or false")
-    return Calibration(
-        quantiles(stored["local"]),
-        quantiles(stored["global"]) if spec.autoencoder else None,
-        stored["upsample_first"],
-    )
-
-
-def _read_arrays(file: Path, digest: str, like: DetectorParams) -> DetectorParams:
-    """The parameters, in the structure of `like`; no link is followed out of the folder."""
-    name = f"detector {file.parent}: {file.name}"
-    shapes = {key: leaf.shape for key, leaf in _flat(like).items()}
-    _, arrays = read_safetensors(file, name, lambda metadata: shapes, follow_links=False)
-    with file.open("rb") as stored:
-        if hashlib.file_digest(stored, "sha256").hexdigest() != digest:
-            raise InputError(f"{name}: damaged, its bytes are not those that were saved")
-    trees: dict[str, Any] = unflatten_dict(
-        {key: jnp.asarray(value) for key, value in arrays.items()}, sep="."
-    )
-    return DetectorParams(trees["teacher"], trees["student"], trees.get("autoencoder"))
-
-
-def _read_record(file: Path) -> dict[str, Any]:
-    if not os.path.lexists(file):
-        raise InputError(
-            f"detector {file.parent}: no {_RECORD_FILE}, expected a folder that "
-            "`python -m experiments.train` or Detector.save left"
-        )
-    require_regular_file(file, f"detector {file}", _MOST_RECORD_BYTES, follow_links=False)
-    try:
-        record = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"detector {file}: cannot be read as JSON ({error})") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InputError(f"detector {file}: not a detector's record, expected format {FORMAT!r}")
-    if record.get("version") != VERSION:
-        raise InputError(
-            f"detector {file}: version {str(record.get('version'))[:20]}, this package reads "
-            f"version {VERSION}; use the release of efficientad-jax that wrote it, or a newer one"
-        )
-    return record

@@ -14,7 +14,8 @@ from efficientad_jax.channel_statistics import ChannelStatistics, channel_statis
 from efficientad_jax.configuration import Config, check_config
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import Dataset, load_dataset, load_images
-from efficientad_jax.detector import Detector, DetectorSpec, networks_of
+from efficientad_jax.detector import Detector
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.errors import InputError
 from efficientad_jax.inference import DetectorParams
 from efficientad_jax.pdn import PatchDescriptionNetwork, output_size

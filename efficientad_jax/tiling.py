@@ -1,11 +1,11 @@
 """Images far larger than the networks' input: tiles that overlap, and one map without seams.
 
 An output of an unpadded PDN depends on 33x33 pixels alone, and the next one on those 4 pixels
-further (paper, Section 3.1). Tiles that begin at multiples of 4 pixels therefore give the very features
-that the network would give on the whole image, and with an overlap of 32 pixels all of them:
-without an autoencoder the map is that of the whole image, up to rounding. An autoencoder sees a
-tile as a whole; its maps of neighbouring tiles differ where they overlap, and are blended there by
-weights that fall linearly to each tile's border.
+further (paper, Section 3.1). Tiles that begin at multiples of 4 pixels therefore give the very
+features that the network would give on the whole image, and with an overlap of 32 pixels all of
+them: without an autoencoder the map is that of the whole image, up to rounding. An autoencoder sees
+a tile as a whole; its maps of neighbouring tiles differ where they overlap, and are blended there
+by weights that fall linearly to each tile's border.
 
 A cell is a place of the map: 4x4 pixels. The outer 4 cells of a tile are unknown to an unpadded
 network, and known to a padded one by zeros instead of pixels: they count only at the border of the
@@ -20,7 +20,8 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
-from efficientad_jax.detector import Detection, Detector, DetectorSpec
+from efficientad_jax.detector import Detection, Detector
+from efficientad_jax.detector_spec import DetectorSpec
 from efficientad_jax.errors import InputError
 from efficientad_jax.pdn import RECEPTIVE_FIELD, STRIDE
 

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from efficientad_jax.detector import Detector, DetectorSpec, networks_of
+from efficientad_jax.detector import Detector
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.errors import InputError
 from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect
 from efficientad_jax.map_normalization import MapQuantiles

@@ -14,7 +14,7 @@ import uvicorn
 from PIL import Image
 
 from efficientad_jax import Detector, MapQuantiles
-from efficientad_jax.detector import DetectorSpec, networks_of
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.inference import Calibration, DetectorParams
 from efficientad_jax.threshold import Threshold
 

@@ -16,7 +16,7 @@ from efficientad_jax.data.decoding import decode_image, decode_mask
 from efficientad_jax.data.examples import Example, generate
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_dataset
-from efficientad_jax.detector import DetectorSpec, abstract_params
+from efficientad_jax.detector_spec import DetectorSpec, abstract_params
 from efficientad_jax.inference import Calibration, DetectorParams
 from efficientad_jax.prediction import plan_pictures, predict_files
 from tests.bad_images import ANYTHING, RGB, WHOLE_OR_REFUSED, cases, encoded

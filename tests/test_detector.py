@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from efficientad_jax import Detector, InputError, MapQuantiles
-from efficientad_jax.detector import DetectorSpec, networks_of
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect
 from tests.torch_reference import random_params
 

@@ -15,7 +15,7 @@ from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.data.archive import Archive, extract
 from efficientad_jax.data.loading import load_dataset
-from efficientad_jax.detector import DetectorSpec, networks_of
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.inference import Calibration, DetectorParams
 from efficientad_jax.prediction import Task, predict_files
 from efficientad_jax.scalars import scalar_log

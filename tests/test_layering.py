@@ -90,6 +90,8 @@ LAYERS = {
     "detector": [
         "calibration",
         "detector",
+        "detector_file",
+        "detector_spec",
         "fit",
         "inference",
         "recalibration",

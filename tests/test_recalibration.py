@@ -4,7 +4,8 @@ import numpy as np
 
 from efficientad_jax.benchmark.implementations import random_detector, random_images
 from efficientad_jax.calibration import calibrate
-from efficientad_jax.detector import Detector, DetectorSpec
+from efficientad_jax.detector import Detector
+from efficientad_jax.detector_spec import DetectorSpec
 from efficientad_jax.recalibration import CalibrationChoice, recalibrated_scores
 
 SIZE = (128, 128)

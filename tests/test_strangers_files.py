@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save
 
 from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
-from efficientad_jax.detector import DetectorSpec, networks_of
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.inference import Calibration, DetectorParams
 from efficientad_jax.pdn import PatchDescriptionNetwork
 from efficientad_jax.teacher import FORMAT, Teacher, layer_shapes, load_teacher, save_teacher

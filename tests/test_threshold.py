@@ -11,7 +11,7 @@ from scipy import stats
 from configs import elpv, paper
 from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
 from efficientad_jax.configuration import check_config
-from efficientad_jax.detector import DetectorSpec, networks_of
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.inference import Calibration, DetectorParams
 from efficientad_jax.threshold import describe, judge
 from tests.torch_reference import random_params

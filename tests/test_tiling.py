@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold, detect_tiled
-from efficientad_jax.detector import DetectorSpec, networks_of
+from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.inference import (
     Anomalies,
     Calibration,

@@ -20,8 +20,9 @@ with atheris.instrument_imports(include=["efficientad_jax", "json"]):
     import numpy as np
     from safetensors.numpy import save
 
-    from efficientad_jax import detector as module
-    from efficientad_jax.detector import Detector, DetectorSpec, abstract_params
+    from efficientad_jax import detector_file as module
+    from efficientad_jax.detector import Detector
+    from efficientad_jax.detector_spec import DetectorSpec, abstract_params
     from efficientad_jax.errors import InputError
     from efficientad_jax.inference import Calibration, DetectorParams
     from efficientad_jax.map_normalization import MapQuantiles
