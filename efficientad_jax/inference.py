@@ -80,7 +80,8 @@ def raw_maps(
       images: RGB at the networks' input size.
       upsample_first: whether to resize the maps to that size.
     """
-    if len(images) > 1 and chosen_method(networks.teacher.convolution) != "direct":
+    # The method first: the program of `export.stablehlo` is traced without a number of images.
+    if chosen_method(networks.teacher.convolution) != "direct" and len(images) > 1:
         # On a CPU one image fills the machine and several do not fit its caches.
         one = partial(raw_maps, networks, params, upsample_first=upsample_first)
         maps = jax.lax.map(lambda image: one(image[None]), images)
