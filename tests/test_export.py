@@ -112,7 +112,10 @@ def torch_maps(detector, images):
 
 
 def open_openvino(model):
-    openvino = pytest.importorskip("openvino", reason="pip install -e '.[test]'")
+    with pytest.MonkeyPatch.context() as patch:
+        # Without it nothing is sent at the import, from a process forked under JAX's threads.
+        patch.setitem(sys.modules, "openvino_telemetry", None)
+        openvino = pytest.importorskip("openvino", reason="pip install -e '.[test]'")
     core = openvino.Core()
     # As exact as the others, also where the processor has bfloat16.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -122,28 +125,26 @@ def open_openvino(model):
     }
 
 
-@pytest.mark.parametrize("runtime", ["onnx runtime", "openvino"])
 @pytest.mark.parametrize(
     ("changes", "upsample_first"),
     [
         ({}, False),
         ({"autoencoder": False}, False),
-        ({"padding": True, "autoencoder": False}, False),
         ({"input_size": (160, 128)}, True),
-        ({"size": "medium", "autoencoder": False}, False),
+        ({"size": "medium", "padding": True, "autoencoder": False}, False),
     ],
-    ids=["plain", "no autoencoder", "padded", "upsampled first", "medium"],
+    ids=["plain", "no autoencoder", "upsampled first", "medium, padded"],
 )
-def test_onnx_computes_algorithm_2(changes, upsample_first, runtime):
+def test_onnx_computes_algorithm_2(changes, upsample_first):
     detector = random_detector(SPEC._replace(**changes), upsample_first)
     model = onnx_model(detector).SerializeToString()
     images = uint8_images(2)
     if detector.spec.input_size == (160, 128):
         images = images.transpose(0, 2, 1, 3).copy()
     expected = torch_maps(detector, images)
-    run = open_openvino(model) if runtime == "openvino" else onnx_program(model).run
-    for count in (2, 1):
-        assert_agrees(run(images[:count]), {name: v[:count] for name, v in expected.items()})
+    for run in (onnx_program(model).run, open_openvino(model)):
+        for count in (2, 1):
+            assert_agrees(run(images[:count]), {name: v[:count] for name, v in expected.items()})
 
 
 def test_onnx_gives_the_detectors_maps(detector, images, expected):
