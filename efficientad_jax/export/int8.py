@@ -35,9 +35,8 @@ _MOST_IMAGES = 100
 def int8_model(detector: Detector, images: UInt8[np.ndarray, "n h w 3"]) -> onnx.ModelProto:
     """The detector in ONNX with convolutions in 8 bits; inputs and outputs are `onnx_model`'s.
 
-    Rounding adds its own differences to the maps. The quantiles that maps are normalised by are
-    moved along, so that on `images` the 8-bit maps lie where the float32 maps do, and a threshold
-    keeps its meaning.
+    Rounding moves the maps as a whole. The quantiles that they are normalised by are moved along,
+    so that on `images` the 8-bit maps lie where the float32 maps do.
 
     Args:
       detector: trained.
