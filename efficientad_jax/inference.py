@@ -88,7 +88,8 @@ def raw_maps(
       images: RGB at the networks' input size.
       upsample_first: whether to resize the maps to that size.
     """
-    if len(images) > 1 and computes_singly(networks):
+    # That first: the program of `export.stablehlo` is traced without a number of images.
+    if computes_singly(networks) and len(images) > 1:
         one = partial(raw_maps, networks, params, upsample_first=upsample_first)
         maps = jax.lax.map(lambda image: one(image[None]), images)
         return jax.tree.map(lambda m: m[:, 0], maps)

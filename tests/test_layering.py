@@ -106,6 +106,15 @@ LAYERS = {
         "receptive_field",
         "region_overlap",
     ],
+    "export": [
+        "export",
+        "export.int8",
+        "export.onnx_graph",
+        "export.onnx_model",
+        "export.onnx_networks",
+        "export.programs",
+        "export.stablehlo",
+    ],
     "report": [
         "assessment",
         "figures",

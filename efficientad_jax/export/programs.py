@@ -1,0 +1,106 @@
+"""Exported detectors as functions of images, by the runtimes that they are meant for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.export
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from efficientad_jax.detector import Detector
+from efficientad_jax.errors import InputError
+from efficientad_jax.regular_file import require_regular_file
+
+_BATCH_SIZE = 8
+
+
+class Program(NamedTuple):
+    """A detector, wherever it comes from.
+
+    Attributes:
+      run: from uint8 RGB images to 'scores', 'combined' and 'local' maps, and 'global' ones where
+        there is an autoencoder.
+      input_size: height and width of the images.
+    """
+
+    run: Callable[[UInt8[np.ndarray, "n h w 3"]], dict[str, Float[np.ndarray, "..."]]]
+    input_size: tuple[int, int]
+
+
+def detector_program(detector: Detector) -> Program:
+    """The detector itself."""
+
+    def run(images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Float[np.ndarray, "..."]]:
+        found = jax.device_get(detector.detect(images))._asdict()
+        return {name.rstrip("_"): value for name, value in found.items() if value is not None}
+
+    return Program(run, detector.spec.input_size)
+
+
+def onnx_program(model: bytes) -> Program:
+    """An ONNX model in ONNX Runtime, on CPU."""
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    _, height, width, _ = session.get_inputs()[0].shape
+
+    def run(images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Float[np.ndarray, "..."]]:
+        return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+    return Program(run, (height, width))
+
+
+def stablehlo_program(content: bytes) -> Program:
+    """A StableHLO program in JAX, on its default device."""
+    exported = jax.export.deserialize(bytearray(content))
+    _, height, width, _ = exported.in_avals[0].shape
+    call = jax.jit(exported.call)
+    return Program(lambda images: jax.device_get(call(images)), (height, width))
+
+
+def open_program(file: Path) -> Program:
+    """An exported file, by the ending of its name: ONNX for '.onnx', otherwise StableHLO.
+
+    Raises:
+      InputError: there is no such file, its runtime is not installed, or it is not of that format.
+    """
+    name = f"exported detector {file}"
+    require_regular_file(file, name)
+    is_onnx = file.suffix == ".onnx"
+    try:
+        content = file.read_bytes()
+        return onnx_program(content) if is_onnx else stablehlo_program(content)
+    except ImportError as error:
+        raise InputError(
+            f"{name}: needs {error.name}, which is not installed; "
+            "run pip install 'efficientad-jax[export]'"
+        ) from error
+    except Exception as error:  # each runtime has its own
+        raise InputError(
+            f"{name}: cannot be read as {'ONNX' if is_onnx else 'StableHLO'}, expected what "
+            f"`python -m experiments.export` wrote ({str(error)[:200]})"
+        ) from error
+
+
+def run_in_batches(
+    program: Program, images: UInt8[np.ndarray, "n h w 3"]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """The outputs for any number of images, at least one, computed some at a time.
+
+    Raises:
+      InputError: the program takes images of another size.
+    """
+    if images.shape[1:3] != program.input_size:
+        height, width = program.input_size
+        raise InputError(
+            f"exported detector: takes images of {height}x{width} pixels, found "
+            f"{images.shape[1]}x{images.shape[2]}; it comes from another detector"
+        )
+    batches = [
+        program.run(images[start : start + _BATCH_SIZE])
+        for start in range(0, len(images), _BATCH_SIZE)
+    ]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
