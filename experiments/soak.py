@@ -21,6 +21,7 @@ from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.errors import InputError
 from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect
 from efficientad_jax.map_normalization import MapQuantiles
+from efficientad_jax.soak import judge_soak
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string("detector", "", "a folder that experiments.train left")
@@ -31,8 +32,6 @@ _INPUT = flags.DEFINE_integer("input", 128, "without --detector: side of the net
 _CHANNELS = flags.DEFINE_integer("channels", 32, "without --detector: the teacher's channels")
 
 _BATCH = 8
-_MOST_GROWTH = 0.02
-_LEAST_RATE = 0.8
 
 
 def main(argv: list[str]) -> int:
@@ -57,21 +56,9 @@ def main(argv: list[str]) -> int:
             memory[done], times[done] = _resident_bytes(), time.monotonic()
             rate = done / (times[done] - times[0])
             print(f"{done} images, {memory[done] / 1e6:.0f} MB, {rate:.1f} images/s", flush=True)
-    return _judge(memory, times, jitted._cache_size() - compiled)
-
-
-def _judge(memory: dict[int, int], times: dict[int, float], recompiled: int) -> int:
-    marks = sorted(memory)
-    warm = next((mark for mark in marks if mark >= _WARM.value), marks[0])
-    growth = memory[marks[-1]] / memory[warm] - 1
-    quarters = np.interp(np.linspace(0, marks[-1], 5), [0, *marks], [times[m] for m in (0, *marks)])
-    third, last = np.diff(quarters)[2:]
-    print(
-        f"memory grew by {100 * growth:.2f} % after {warm} images, {recompiled} compilations after "
-        f"the first batch, the last quarter ran at {100 * third / last:.0f} % of the rate before"
-    )
-    fine = growth <= _MOST_GROWTH and not recompiled and third / last >= _LEAST_RATE
-    return 0 if fine else 1
+    judgement = judge_soak(memory, times, jitted._cache_size() - compiled, _WARM.value)
+    print(judgement.line)
+    return 0 if judgement.fine else 1
 
 
 def _resident_bytes() -> int:

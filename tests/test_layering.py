@@ -27,6 +27,7 @@ LAYERS = {
         "interruption",
         "regular_file",
         "safetensors_file",
+        "soak",
     ],
     "data": [
         "data",

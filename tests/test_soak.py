@@ -1,8 +1,6 @@
 """A short soak, and what the long one is judged by."""
 
-import pytest
-
-from experiments import soak
+from efficientad_jax.soak import judge_soak
 from tests.command import command
 
 
@@ -16,26 +14,18 @@ def test_a_short_run():
 MARKS = list(range(1000, 21_000, 1000))
 
 
-@pytest.fixture
-def judge(monkeypatch):
-    class Warm:
-        value = 1000
-
-    monkeypatch.setattr(soak, "_WARM", Warm)
-
-    def judge(memory, times, recompiled=0):
-        return soak._judge(
-            {mark: int(1e9 * memory(mark)) for mark in MARKS},
-            {mark: times(mark) for mark in (0, *MARKS)},
-            recompiled,
-        )
-
-    return judge
+def fine(memory, times, recompiled=0):
+    return judge_soak(
+        {mark: int(1e9 * memory(mark)) for mark in MARKS},
+        {mark: times(mark) for mark in (0, *MARKS)},
+        recompiled,
+        warm=1000,
+    ).fine
 
 
-def test_what_grows_slows_or_compiles_fails(judge):
-    assert judge(lambda mark: 1.0, lambda mark: mark / 100) == 0
-    assert judge(lambda mark: 1.0 + mark / 1.1e6, lambda mark: mark / 100) == 0
-    assert judge(lambda mark: 1.0 + mark / 0.9e6, lambda mark: mark / 100) == 1
-    assert judge(lambda mark: 1.0, lambda mark: mark / 100, recompiled=1) == 1
-    assert judge(lambda mark: 1.0, lambda mark: (mark / 100) ** 2) == 1
+def test_what_grows_slows_or_compiles_fails():
+    assert fine(lambda mark: 1.0, lambda mark: mark / 100)
+    assert fine(lambda mark: 1.0 + mark / 1.1e6, lambda mark: mark / 100)
+    assert not fine(lambda mark: 1.0 + mark / 0.9e6, lambda mark: mark / 100)
+    assert not fine(lambda mark: 1.0, lambda mark: mark / 100, recompiled=1)
+    assert not fine(lambda mark: 1.0, lambda mark: (mark / 100) ** 2)
