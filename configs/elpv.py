@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from efficientad_jax.configuration import Config
 
-# Steps of batch 1. A student that trains for longer learns to imitate the teacher on defects too, on
-# polycrystalline cells, where normal looks manifold, the sooner.
+# Steps of batch 1. A student that trains for longer learns to imitate the teacher on defects too,
+# on polycrystalline cells, where normal looks manifold, the sooner.
 _STEPS = {"mono": 1500, "poly": 1000}
 
 
