@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/elpv.py:poly --workdir=runs/elpv_poly
 
 Mono took 8.1 minutes on 2 cores with AVX-512 and other work beside, training and evaluation
-together; poly, with AU-ROC POLY3, took POLYTIME.
+together; poly, with AU-ROC 0.807, took 8.9.
 Where the paper's constants cannot be had in minutes on a CPU, the comment says what it has:
 `configs/paper.py` has them all.
 """
