@@ -174,7 +174,12 @@ def _without_abandoned_reads() -> Iterator[None]:
     """Keeps Python from a traceback of each read that orbax abandons when one beside it fails."""
     asyncio_log, hook = logging.getLogger("asyncio"), sys.unraisablehook
     before = asyncio_log.disabled
-    asyncio_log.disabled, sys.unraisablehook = True, lambda unraisable: None
+
+    def signals_alone(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Exception):
+            hook(unraisable)
+
+    asyncio_log.disabled, sys.unraisablehook = True, signals_alone
     try:
         yield
     finally:

@@ -1,10 +1,14 @@
 """How a command ends: what a user can cause gives one line and a status of its own."""
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 
@@ -12,6 +16,10 @@ from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 # that sysexits.h has for what is to be tried again.
 STOPPED = 130
 PREEMPTED = 75
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came."""
 
 
 @contextmanager
@@ -24,6 +32,7 @@ def one_line_endings() -> Iterator[None]:
       SystemExit: with that status.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = partial(_signal_again, sys.unraisablehook)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -32,6 +41,8 @@ def one_line_endings() -> Iterator[None]:
         _end(f"error: {error}", 2)
     except StoppedError as stopped:
         _end(str(stopped), PREEMPTED if stopped.signal == signal.SIGTERM else STOPPED)
+    except _Terminated:
+        _end("stopped by SIGTERM", PREEMPTED)
     except KeyboardInterrupt:
         _end("stopped by SIGINT", STOPPED)
     except OSError as error:  # a full disk, a folder that cannot be written
@@ -40,7 +51,24 @@ def one_line_endings() -> Iterator[None]:
 
 def _terminate(signal_number: int, frame: FrameType | None) -> None:
     """Ends the process as an exception does: what is half-written is removed on the way."""
-    _end("stopped by SIGTERM", PREEMPTED)
+    raise _Terminated(PREEMPTED)
+
+
+def _signal_again(otherwise: Callable[[Any], object], unraisable: Any) -> None:
+    """Sends a signal again whose exception was dropped.
+
+    Python drops what is raised in a destructor or in a callback of the garbage collector, where the
+    signal may have come: the process would go on as if nothing had been asked of it.
+    """
+    numbers = {_Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+    number = numbers.get(unraisable.exc_type)
+    if number is None:
+        otherwise(unraisable)
+        return
+    # Once the destructor or callback has returned.
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _end(line: str, status: int) -> None:

@@ -1,0 +1,39 @@
+"""A signal ends a command wherever it comes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.command import REPOSITORY
+
+# The signal comes while the garbage collector runs a callback: what is raised there is dropped.
+IN_A_CALLBACK = """
+import gc, os, sys, time
+from efficientad_jax.ending import one_line_endings
+
+def callback(phase, info):
+    gc.callbacks.remove(callback)
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(0.1)
+
+with one_line_endings():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize(("number", "name", "status"), [(15, "SIGTERM", 75), (2, "SIGINT", 130)])
+def test_a_signal_whose_exception_is_dropped_comes_again(number, name, status):
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_CALLBACK, str(number)],
+        cwd=REPOSITORY,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (status, f"stopped by {name}\n")
