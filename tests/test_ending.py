@@ -10,7 +10,7 @@ from tests.command import REPOSITORY
 
 # The signal comes while the garbage collector runs a callback: what is raised there is dropped.
 IN_A_CALLBACK = """
-import gc, os, sys, time
+import gc, os, signal, sys, time
 from efficientad_jax.ending import one_line_endings
 
 def callback(phase, info):
@@ -18,6 +18,8 @@ def callback(phase, info):
     os.kill(os.getpid(), int(sys.argv[1]))
     time.sleep(0.1)
 
+# Where the tests run in the background, Ctrl-C is ignored, and by those that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with one_line_endings():
     gc.callbacks.append(callback)
     gc.collect()
