@@ -32,6 +32,11 @@ class _Decode(NamedTuple):
     numerator: int
     minus: int
 
+    def size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width before the convolution, for images of this height and width."""
+        height, width = (side * self.numerator // 256 - self.minus for side in image_size)
+        return height, width
+
 
 # name, kernel, stride, out, pad, ReLU.
 ENCODER = (
@@ -96,11 +101,7 @@ class Autoencoder(nn.Module):
         for layer in ENCODER:
             x = self._encode(layer, x)
         for layer in DECODER:
-            size = (
-                height * layer.numerator // 256 - layer.minus,
-                width * layer.numerator // 256 - layer.minus,
-            )
-            x = resize_bilinear(x, size)
+            x = resize_bilinear(x, layer.size((height, width)))
             x = self._conv(layer.name, 64, 4, padding=2, relu=True)(x)
             x = nn.Dropout(DROPOUT_RATE, deterministic=deterministic)(x)
         x = resize_bilinear(x, self.output_size)

@@ -31,7 +31,7 @@ def calibrate(
     q_b: float = 0.995,
     upsample_first: bool = False,
     normalize: bool = True,
-) -> Calibration:
+) -> tuple[Calibration, Float[np.ndarray, " n"]]:
     """Takes the quantiles over all pixels of all validation maps.
 
     Args:
@@ -43,12 +43,16 @@ def calibrate(
       upsample_first: see `Calibration`.
       normalize: False leaves maps as they are.
 
+    Returns:
+      The calibration, and the scores that the images have by it.
+
     Raises:
       InputError: a map has the same value at both quantiles, so that it has no scale.
       DivergenceError: a map is not finite.
     """
     maps = collect_raw_maps(networks, params, images, upsample_first)
-    return calibration_of_maps(maps, q_a, q_b, upsample_first, normalize)
+    calibration = calibration_of_maps(maps, q_a, q_b, upsample_first, normalize)
+    return calibration, scores_of_maps(maps, calibration)
 
 
 def collect_raw_maps(

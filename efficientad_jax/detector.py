@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
 from efficientad_jax.detector_file import Contents, read_detector, write_detector, write_record
@@ -23,6 +22,7 @@ from efficientad_jax.inference import (
     jitted_detect,
     prepared_params,
 )
+from efficientad_jax.resize import resize_map
 from efficientad_jax.threshold import Threshold, choose_threshold
 from efficientad_jax.training import Networks
 
@@ -196,9 +196,7 @@ def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int]) -> Det
     def resize(maps: np.ndarray | None) -> np.ndarray | None:
         if maps is None:
             return None
-        height, width = size
-        image = Image.fromarray(np.asarray(maps[index], np.float32))
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        return resize_map(np.asarray(maps[index], np.float32), size)
 
     return Detection(
         float(anomalies.scores[index]),

@@ -54,11 +54,12 @@ def write_detector(folder: Path, detector: Contents) -> None:
       OSError: it cannot be written; what was there before is untouched.
     """
     content = _serialised_arrays(detector.params)
-    file = folder / _arrays_file(hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content).hexdigest()
+    file = folder / _arrays_file(digest)
     before = set(folder.glob(_arrays_file("*")))
     write_atomically(file, content)
     try:
-        write_record(folder, detector)
+        _write_record(folder, detector, digest)
     except OSError:
         if file not in before:
             file.unlink()
@@ -73,6 +74,11 @@ def write_record(folder: Path, detector: Contents) -> None:
     Raises:
       OSError: it cannot be written; the one before is untouched.
     """
+    digest = hashlib.sha256(_serialised_arrays(detector.params)).hexdigest()
+    _write_record(folder, detector, digest)
+
+
+def _write_record(folder: Path, detector: Contents, digest: str) -> None:
     calibration = detector.calibration
     record = {
         "format": FORMAT,
@@ -87,7 +93,7 @@ def write_record(folder: Path, detector: Contents) -> None:
         "validation_scores": detector.validation_scores,
         "config": detector.config,
         "metrics": detector.metrics,
-        "arrays_sha256": hashlib.sha256(_serialised_arrays(detector.params)).hexdigest(),
+        "arrays_sha256": digest,
     }
     write_atomically(folder / _RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
 

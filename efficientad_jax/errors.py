@@ -1,11 +1,17 @@
 """What can go wrong for a user, said in one line."""
 
+import errno
 import signal
 
 
 def printable(text: str) -> str:
     """The text as one line: what is not printable is escaped as Python writes it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def stops_all_writing(error: OSError) -> bool:
+    """Whether no other file could be written either: the disk is full or read-only."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class _OneLineError(Exception):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float16, PyTree, UInt8
 
-from efficientad_jax.calibration import calibration_of_maps, collect_raw_maps, scores_of_maps
+from efficientad_jax.calibration import calibrate
 from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
 from efficientad_jax.configuration import Config, check_config
 from efficientad_jax.data.files import list_images
@@ -95,13 +95,9 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
         state.params["student"],
         state.params["autoencoder"] if spec.autoencoder else None,
     )
-    choice = config.calibration
-    maps = collect_raw_maps(networks, params, dataset.validation.images, choice.upsample_first)
-    calibration = calibration_of_maps(
-        maps, choice.q_a, choice.q_b, choice.upsample_first, choice.normalize
-    )
-    scores = scores_of_maps(maps, calibration)
-    rate = choice.get("false_alarm_rate")
+    choice = dict(config.calibration)
+    rate = choice.pop("false_alarm_rate", None)
+    calibration, scores = calibrate(networks, params, dataset.validation.images, **choice)
     detector = Detector(
         spec,
         params,

@@ -1,7 +1,6 @@
 """Detection in files: a heat map of each image, a table of all scores."""
 
 import csv
-import errno
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,20 +13,16 @@ from jaxtyping import UInt8
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.files import list_images
-from efficientad_jax.detector import Detector
-from efficientad_jax.errors import InputError
+from efficientad_jax.detector import BATCH_SIZE, Detector
+from efficientad_jax.errors import InputError, stops_all_writing
 from efficientad_jax.heatmap import save_picture
-from efficientad_jax.threshold import Threshold
 from efficientad_jax.tiling import detect_tiled
+from efficientad_jax.verdict import verdict_of
 
 PICTURE_SUFFIX = "_heatmap.png"
 
-# Decoded at once: as many images as the detector takes in a batch, unless they are large.
-_MOST_IMAGES = 8
+# Decoded at once are as many images as the detector takes in a batch, unless they are large.
 _MOST_PIXELS = 1 << 25
-
-# Where one picture cannot be written, others can; not so for these.
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Complain = Callable[[str], None]
 
@@ -139,21 +134,18 @@ def predict_files(
             try:
                 save_picture(task.picture, image, [detection.anomaly_map], low, high)
             except OSError as error:
-                if error.errno in _HOPELESS:
+                if stops_all_writing(error):
                     raise
                 note(str(InputError(f"{task.picture}: {error.strerror}")))
                 continue
-            verdict = _verdict(detector.threshold, detection.score)
-            rows.append((str(task.image), f"{detection.score:.6g}", str(task.picture), verdict))
+            verdict = verdict_of(detector.threshold, detection.score)
+            anomalous = "" if verdict is None else str(int(verdict))
+            rows.append((str(task.image), f"{detection.score:.6g}", str(task.picture), anomalous))
     table = io.StringIO()
     csv.writer(table).writerows([("image", "score", "heatmap", "anomalous"), *rows])
     # A name that is no text keeps its bytes.
     write_atomically(scores, os.fsencode(table.getvalue()))
     return failed
-
-
-def _verdict(threshold: Threshold | None, score: float) -> str:
-    return "" if threshold is None else str(int(score >= threshold.value))
 
 
 def _decoded(
@@ -168,7 +160,7 @@ def _decoded(
             complain(str(error))
             continue
         size = image.shape[0] * image.shape[1]
-        if chunk and (len(chunk) == _MOST_IMAGES or pixels + size > _MOST_PIXELS):
+        if chunk and (len(chunk) == BATCH_SIZE or pixels + size > _MOST_PIXELS):
             yield chunk
             chunk, pixels = [], 0
         chunk.append((task, image))

@@ -16,14 +16,14 @@ from itertools import product
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
-from PIL import Image
+from jaxtyping import Float32, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
 from efficientad_jax.detector import Detection, Detector
 from efficientad_jax.detector_spec import DetectorSpec
 from efficientad_jax.errors import InputError
 from efficientad_jax.pdn import RECEPTIVE_FIELD, STRIDE
+from efficientad_jax.resize import resize_map
 
 # Cells on each side of a tile whose patch reaches over its border.
 MARGIN = RECEPTIVE_FIELD // 2 // STRIDE
@@ -154,24 +154,13 @@ def _detection(
 
     def enlarge(cells: np.ndarray) -> np.ndarray:
         if detector.calibration.upsample_first:
-            return _resize(_resize(cells[inner], tiled_size), size)
+            return resize_map(resize_map(cells[inner], tiled_size), size)
         # A cell stands for 4x4 pixels, also where the last ones reach beyond the image.
-        return _resize(cells, size, (0.0, 0.0, tiled_size[1] / STRIDE, tiled_size[0] / STRIDE))
+        return resize_map(cells, size, (0.0, 0.0, tiled_size[1] / STRIDE, tiled_size[0] / STRIDE))
 
     scored = combined[inner]
     if detector.calibration.upsample_first:
-        scored = _resize(scored, tiled_size)
+        scored = resize_map(scored, tiled_size)
     anomaly_map = enlarge(combined)
     local, global_ = map(enlarge, parts) if parts else (anomaly_map, None)
     return Detection(float(scored.max()), anomaly_map, local, global_)
-
-
-def _resize(
-    of: Float[np.ndarray, "c d"],
-    size: tuple[int, int],
-    box: tuple[float, float, float, float] | None = None,
-) -> Float[np.ndarray, "h w"]:
-    """Bilinearly, the whole or a box (left, top, right, bottom) of it."""
-    height, width = size
-    resized = Image.fromarray(of).resize((width, height), Image.Resampling.BILINEAR, box)
-    return np.asarray(resized)

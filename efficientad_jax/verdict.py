@@ -1,30 +1,22 @@
 """Whether a score is an alarm."""
 
-from typing import NamedTuple
+from typing import Any
 
-from efficientad_jax.detector import Detector
+from efficientad_jax.threshold import Threshold
 
-
-class Verdict(NamedTuple):
-    """What a score means.
-
-    Attributes:
-      anomalous: whether the score reaches the threshold, None for a detector without one.
-      threshold: the detector's, None if it has none.
-    """
-
-    anomalous: bool | None
-    threshold: float | None
-
-    @property
-    def word(self) -> str:
-        """For people: 'anomalous', 'normal' or 'no verdict'."""
-        return {True: "anomalous", False: "normal", None: "no verdict"}[self.anomalous]
+# For people.
+WORDS = {True: "anomalous", False: "normal", None: "no verdict"}
 
 
-def verdict_of(detector: Detector, score: float) -> Verdict:
-    """The verdict of a detector on an image with this score."""
-    threshold = detector.threshold
-    if threshold is None:
-        return Verdict(None, None)
-    return Verdict(bool(score >= threshold.value), threshold.value)
+def verdict_of(threshold: Threshold | None, score: float) -> bool | None:
+    """Whether the score reaches the threshold, None without one."""
+    return None if threshold is None else score >= threshold.value
+
+
+def score_fields(threshold: Threshold | None, score: float) -> dict[str, Any]:
+    """What is told of a score in JSON: itself, the verdict, and the threshold that it is by."""
+    return {
+        "score": score,
+        "verdict": verdict_of(threshold, score),
+        "threshold": None if threshold is None else threshold.value,
+    }

@@ -15,6 +15,7 @@ from absl import flags
 
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
+from efficientad_jax.heatmap import HIGH, LOW
 from efficientad_jax.prediction import plan_pictures, predict_files
 from efficientad_jax.threshold import describe
 from efficientad_jax.tiling import chosen_overlap
@@ -25,8 +26,8 @@ _DETECTOR = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", "", "folder for the pictures, default: beside the images")
 _SCORES = flags.DEFINE_string("scores", "scores.csv", "CSV file to write, in --output if given")
-_LOW = flags.DEFINE_float("low", 0.05, "value of a map that gets the first colour")
-_HIGH = flags.DEFINE_float("high", 0.25, "value of a map that gets the last colour")
+_LOW = flags.DEFINE_float("low", LOW, "value of a map that gets the first colour")
+_HIGH = flags.DEFINE_float("high", HIGH, "value of a map that gets the last colour")
 _RATE = flags.DEFINE_float("false_alarm_rate", None, "wanted, default: the detector's own")
 _TILE = flags.DEFINE_bool("tile", False, "cut images into tiles instead of resizing them")
 _OVERLAP = flags.DEFINE_integer("overlap", None, "of tiles, in pixels")

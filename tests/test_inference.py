@@ -63,7 +63,7 @@ def test_the_margin_is_zero_and_not_below_normal():
 def test_quantiles_are_taken_before_padding_and_resizing():
     params, images = random_detector(), uint8_images(2)
     local, global_ = literal_maps(params, images)
-    found = calibrate(NETWORKS, params, images)
+    found, _ = calibrate(NETWORKS, params, images)
     assert found.global_ is not None
     expected = [np.quantile(m, q) for m in (local, global_) for q in (0.9, 0.995)]
     np.testing.assert_allclose([*found.local, *found.global_], expected, rtol=1e-4)
@@ -73,16 +73,16 @@ def test_quantiles_are_taken_before_padding_and_resizing():
 
 def test_upsampling_first_is_a_switch():
     params, images = random_detector(), uint8_images()
-    first = calibrate(NETWORKS, params, images, upsample_first=True)
+    first, _ = calibrate(NETWORKS, params, images, upsample_first=True)
     found = detect(NETWORKS, params, first, jnp.asarray(images))
     assert found.combined.shape == (1, *SIZE)
     np.testing.assert_allclose(found.scores, np.asarray(found.combined).max((1, 2)))
-    assert first.local != calibrate(NETWORKS, params, images).local
+    assert first.local != calibrate(NETWORKS, params, images)[0].local
 
 
 def test_without_an_autoencoder_the_local_map_is_all():
     params = random_detector()._replace(autoencoder=None)
-    calibration = calibrate(NETWORKS, params, uint8_images())
+    calibration, _ = calibrate(NETWORKS, params, uint8_images())
     found = detect(NETWORKS, params, calibration, jnp.asarray(uint8_images()))
     assert found.global_ is None
     np.testing.assert_array_equal(found.combined, found.local)
@@ -90,10 +90,11 @@ def test_without_an_autoencoder_the_local_map_is_all():
 
 def test_normalisation_can_be_switched_off():
     params, images = random_detector(), uint8_images()
-    off = calibrate(NETWORKS, params, images, normalize=False)
+    off, scores = calibrate(NETWORKS, params, images, normalize=False)
     local, global_ = literal_maps(params, images)
     found = detect(NETWORKS, params, off, jnp.asarray(images))
     np.testing.assert_allclose(found.scores, (0.5 * local + 0.5 * global_).max((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(scores, found.scores, rtol=1e-4)
 
 
 def test_a_batch_image_by_image_is_the_batch():

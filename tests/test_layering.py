@@ -98,6 +98,7 @@ LAYERS = {
         "recalibration",
         "threshold",
         "tiling",
+        "verdict",
     ],
     "evaluation": [
         "baselines",
@@ -161,7 +162,6 @@ LAYERS = {
         "serving.scoring",
         "serving.server",
         "serving.uploads",
-        "verdict",
         "watching",
         "watching.arrivals",
         "watching.camera",

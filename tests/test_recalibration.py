@@ -19,7 +19,7 @@ def test_scores_of_other_quantiles_are_those_of_a_detector_calibrated_so() -> No
     choices = [CalibrationChoice(0.5, 0.99, True), CalibrationChoice(0.9, 0.995, False)]
     found = recalibrated_scores(detector, validation, test, choices)
     for choice, scores in zip(choices, found, strict=True):
-        expected = calibrate(detector.networks, params, validation, **choice._asdict())
+        expected, _ = calibrate(detector.networks, params, validation, **choice._asdict())
         own = Detector(spec, params, expected, {}, {}).detect(test).scores
         np.testing.assert_allclose(scores, own, rtol=1e-4)
     assert not np.allclose(found[0], found[1])

@@ -98,7 +98,7 @@ def test_the_verdict_is_that_of_the_threshold(detector):
     for value, verdict in ((score * 0.999, True), (score * 1.001, False)):
         fields = post_once(with_threshold(detector, value))
         assert (fields["verdict"], fields["threshold"]) == (verdict, value)
-    assert verdict_of(with_threshold(detector, score), score).anomalous is True
+    assert verdict_of(with_threshold(detector, score).threshold, score) is True
 
 
 def post_once(detector):

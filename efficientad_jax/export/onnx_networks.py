@@ -61,17 +61,13 @@ def add_autoencoder(
     Returns:
       The name of its features.
     """
-    height, width = image_size
     for layer in autoencoder.ENCODER:
         x = _convolution(
             graph, x, params, f"{name}/{layer.name}", layer.stride, layer.pad, layer.relu
         )
     size = (1, 1)
     for layer in autoencoder.DECODER:
-        target = (
-            height * layer.numerator // 256 - layer.minus,
-            width * layer.numerator // 256 - layer.minus,
-        )
+        target = layer.size(image_size)
         x = resize(graph, x, size, target)
         x = _convolution(graph, x, params, f"{name}/{layer.name}", 1, 2, relu=True)
         size = (target[0] + 1, target[1] + 1)  # a 4x4 kernel, and 2 zeros on each side

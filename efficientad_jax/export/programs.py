@@ -9,11 +9,10 @@ import jax.export
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from efficientad_jax.detector import Detector
+from efficientad_jax.detector import BATCH_SIZE, Detector
 from efficientad_jax.errors import InputError
+from efficientad_jax.inference import Anomalies
 from efficientad_jax.regular_file import require_regular_file
-
-_BATCH_SIZE = 8
 
 
 class Program(NamedTuple):
@@ -29,12 +28,20 @@ class Program(NamedTuple):
     input_size: tuple[int, int]
 
 
+def named_outputs(anomalies: Anomalies) -> dict[str, Any]:
+    """Scores and maps by the names that exported files give them; without an autoencoder no global.
+
+    Those are the fields' names, without the underscore that Python wants in `global_`.
+    """
+    found = anomalies._asdict()
+    return {name.rstrip("_"): value for name, value in found.items() if value is not None}
+
+
 def detector_program(detector: Detector) -> Program:
     """The detector itself."""
 
     def run(images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Float[np.ndarray, "..."]]:
-        found = jax.device_get(detector.detect(images))._asdict()
-        return {name.rstrip("_"): value for name, value in found.items() if value is not None}
+        return jax.device_get(named_outputs(detector.detect(images)))
 
     return Program(run, detector.spec.input_size)
 
@@ -100,7 +107,7 @@ def run_in_batches(
             f"{images.shape[1]}x{images.shape[2]}; it comes from another detector"
         )
     batches = [
-        program.run(images[start : start + _BATCH_SIZE])
-        for start in range(0, len(images), _BATCH_SIZE)
+        program.run(images[start : start + BATCH_SIZE])
+        for start in range(0, len(images), BATCH_SIZE)
     ]
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from efficientad_jax.detector import Detector
+from efficientad_jax.export.programs import named_outputs
 from efficientad_jax.inference import detect
 from efficientad_jax.training import Networks
 
@@ -28,9 +29,7 @@ def stablehlo_bytes(detector: Detector) -> bytes:
     )
 
     def program(images: UInt8[Array, "n h w 3"]) -> dict[str, Float[Array, "..."]]:
-        found = detect(networks, detector.params, detector.calibration, images)
-        outputs = {"scores": found.scores, "combined": found.combined, "local": found.local}
-        return outputs if found.global_ is None else outputs | {"global": found.global_}
+        return named_outputs(detect(networks, detector.params, detector.calibration, images))
 
     (count,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((count, *detector.spec.input_size, 3), np.uint8)

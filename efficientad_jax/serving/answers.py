@@ -2,7 +2,6 @@
 
 import io
 import json
-from typing import Any
 
 import mimeparse
 import numpy as np
@@ -11,8 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from efficientad_jax.heatmap import HIGH, LOW, encode_heat
-from efficientad_jax.serving.scoring import Scored, map_of_size
-from efficientad_jax.verdict import Verdict
+from efficientad_jax.resize import resize_map
+from efficientad_jax.serving.scoring import Scored
+from efficientad_jax.threshold import Threshold
+from efficientad_jax.verdict import score_fields
 
 _JSON = "application/json"
 MAP_TYPES = {"png": "image/png", "npy": "application/x-npy"}
@@ -42,7 +43,7 @@ def chosen_type(request: Request) -> str:
 
 
 def create_answer(
-    media_type: str, scored: Scored, verdict: Verdict, size: tuple[int, int]
+    media_type: str, scored: Scored, threshold: Threshold | None, size: tuple[int, int]
 ) -> Response:
     """The answer for one image. Takes time for a large map.
 
@@ -50,19 +51,15 @@ def create_answer(
       media_type: of `chosen_type`. With a map, score and verdict are in the headers
         `X-Anomaly-Score`, `X-Anomaly-Verdict` and `X-Anomaly-Threshold`, as JSON values.
       scored: what the detector found.
-      verdict: on the score.
+      threshold: the detector's.
       size: height and width of the image, which its map gets.
     """
     height, width = size
-    fields: dict[str, Any] = {
-        "score": scored.score,
-        "verdict": verdict.anomalous,
-        "threshold": verdict.threshold,
-    }
+    fields = score_fields(threshold, scored.score)
     if media_type == _JSON:
         return JSONResponse(fields | {"height": height, "width": width})
     headers = {f"X-Anomaly-{name.capitalize()}": json.dumps(fields[name]) for name in fields}
-    resized = map_of_size(scored.anomaly_map, height, width)
+    resized = resize_map(scored.anomaly_map, size)
     if media_type == MAP_TYPES["png"]:
         content = encode_heat(resized, LOW, HIGH)
     else:

@@ -26,7 +26,6 @@ from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.metrics import create_metrics
 from efficientad_jax.serving.scoring import Scored, score_batch
 from efficientad_jax.serving.uploads import decode_upload, read_upload
-from efficientad_jax.verdict import verdict_of
 
 # Each may hold an image of the largest size in several forms.
 _CODEC_THREADS = 2
@@ -125,8 +124,7 @@ async def _admitted(request: Request, service: _Service) -> Response:
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
         resized, size = await in_thread(_prepare, content, limits.pixels, detector.spec.input_size)
         scored = await service.batcher.submit(resized)
-        verdict = verdict_of(detector, scored.score)
-        return await in_thread(create_answer, media_type, scored, verdict, size)
+        return await in_thread(create_answer, media_type, scored, detector.threshold, size)
     finally:
         service.waiting -= 1
 
@@ -142,10 +140,11 @@ def _prepare(
 async def _health(request: Request) -> Response:
     service: _Service = request.app.state.service
     well = service.worker is not None and not service.worker.done()
+    threshold = service.detector.threshold
     fields = {
         "status": "ok" if well else "the thread of the detector has ended",
         "input_size": service.detector.spec.input_size,
-        "threshold": verdict_of(service.detector, 0.0).threshold,
+        "threshold": None if threshold is None else threshold.value,
         "waiting": service.waiting,
     }
     return JSONResponse(fields, 200 if well else 503)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from efficientad_jax.detector import BATCH_SIZE, Detector
 from efficientad_jax.pdn import STRIDE
@@ -42,11 +41,3 @@ def warm_up(detector: Detector) -> None:
     image = np.zeros((*detector.spec.input_size, 3), np.uint8)
     for count in (1, BATCH_SIZE):
         score_batch(detector, [image] * count)
-
-
-def map_of_size(
-    anomaly_map: Float[np.ndarray, "h w"], height: int, width: int
-) -> Float[np.ndarray, "{height} {width}"]:
-    """A map resized bilinearly, as `Detector` resizes those it gives."""
-    resized = Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)

@@ -1,6 +1,5 @@
 """Each image that comes is scored, written down and told."""
 
-import errno
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,19 +7,16 @@ from typing import Any, NamedTuple
 
 from efficientad_jax.data.decoding import ImageSource, decode_image
 from efficientad_jax.detector import Detection, Detector
-from efficientad_jax.errors import InputError, printable
+from efficientad_jax.errors import InputError, printable, stops_all_writing
 from efficientad_jax.heatmap import HIGH, LOW, save_picture
 from efficientad_jax.prediction import PICTURE_SUFFIX
-from efficientad_jax.verdict import verdict_of
+from efficientad_jax.verdict import WORDS, score_fields
 from efficientad_jax.watching.arrivals import completed_files
 from efficientad_jax.watching.camera import camera_frames, public_name
 from efficientad_jax.watching.journal import append_line, read_arrivals
 
 JOURNAL = "results.jsonl"
 PICTURES = ("anomalous", "all", "none")
-
-# Where one picture cannot be written, others can; not so for these.
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Tell = Callable[[str], None]
 
@@ -101,8 +97,7 @@ def watch(
             continue
         append_line(journal, record)
         scored += 1
-        word = verdict_of(detector, record["score"]).word
-        say(printable(f"{shot.name}  {record['score']:.4g}  {word}"))
+        say(printable(f"{shot.name}  {record['score']:.4g}  {WORDS[record['verdict']]}"))
     return scored, failed
 
 
@@ -116,17 +111,12 @@ def _result(detector: Detector, shot: _Shot, pictures: str, complain: Tell) -> d
     image = decode_image(shot.source, shot.name)
     detection = detector(image)
     assert isinstance(detection, Detection)
-    verdict = verdict_of(detector, detection.score)
-    result: dict[str, Any] = {
-        "score": detection.score,
-        "verdict": verdict.anomalous,
-        "threshold": verdict.threshold,
-    }
-    if pictures == "all" or (pictures == "anomalous" and verdict.anomalous):
+    result = score_fields(detector.threshold, detection.score)
+    if pictures == "all" or (pictures == "anomalous" and result["verdict"]):
         try:
             save_picture(shot.picture, image, [detection.anomaly_map], LOW, HIGH)
         except OSError as error:
-            if error.errno in _HOPELESS:
+            if stops_all_writing(error):
                 raise
             complain(printable(f"{shot.picture}: {error.strerror}"))
         else:

@@ -1,3 +1,5 @@
+"""The builders of the published datasets: what they read, prepare and refuse."""
+
 import hashlib
 import importlib
 import json
