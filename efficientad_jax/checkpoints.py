@@ -8,8 +8,9 @@ import gc
 import hashlib
 import logging
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.multihost import is_first_process, wait_for_processes
 
 _log = logging.getLogger(__name__)
 
+_TURN = threading.Lock()  # of runs beside others: see `open_checkpoints`
+
 
 class Checkpoints:
     """The checkpoints of one run, newest last; made by `open_checkpoints`."""
 
-    def __init__(self, folder: Path, manager: ocp.CheckpointManager) -> None:
+    def __init__(self, folder: Path, manager: ocp.CheckpointManager, beside_others: bool) -> None:
         self._folder = folder
         self._manager = manager
+        self._beside_others = beside_others
 
     def save(self, step: int, state: PyTree, loss: float) -> None:
         """Starts writing `state` as that of `step`, in the background.
@@ -48,7 +53,7 @@ class Checkpoints:
             return
         _check_finite(state, step)
         record = {"step": step, "sha256": _digest(state)}
-        with _writing(self._folder):
+        with _writing(self._folder), self._in_turn():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -56,6 +61,8 @@ class Checkpoints:
                 ),
                 metrics={"loss": float(loss)},
             )
+            if self._beside_others:
+                self._manager.wait_until_finished()
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
         """The newest state that is whole, in the structure and shardings of `like`, None for none.
@@ -66,7 +73,7 @@ class Checkpoints:
         Raises:
           InputError: there are checkpoints, but every one of them is damaged.
         """
-        with _without_abandoned_reads():
+        with _without_abandoned_reads(), self._in_turn():
             state, damaged = self._newest_whole(like)
             if damaged:
                 gc.collect()
@@ -99,6 +106,9 @@ class Checkpoints:
             raise ValueError("its values are not those that were saved")
         return restored["state"]
 
+    def _in_turn(self) -> AbstractContextManager[object]:
+        return _TURN if self._beside_others else nullcontext()
+
     def _newest_whole(self, like: PyTree) -> tuple[PyTree | None, dict[int, str]]:
         """A state, and what is wrong with those that are newer, by step."""
         damaged = {}
@@ -112,13 +122,14 @@ class Checkpoints:
     def _set_aside(self, steps: list[int]) -> None:
         if not steps:
             return
-        if is_first_process():
+        if self._beside_others or is_first_process():
             for step in steps:
                 source, number = self._folder / str(step), 0
                 while (target := self._folder / f"damaged-{step}-{number}").exists():
                     number += 1
                 source.rename(target)
-        wait_for_processes("damaged checkpoints set aside")
+        if not self._beside_others:
+            wait_for_processes("damaged checkpoints set aside")
         self._manager.reload()
 
     @property
@@ -128,30 +139,47 @@ class Checkpoints:
 
 
 @contextmanager
-def open_checkpoints(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
+def open_checkpoints(
+    folder: Path, keep: int = 2, beside_others: bool = False
+) -> Iterator[Checkpoints]:
     """Opens (and makes) a folder of checkpoints; on leaving, waits until all is on disk.
 
     Args:
       folder: an absolute path.
       keep: how many of the newest are kept; the one with the lowest loss is kept besides.
+      beside_others: whether other runs, in this process or in others of the program, have
+        checkpoints of their own: then this process alone reads and writes these, and a checkpoint
+        is on disk when `save` returns, as orbax takes two in the making for one.
 
     Raises:
       InputError: the folder or a checkpoint cannot be written.
     """
     best = BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1)
     options = ocp.CheckpointManagerOptions(
-        create=True,
+        create=False,  # the folder is made below
         cleanup_tmp_directories=True,  # what a run that was killed had not finished
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+        multiprocessing_options=_of_this_process(folder)
+        if beside_others
+        else MultiprocessingOptions(),
     )
     with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         manager = ocp.CheckpointManager(folder, options=options)
     try:
-        yield Checkpoints(folder, manager)
+        yield Checkpoints(folder, manager, beside_others)
     finally:
         with _writing(folder):
             manager.wait_until_finished()
             manager.close()
+
+
+def _of_this_process(folder: Path) -> MultiprocessingOptions:
+    """Orbax otherwise waits for every process of the program at each checkpoint."""
+    index = jax.process_index()
+    return MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"{index}-{folder}"
+    )
 
 
 @contextmanager

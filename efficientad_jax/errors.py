@@ -41,10 +41,11 @@ class StoppedError(Exception):
       signal: the first that came, Ctrl-C's SIGINT or SIGTERM.
     """
 
-    def __init__(self, signal_number: int, step: int) -> None:
-        """Takes the signal's number and how many steps are done."""
+    def __init__(self, signal_number: int, step: int | None = None) -> None:
+        """Takes the signal's number and, of a single training, how many steps are done."""
+        after = "" if step is None else f" after step {step}"
         super().__init__(
-            f"stopped by {signal.Signals(signal_number).name} after step {step}; "
+            f"stopped by {signal.Signals(signal_number).name}{after}; "
             "the same command goes on from there"
         )
         self.signal = signal_number

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,29 @@ from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.teacher import load_teacher, normalize_teacher
 from efficientad_jax.threshold import choose_threshold
-from efficientad_jax.training import TrainData
+from efficientad_jax.training import TrainData, TrainState
 from efficientad_jax.training_loop import run_training
 from efficientad_jax.workdir import claim_workdir
 
 _log = logging.getLogger(__name__)
 
 _IMAGES_PER_DISPATCH = 16
+
+
+class Prepared(NamedTuple):
+    """What a training begins with.
+
+    Attributes:
+      spec: of the detector to be.
+      teacher_params: of the teacher, normalised over the training images.
+      data: what the steps take, in the host's memory.
+      workdir: claimed for the configuration, absolute.
+    """
+
+    spec: DetectorSpec
+    teacher_params: PyTree
+    data: TrainData
+    workdir: Path
 
 
 def load_configured_dataset(config: Config) -> Dataset:
@@ -66,6 +83,19 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
         belongs to another configuration, or it cannot be written to.
       DivergenceError: a loss or a parameter is no longer finite.
     """
+    prepared = prepare_fit(config, dataset, workdir)
+    data = jax.tree.map(jnp.asarray, prepared.data)
+    state = run_training(
+        config, networks_of(prepared.spec), prepared.teacher_params, data, prepared.workdir
+    )
+    return finish_fit(config, dataset, prepared, state)
+
+
+def prepare_fit(config: Config, dataset: Dataset, workdir: Path) -> Prepared:
+    """What comes before the steps of a training: its inputs, and a work directory.
+
+    Arguments and errors are those of `fit_detector`.
+    """
     check_config(config)
     model = config.model
     teacher = load_teacher(config.teacher, model.size)
@@ -77,27 +107,31 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
         dtype=model.dtype,
         autoencoder=config.losses.autoencoder,
     )
-    networks = networks_of(spec)
     images = dataset.train.images
     pretraining = _pretraining_images(config, spec.input_size) if config.losses.penalty else None
     workdir = claim_workdir(workdir, config)
     teacher_params, features = _describe_training_images(
-        networks.teacher, teacher.params, images, config.train.feature_cache_gb
+        networks_of(spec).teacher, teacher.params, images, config.train.feature_cache_gb
     )
-    data = TrainData(
-        jnp.asarray(images),
-        None if features is None else jnp.asarray(features),
-        None if pretraining is None else jnp.asarray(pretraining),
-    )
-    state = run_training(config, networks, teacher_params, data, workdir)
+    return Prepared(spec, teacher_params, TrainData(images, features, pretraining), workdir)
+
+
+def finish_fit(config: Config, dataset: Dataset, prepared: Prepared, state: TrainState) -> Detector:
+    """What comes after the steps: calibration, and the detector in the work directory.
+
+    Raises:
+      InputError: a map has no scale, or the detector cannot be written.
+      DivergenceError: a map is not finite.
+    """
+    spec = prepared.spec
     params = DetectorParams(
-        teacher_params,
+        prepared.teacher_params,
         state.params["student"],
         state.params["autoencoder"] if spec.autoencoder else None,
     )
     choice = dict(config.calibration)
     rate = choice.pop("false_alarm_rate", None)
-    calibration, scores = calibrate(networks, params, dataset.validation.images, **choice)
+    calibration, scores = calibrate(networks_of(spec), params, dataset.validation.images, **choice)
     detector = Detector(
         spec,
         params,
@@ -107,7 +141,7 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
         threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
     )
-    detector.save(workdir / "detector")
+    detector.save(prepared.workdir / "detector")
     return detector
 
 

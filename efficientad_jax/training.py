@@ -1,6 +1,7 @@
 """Phase 2: student and autoencoder learn the normal images (paper, Algorithm 1).
 
-Everything here is a pure function of a state: the loop around it is in `training_loop`.
+Everything here is a pure function of a state: the loops around it are in `training_loop`
+and, for many trainings at once, in `sweep`.
 """
 
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
@@ -65,7 +67,7 @@ class TrainState(NamedTuple):
 
 
 class TrainData(NamedTuple):
-    """What stays on the device during training.
+    """What stays on the device during training; until it is put there, NumPy arrays.
 
     Attributes:
       images: training images at the network's size.
@@ -74,9 +76,9 @@ class TrainData(NamedTuple):
       pretraining_images: for the penalty, None where it is off.
     """
 
-    images: UInt8[Array, "n h w 3"]
-    teacher_features: Float16[Array, "n oh ow c"] | None
-    pretraining_images: UInt8[Array, "m h w 3"] | None
+    images: UInt8[Array | np.ndarray, "n h w 3"]
+    teacher_features: Float16[Array | np.ndarray, "n oh ow c"] | None
+    pretraining_images: UInt8[Array | np.ndarray, "m h w 3"] | None
 
 
 class Batch(NamedTuple):
@@ -213,12 +215,7 @@ def train_step(
     return TrainState(params, opt_state, state.step + 1), losses
 
 
-@partial(
-    jax.jit,
-    static_argnames=("networks", "objective", "optimizer"),
-    donate_argnames=("state",),
-)
-def train_steps(
+def several_steps(
     networks: Networks,
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -229,7 +226,7 @@ def train_steps(
     pretraining_indices: Int[Array, "k b"],
     key: jax.Array,
 ) -> tuple[TrainState, Losses]:
-    """`k` steps in one dispatch.
+    """`k` steps, which `train_steps` makes in one dispatch.
 
     Args:
       networks: their modules.
@@ -260,3 +257,10 @@ def train_steps(
         return train_step(networks, objective, optimizer, teacher_params, state, batch, step_key)
 
     return jax.lax.scan(step, state, (indices, pretraining_indices))
+
+
+train_steps = jax.jit(
+    several_steps,
+    static_argnames=("networks", "objective", "optimizer"),
+    donate_argnames=("state",),
+)

@@ -13,7 +13,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from configs import elpv
-from efficientad_jax import InputError, training_loop
+from efficientad_jax import InputError, training_loop, training_run
 from efficientad_jax.errors import DivergenceError, StoppedError
 from efficientad_jax.interruption import interruption
 from efficientad_jax.losses import Losses
@@ -28,6 +28,7 @@ NETWORKS = create_networks("small", 4, SIZE)
 
 def config(**train):
     made = elpv.get_config()
+    made.model.update({"input_height": SIZE[0], "input_width": SIZE[1]})
     made.losses.autoencoder = False
     made.train.update({"steps": 4, "steps_per_dispatch": 1, "checkpoint_every": 2} | train)
     return made
@@ -52,7 +53,7 @@ def written(monkeypatch):
     def note(folder):
         yield lambda values, step: written.append((step, values))
 
-    monkeypatch.setattr(training_loop, "scalar_log", note)
+    monkeypatch.setattr(training_run, "scalar_log", note)
     return written
 
 
@@ -83,7 +84,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
 
         yield write
 
-    monkeypatch.setattr(training_loop, "scalar_log", send_a_signal)
+    monkeypatch.setattr(training_run, "scalar_log", send_a_signal)
     with pytest.raises(StoppedError, match="SIGTERM after step 1;") as stopped:
         run(tmp_path / "b")
     assert stopped.value.signal == signal.SIGTERM
@@ -136,10 +137,9 @@ def test_tensorboard_files_hold_what_was_written(tmp_path):
 
 
 def test_every_image_is_seen_once_before_any_is_seen_again():
-    images = np.zeros(5)
-    chosen = training_loop._chosen(images, 0, 0, 0, 10, 1)[:, 0]
+    chosen = training_run._chosen(5, 0, 0, 0, 10, 1)[:, 0]
     assert sorted(chosen[:5]) == sorted(chosen[5:]) == [0, 1, 2, 3, 4]
-    late = training_loop._chosen(images, 0, 0, 7, 3, 1)[:, 0]
+    late = training_run._chosen(5, 0, 0, 7, 3, 1)[:, 0]
     assert late.tolist() == chosen[7:].tolist()
 
 

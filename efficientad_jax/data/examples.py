@@ -3,6 +3,7 @@
 import contextlib
 import io
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,10 @@ def _check_names(example: Example) -> None:
             raise InputError(f"image {path}: its path is not UTF-8; rename it") from error
 
 
+# What is printed is held back for the whole process, and two threads may want the same dataset.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Writes a builder's array_record files, unless they are there; nothing stays of a failure.
 
@@ -107,7 +112,11 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     tfds.disable_progress_bar()
     try:
         # Nothing is downloaded, and what is printed speaks of downloads.
-        with tempfile.TemporaryDirectory() as empty, contextlib.redirect_stdout(io.StringIO()):
+        with (
+            _ONE_AT_A_TIME,
+            tempfile.TemporaryDirectory() as empty,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             builder.download_and_prepare(download_dir=empty, file_format="array_record")
     except BaseException as error:
         # tensorflow-datasets has removed its unfinished copy, not the folders around it.

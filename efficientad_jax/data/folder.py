@@ -62,18 +62,24 @@ class MvtecFolder(ConfiguredBuilder):
         return {split: generate(examples) for split, examples in self._examples.items()}
 
 
+def categories_in(root: str) -> list[str]:
+    """The folders inside `root` that hold training images; `['']` where it has none of these.
+
+    Raises:
+      InputError: there is no such folder.
+    """
+    folder = _existing(root)
+    return [""] if (folder / "train").is_dir() else _categories(folder) or [""]
+
+
 def resolve_category(root: str, category: str) -> Path:
     """The folder of a category, or `root` itself for an empty one.
 
     Raises:
       InputError: there is no such folder; it lists the categories that are there.
     """
-    if not root:
-        raise InputError("config.dataset.root is empty: give the folder of the images")
-    folder = Path(root)
-    if not folder.is_dir():
-        raise InputError(f"dataset folder {folder}: no such folder")
-    known = sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
+    folder = _existing(root)
+    known = _categories(folder)
     if not category:
         if known and not (folder / "train").is_dir():
             raise InputError(
@@ -87,6 +93,19 @@ def resolve_category(root: str, category: str) -> Path:
             f"expected one of: {', '.join(known) or '(none there)'}"
         )
     return folder / category
+
+
+def _existing(root: str) -> Path:
+    if not root:
+        raise InputError("config.dataset.root is empty: give the folder of the images")
+    folder = Path(root)
+    if not folder.is_dir():
+        raise InputError(f"dataset folder {folder}: no such folder")
+    return folder
+
+
+def _categories(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
 
 
 def list_examples(root: Path) -> dict[str, list[Example]]:

@@ -86,6 +86,24 @@ def load_dataset(
     return Dataset(train, validation, test)
 
 
+def categories_of(name: str, root: str) -> list[str]:
+    """The categories of a dataset; of a folder that is not divided into any, `['']`.
+
+    Raises:
+      InputError: there is no such dataset, or no such folder.
+    """
+    from efficientad_jax.data import elpv, folder
+
+    benchmarks = _benchmarks()
+    if name in benchmarks:
+        return list(benchmarks[name].benchmark.categories)
+    if name == "elpv":
+        return list(elpv.CATEGORIES)
+    if name == "folder":
+        return folder.categories_in(root)
+    raise _no_dataset(name)
+
+
 def load_images(paths: Sequence[Path], image_size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
     """Decodes and resizes image files.
 
@@ -97,15 +115,9 @@ def load_images(paths: Sequence[Path], image_size: tuple[int, int]) -> UInt8[np.
 
 
 def _builder(name: str, category: str, root: str, data_dir: str | None) -> Any:
-    from efficientad_jax.data import btad, elpv, folder, mvtec_ad, mvtec_ad2, mvtec_loco, visa
+    from efficientad_jax.data import elpv, folder
 
-    benchmarks = {
-        "mvtec_ad": mvtec_ad.MvtecAd,
-        "mvtec_loco": mvtec_loco.MvtecLoco,
-        "mvtec_ad2": mvtec_ad2.MvtecAd2,
-        "visa": visa.Visa,
-        "btad": btad.Btad,
-    }
+    benchmarks = _benchmarks()
     if name in benchmarks:
         return benchmarks[name](category=category, root=root, data_dir=data_dir)
     if name == "elpv":
@@ -117,9 +129,24 @@ def _builder(name: str, category: str, root: str, data_dir: str | None) -> Any:
         return elpv.Elpv(config=category, data_dir=data_dir)
     if name == "folder":
         return folder.MvtecFolder(root=folder.resolve_category(root, category), data_dir=data_dir)
-    raise InputError(
-        f"dataset {name!r}: no such dataset, expected one of: {', '.join(benchmarks)}, elpv, folder"
-    )
+    raise _no_dataset(name)
+
+
+def _benchmarks() -> dict[str, Any]:
+    from efficientad_jax.data import btad, mvtec_ad, mvtec_ad2, mvtec_loco, visa
+
+    return {
+        "mvtec_ad": mvtec_ad.MvtecAd,
+        "mvtec_loco": mvtec_loco.MvtecLoco,
+        "mvtec_ad2": mvtec_ad2.MvtecAd2,
+        "visa": visa.Visa,
+        "btad": btad.Btad,
+    }
+
+
+def _no_dataset(name: str) -> InputError:
+    known = ", ".join([*_benchmarks(), "elpv", "folder"])
+    return InputError(f"dataset {name!r}: no such dataset, expected one of: {known}")
 
 
 def _load_file(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:

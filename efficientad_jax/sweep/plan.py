@@ -1,0 +1,62 @@
+"""What there is to train: a name, which is also its folder, and a configuration for each."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import NamedTuple
+
+from efficientad_jax.configuration import Config
+from efficientad_jax.data.loading import categories_of
+from efficientad_jax.errors import InputError
+
+
+class SweepRun(NamedTuple):
+    """One training.
+
+    Attributes:
+      name: such as 'bottle/seed0': also its folder in the work directory of the sweep.
+      category: of the dataset.
+      seed: of the training.
+      config: the sweep's, with this category and seed.
+    """
+
+    name: str
+    category: str
+    seed: int
+    config: Config
+
+
+def planned_runs(base: Config, categories: Sequence[str], seeds: int) -> list[SweepRun]:
+    """All trainings of a sweep, one seed after another, so that there is soon one of each category.
+
+    Args:
+      base: configuration of all of them.
+      categories: names, or 'all' for those of the dataset.
+      seeds: how many there are of each category, from `base.seed` on.
+
+    Raises:
+      InputError: a category is not one of the dataset's, or there is nothing to train.
+    """
+    known = categories_of(base.dataset.name, base.dataset.root)
+    wanted = known if list(categories) == ["all"] else list(dict.fromkeys(categories))
+    for category in wanted:
+        if category not in known:
+            raise InputError(
+                f"--categories: {category!r} is none of {base.dataset.name}, expected 'all' or "
+                f"some of: {', '.join(known)}"
+            )
+    if seeds < 1 or not wanted:
+        raise InputError(
+            f"--seeds={seeds}, --categories={','.join(categories)}: nothing to train, expected at "
+            "least one of each"
+        )
+    return [
+        SweepRun(f"{category or 'images'}/seed{seed}", category, seed, _of(base, category, seed))
+        for seed in range(base.seed, base.seed + seeds)
+        for category in wanted
+    ]
+
+
+def _of(base: Config, category: str, seed: int) -> Config:
+    config = deepcopy(base)
+    config.category, config.seed = category, seed
+    return config
