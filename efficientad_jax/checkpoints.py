@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from orbax.checkpoint.options import MultiprocessingOptions
+from orbax.checkpoint.options import AsyncOptions, MultiprocessingOptions
 
 from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.multihost import is_first_process, wait_for_processes
@@ -51,6 +51,7 @@ class Checkpoints:
         """
         if self._manager.latest_step() == step:
             return
+        state = self._as_kept(state)
         _check_finite(state, step)
         record = {"step": step, "sha256": _digest(state)}
         with _writing(self._folder), self._in_turn():
@@ -98,13 +99,18 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(like)), record=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(_abstract(self._as_kept(like))),
+                record=ocp.args.JsonRestore(),
             ),
         )
         record: Any = restored["record"]
         if record.get("step") != step or record.get("sha256") != _digest(restored["state"]):
             raise ValueError("its values are not those that were saved")
         return restored["state"]
+
+    def _as_kept(self, state: PyTree) -> PyTree:
+        """Of several processes orbax takes no array that only one of them has, but NumPy's."""
+        return jax.tree.map(np.asarray, state) if self._beside_others else state
 
     def _in_turn(self) -> AbstractContextManager[object]:
         return _TURN if self._beside_others else nullcontext()
@@ -159,6 +165,8 @@ def open_checkpoints(
         create=False,  # the folder is made below
         cleanup_tmp_directories=True,  # what a run that was killed had not finished
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+        # Orbax tells threads of directories it has made by keys that all runs share.
+        async_options=AsyncOptions(create_directories_asynchronously=not beside_others),
         multiprocessing_options=_of_this_process(folder)
         if beside_others
         else MultiprocessingOptions(),

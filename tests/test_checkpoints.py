@@ -136,3 +136,11 @@ def test_without_a_whole_one_nothing_begins_anew_in_silence(tmp_path):
         restored(tmp_path / "c")
     assert "\n" not in str(error.value)
     assert steps(tmp_path / "c") == [1, 2]
+
+
+@pytest.mark.parametrize("first_beside_others", [True, False])
+def test_a_run_beside_others_and_one_alone_read_each_other(tmp_path, first_beside_others):
+    with open_checkpoints(tmp_path / "c", beside_others=first_beside_others) as checkpoints:
+        checkpoints.save(7, state(7), 0.5)
+    with open_checkpoints(tmp_path / "c", beside_others=not first_beside_others) as checkpoints:
+        assert_is(checkpoints.restore_latest(state(0)), 7)

@@ -132,6 +132,12 @@ class _Sweep:
                     self._close_all()
                 else:
                     self._fill(devices, pool)
+                if not self.lanes:
+                    if stopped:
+                        raise StoppedError(interrupted())
+                    if not (self.open and self.until_all):
+                        return Outcome(self.failed, [run.name for run in self.open])
+                    time.sleep(_POLL_SECONDS)
                 in_threads = self._advance(pool)
                 # A program is compiled for a number of devices: wait until all are ready.
                 if self._in_steps and not any(lane.before for lane in self.lanes):
@@ -139,12 +145,6 @@ class _Sweep:
                         self._make_steps()
                 elif in_threads:
                     wait(in_threads, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                elif stopped:
-                    raise StoppedError(interrupted())
-                elif self.open and self.until_all:
-                    time.sleep(_POLL_SECONDS)
-                else:
-                    return Outcome(self.failed, [run.name for run in self.open])
 
     def _fill(self, devices: Sequence[Device], pool: ThreadPoolExecutor) -> None:
         """Begins a training on each free device, as long as there are any."""
