@@ -1,6 +1,7 @@
 """The commands: thin entry points over `efficientad_jax`, one a file."""
 
 from collections.abc import Callable
+from logging import Formatter
 
 from absl import app, logging
 
@@ -15,6 +16,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     The status is 2 for what cannot be used or written, 130 after Ctrl-C and 75 after SIGTERM.
     """
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
     with one_line_endings():
         keep_compiled_programs()
         app.run(main)

@@ -5,7 +5,7 @@
 
 Each training's folder is what `experiments.train` and `experiments.evaluate` leave, such as
 runs/sweep/bottle/seed0, without the checkpoints. A second start does what is missing, and what
-failed. For several hosts see docs/reproduction.md: each gives the same command, with a --workdir
+failed. For several hosts see docs/sweep.md: each gives the same command, with a --workdir
 that all of them see. Ends with status 1 where a training failed.
 """
 

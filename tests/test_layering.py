@@ -138,6 +138,7 @@ LAYERS = {
         "benchmark.implementations",
         "benchmark.peers",
         "benchmark.results",
+        "benchmark.side_by_side",
         "benchmark.start_up",
         "benchmark.timing",
         "benchmark.torch_networks",

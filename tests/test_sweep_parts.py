@@ -178,6 +178,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change(
         "mono/seed0: training from step 7",
         "mono/seed0: failed: [a/b] is no image",
     ]
+    assert not list((tmp_path / ".sweep").glob("*"))
 
 
 def test_the_summary_is_over_seeds_and_then_over_categories(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def carry_out(runs: Sequence[SweepRun], workdir: Path, tell: Tell, until_all: bo
     leave it, without its checkpoints. What was stopped or killed goes on from there.
 
     Args:
-      runs: see `planned_runs`; their networks and losses are the same.
+      runs: see `planned_runs`.
       workdir: an absolute folder, the same for all processes that take part.
       tell: is told of each change.
       until_all: whether to wait for the trainings of other processes, and take over those of
@@ -211,7 +211,9 @@ class _Sweep:
         """One dispatch of each group of trainings that one program does for."""
         groups: dict[Any, list[tuple[_Lane, _Training]]] = {}
         for lane, training in self._in_steps:
-            groups.setdefault(training.resident.shapes, []).append((lane, training))
+            networks, progress = networks_of(training.prepared.spec), training.progress
+            program = networks, progress.objective, progress.optimizer, training.resident.shapes
+            groups.setdefault(program, []).append((lane, training))
         dispatched: list[tuple[_Lane, _Training, tuple[TrainState, Losses]]] = []
         for group in groups.values():
             lanes, trainings = zip(*group, strict=True)

@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -109,8 +110,9 @@ def one_screen(runs: Sequence[SweepRun], workdir: Path) -> Iterator[Tell]:
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     board = _Board(runs, workdir, console)
-    if not console.is_terminal:
-        yield board.tell
-        return
-    with Live(get_renderable=board.table, console=console, refresh_per_second=2, transient=True):
-        yield board.tell
+    live = Live(get_renderable=board.table, console=console, refresh_per_second=2, transient=True)
+    try:
+        with live if console.is_terminal else nullcontext():
+            yield board.tell
+    finally:
+        shutil.rmtree(board.folder / board.name, ignore_errors=True)

@@ -1,0 +1,145 @@
+"""Train steps of several trainings: one after another, side by side by `pmap`, or by `vmap`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from efficientad_jax.benchmark.timing import Spread, time_in_turns
+from efficientad_jax.convolution import Method
+from efficientad_jax.parallel_training import Steps, resident_on, train_side_by_side
+from efficientad_jax.pdn import Size
+from efficientad_jax.training import (
+    Networks,
+    Objective,
+    TrainData,
+    TrainState,
+    create_networks,
+    create_train_state,
+    several_steps,
+    train_steps,
+)
+
+_CHANNELS = 384
+_IMAGES = 16
+
+
+def time_side_by_side(
+    size: Size,
+    side: int,
+    trainings: int,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    rounds: int,
+    convolution: Method = "auto",
+) -> dict[str, Spread]:
+    """Times `steps` train steps of each of some trainings, in three ways.
+
+    Args:
+      size: of the networks.
+      side: height and width of the images in pixels.
+      trainings: how many; at most as many as this process has devices are made by `pmap`.
+      objective: which losses count.
+      optimizer: of all of them.
+      steps: in each dispatch, of batch 1.
+      rounds: how often each way is timed.
+      convolution: of the networks.
+
+    Returns:
+      Seconds of `trainings` times `steps` steps by each way: 'one after another', 'pmap' where
+      there are enough devices, and 'vmap' on one device.
+    """
+    networks = create_networks(size, _CHANNELS, (side, side), convolution=convolution)
+    images = np.random.default_rng(0).integers(0, 256, (_IMAGES, side, side, 3), np.uint8)
+    data = TrainData(images, None, images if objective.penalty else None)
+    chosen = np.arange(steps, dtype=np.int32).reshape(steps, 1) % _IMAGES
+    key = jax.random.key(0)
+    teacher = networks.teacher.init(key, jnp.zeros((1, side, side, 3)))
+    settings = networks, objective, optimizer
+    # Each way takes its states on and on, as a training does.
+    ways: dict[str, Callable[[], Any]] = {
+        "one after another": _one_after_another(settings, trainings, teacher, data, chosen, key)
+    }
+    if jax.local_device_count() >= trainings > 1:
+        ways["pmap"] = _by_pmap(settings, trainings, teacher, data, chosen, key)
+    ways["vmap"] = _by_vmap(settings, trainings, teacher, data, chosen, key)
+    return time_in_turns(ways, rounds)
+
+
+Settings = tuple[Networks, Objective, optax.GradientTransformation]
+
+
+def _fresh(settings: Settings, data: TrainData, key: jax.Array) -> TrainState:
+    networks, _, optimizer = settings
+    _, height, width, _ = data.images.shape
+    return create_train_state(key, networks, optimizer, (height, width))
+
+
+def _one_after_another(
+    settings: Settings,
+    trainings: int,
+    teacher: PyTree,
+    data: TrainData,
+    chosen: np.ndarray,
+    key: jax.Array,
+) -> Callable[[], Any]:
+    on_device = jax.tree.map(jnp.asarray, data)
+    states = [_fresh(settings, data, key) for _ in range(trainings)]
+
+    def call() -> None:
+        for i, state in enumerate(states):
+            ended, losses = train_steps(*settings, teacher, on_device, state, chosen, chosen, key)
+            jax.block_until_ready(losses)
+            states[i] = ended
+
+    return call
+
+
+def _by_pmap(
+    settings: Settings,
+    trainings: int,
+    teacher: PyTree,
+    data: TrainData,
+    chosen: np.ndarray,
+    key: jax.Array,
+) -> Callable[[], Any]:
+    residents = [resident_on(device, teacher, data) for device in jax.local_devices()[:trainings]]
+    states = [_fresh(settings, data, key) for _ in range(trainings)]
+
+    def call() -> None:
+        steps = [Steps(state, chosen, chosen, key) for state in states]
+        ended = train_side_by_side(*settings, residents, steps)
+        jax.block_until_ready([losses for _, losses in ended])
+        states[:] = [state for state, _ in ended]
+
+    return call
+
+
+def _by_vmap(
+    settings: Settings,
+    trainings: int,
+    teacher: PyTree,
+    data: TrainData,
+    chosen: np.ndarray,
+    key: jax.Array,
+) -> Callable[[], Any]:
+    def several(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * trainings), tree)
+
+    # As in a sweep, each training has its own teacher, images and state.
+    own = several(teacher), several(data)
+    mapped = jax.vmap(partial(several_steps, *settings), in_axes=(0, 0, 0, None, None, None))
+    compiled = jax.jit(mapped, donate_argnums=(2,))
+    held = [several(_fresh(settings, data, key))]
+
+    def call() -> None:
+        held[0], losses = compiled(*own, held[0], chosen, chosen, key)
+        jax.block_until_ready(losses)
+
+    return call
