@@ -123,6 +123,8 @@ def test_eight_devices_end_with_the_detectors_of_eight_separate_runs(tmp_path: P
         "losses.penalty": True,
         "losses.autoencoder": True,
         "pretraining_images": str(tree / "photographs"),
+        "train.steps": 2,
+        "train.checkpoint_every": 2,
     }
     flags = [f"--config.{name}={value}" for name, value in losses.items()]
     output, errors = finish(start(tree, tmp_path / "sweep", *flags, "--seeds=1", devices=8))
@@ -168,32 +170,32 @@ def test_what_fails_fails_alone_and_is_made_up_for(tmp_path: Path) -> None:
     assert [row.split(",")[:2] for row in rows[1:]] == [[f"part{i}", "0"] for i in range(3)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_sweep_goes_on_to_the_same_detectors(tmp_path: Path, number: int) -> None:
+def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_detectors(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, ["part0", "part1"])
     steps = "--config.train.steps=6"
-    undisturbed = tmp_path / "undisturbed"
-    finish(start(tree, undisturbed, steps, devices=2))
+    undisturbed = start(tree, tmp_path / "undisturbed", steps, devices=2)
     sweep = tmp_path / "sweep"
-    process = start(tree, sweep, steps, devices=2)
-    while not (sweep / "part1/seed0/checkpoints/2").is_dir():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    if number == signal.SIGTERM:
-        assert process.returncode == 75, errors
-        assert errors.splitlines()[-1] == (
-            "stopped by SIGTERM; the same command goes on from there"
-        )
-    assert not any(is_done(sweep / f"part{i}/seed0") for i in range(2))
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGKILL, 4)):
+        process = start(tree, sweep, steps, devices=2)
+        while not (sweep / f"part1/seed0/checkpoints/{step}").is_dir():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate()
+        if number == signal.SIGTERM:
+            assert process.returncode == 75, errors
+            assert errors.splitlines()[-1] == (
+                "stopped by SIGTERM; the same command goes on from there"
+            )
+        assert not any(is_done(sweep / f"part{i}/seed0") for i in range(2))
 
     _, errors = finish(start(tree, sweep, steps, devices=2))
     begun = dict(re.findall(r"(part\d)/seed0: training from step (\d+)", errors))
-    assert int(begun["part1"]) >= 2
+    assert int(begun["part1"]) >= 4
+    finish(undisturbed)
     for category in ("part0", "part1"):
         detector = f"{category}/seed0/detector"
-        assert_the_same_detector(sweep / detector, undisturbed / detector)
+        assert_the_same_detector(sweep / detector, tmp_path / "undisturbed" / detector)
 
 
 def test_processes_share_a_sweep(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -49,25 +50,32 @@ def test_a_folder_s_categories_are_its_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("fields", "categories", "seeds", "named"),
     [
-        (["--categories=mono,bottle"], "'bottle' is none of elpv, expected 'all' or some of: mono"),
-        (["--seeds=0"], "--seeds=0"),
-        (["--config.dataset.name=nothing"], "dataset 'nothing': no such dataset"),
-        (["--config.dataset.name=folder", "--config.dataset.root=/no"], "no such folder"),
-        (["--config.train.steps=0"], "train.steps"),
-        (["another"], "unexpected argument 'another'"),
+        ({}, ["mono", "bottle"], 1, "'bottle' is none of elpv, expected 'all' or some of: mono"),
+        ({}, ["all"], 0, "--seeds=0"),
+        ({}, [], 1, "nothing to train"),
+        ({"dataset.name": "nothing"}, ["all"], 1, "dataset 'nothing': no such dataset"),
+        ({"dataset.name": "folder", "dataset.root": "/no"}, ["all"], 1, "no such folder"),
+        ({"dataset.name": "folder"}, ["all"], 1, "config.dataset.root is empty"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_begun(
-    tmp_path: Path, flags: list[str], named: str
+def test_what_cannot_be_planned_is_named(
+    fields: dict[str, str], categories: list[str], seeds: int, named: str
 ) -> None:
+    config = elpv.get_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match=re.escape(named)):
+        planned_runs(config, categories, seeds)
+
+
+def test_a_mistake_is_one_line_before_anything_is_begun(tmp_path: Path) -> None:
     workdir = tmp_path / "sweep"
-    result = command("sweep", "--config=configs/elpv.py", f"--workdir={workdir}", *flags)
+    flags = [f"--workdir={workdir}", "--categories=mono,bottle"]
+    result = command("sweep", "--config=configs/elpv.py", *flags)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert named in line
+    assert line.startswith("error: --categories: 'bottle'")
     assert not workdir.exists()
 
 
