@@ -98,7 +98,7 @@ def _check_names(example: Example) -> None:
 
 
 # What is printed is held back for the whole process, and two threads may want the same dataset.
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
