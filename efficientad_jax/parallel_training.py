@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import Int, PyTree
 
 from efficientad_jax.losses import Losses
 from efficientad_jax.training import Networks, Objective, TrainData, TrainState, several_steps
@@ -114,28 +114,9 @@ def _on(devices: tuple[Device, ...]) -> Callable[..., tuple[TrainState, Losses]]
     )
 
 
-def _steps_of_one(
-    networks: Networks,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    teacher_params: PyTree,
-    data: TrainData,
-    state: TrainState,
-    images: Int[Array, "k b"],
-    pretraining_images: Int[Array, "k b"],
-    key: UInt32[Array, " _"],
-) -> tuple[TrainState, Losses]:
-    return several_steps(
-        networks,
-        objective,
-        optimizer,
-        teacher_params,
-        data,
-        state,
-        images,
-        pretraining_images,
-        jax.random.wrap_key_data(key),
-    )
+def _steps_of_one(*arguments: Any) -> tuple[TrainState, Losses]:
+    """`several_steps`, whose key comes as numbers: arrays of keys cannot be put together."""
+    return several_steps(*arguments[:-1], key=jax.random.wrap_key_data(arguments[-1]))
 
 
 def _together(devices: tuple[Device, ...], shares: Sequence[PyTree]) -> PyTree:

@@ -56,6 +56,7 @@ class TrainingRun:
         self.state = state if restored is None else restored
         self._seed: int = config.seed
         self._train = config.train
+        self._schedule = step_decay(*_rates(config.train))
         self._counts = counts
         self._checkpoints = checkpoints
         self._write_scalars = write_scalars
@@ -93,7 +94,7 @@ class TrainingRun:
         self.state = state
         self.step += len(by_name["total"])
         means = {f"loss/{name}": float(loss.mean()) for name, loss in by_name.items()}
-        rate = np.asarray(_schedule(self._train)(self.step)).item()
+        rate = np.asarray(self._schedule(self.step)).item()
         self._write_scalars(means | {"learning_rate": rate}, self.step)
         self._since_saved.append(by_name["total"])
         if self.step - self._saved >= self._train.checkpoint_every:
@@ -155,21 +156,19 @@ def image_counts(data: TrainData) -> tuple[int, int]:
 
 def configured_optimizer(config: Config) -> optax.GradientTransformation:
     """The optimiser of `config.train`; the same object for the same values."""
-    train = config.train
-    return _optimizer(
-        train.learning_rate, train.steps, train.decay_at, train.decay_factor, train.weight_decay
-    )
+    return _optimizer(_rates(config.train), config.train.weight_decay)
 
 
 @lru_cache(maxsize=8)
 def _optimizer(
-    learning_rate: float, steps: int, decay_at: float, decay_factor: float, weight_decay: float
+    rates: tuple[float, int, float, float], weight_decay: float
 ) -> optax.GradientTransformation:
-    return adam_with_l2(step_decay(learning_rate, steps, decay_at, decay_factor), weight_decay)
+    return adam_with_l2(step_decay(*rates), weight_decay)
 
 
-def _schedule(train: Config) -> optax.Schedule:
-    return step_decay(train.learning_rate, train.steps, train.decay_at, train.decay_factor)
+def _rates(train: Config) -> tuple[float, int, float, float]:
+    """What `step_decay` takes."""
+    return train.learning_rate, train.steps, train.decay_at, train.decay_factor
 
 
 def _chosen(

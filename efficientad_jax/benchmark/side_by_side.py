@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,36 +61,35 @@ def time_side_by_side(
     chosen = np.arange(steps, dtype=np.int32).reshape(steps, 1) % _IMAGES
     key = jax.random.key(0)
     teacher = networks.teacher.init(key, jnp.zeros((1, side, side, 3)))
-    settings = networks, objective, optimizer
+    task = _Task((networks, objective, optimizer), trainings, teacher, data, chosen, key)
     # Each way takes its states on and on, as a training does.
-    ways: dict[str, Callable[[], Any]] = {
-        "one after another": _one_after_another(settings, trainings, teacher, data, chosen, key)
-    }
+    ways = {"one after another": _one_after_another(task)}
     if jax.local_device_count() >= trainings > 1:
-        ways["pmap"] = _by_pmap(settings, trainings, teacher, data, chosen, key)
-    ways["vmap"] = _by_vmap(settings, trainings, teacher, data, chosen, key)
+        ways["pmap"] = _by_pmap(task)
+    ways["vmap"] = _by_vmap(task)
     return time_in_turns(ways, rounds)
 
 
-Settings = tuple[Networks, Objective, optax.GradientTransformation]
+class _Task(NamedTuple):
+    """What each way does: `trainings` times the steps that take the images `chosen`."""
+
+    settings: tuple[Networks, Objective, optax.GradientTransformation]
+    trainings: int
+    teacher: PyTree
+    data: TrainData
+    chosen: np.ndarray
+    key: jax.Array
+
+    def fresh(self) -> TrainState:
+        networks, _, optimizer = self.settings
+        _, height, width, _ = self.data.images.shape
+        return create_train_state(self.key, networks, optimizer, (height, width))
 
 
-def _fresh(settings: Settings, data: TrainData, key: jax.Array) -> TrainState:
-    networks, _, optimizer = settings
-    _, height, width, _ = data.images.shape
-    return create_train_state(key, networks, optimizer, (height, width))
-
-
-def _one_after_another(
-    settings: Settings,
-    trainings: int,
-    teacher: PyTree,
-    data: TrainData,
-    chosen: np.ndarray,
-    key: jax.Array,
-) -> Callable[[], Any]:
+def _one_after_another(task: _Task) -> Callable[[], Any]:
+    settings, trainings, teacher, data, chosen, key = task
     on_device = jax.tree.map(jnp.asarray, data)
-    states = [_fresh(settings, data, key) for _ in range(trainings)]
+    states = [task.fresh() for _ in range(trainings)]
 
     def call() -> None:
         for i, state in enumerate(states):
@@ -101,16 +100,10 @@ def _one_after_another(
     return call
 
 
-def _by_pmap(
-    settings: Settings,
-    trainings: int,
-    teacher: PyTree,
-    data: TrainData,
-    chosen: np.ndarray,
-    key: jax.Array,
-) -> Callable[[], Any]:
+def _by_pmap(task: _Task) -> Callable[[], Any]:
+    settings, trainings, teacher, data, chosen, key = task
     residents = [resident_on(device, teacher, data) for device in jax.local_devices()[:trainings]]
-    states = [_fresh(settings, data, key) for _ in range(trainings)]
+    states = [task.fresh() for _ in range(trainings)]
 
     def call() -> None:
         steps = [Steps(state, chosen, chosen, key) for state in states]
@@ -121,14 +114,9 @@ def _by_pmap(
     return call
 
 
-def _by_vmap(
-    settings: Settings,
-    trainings: int,
-    teacher: PyTree,
-    data: TrainData,
-    chosen: np.ndarray,
-    key: jax.Array,
-) -> Callable[[], Any]:
+def _by_vmap(task: _Task) -> Callable[[], Any]:
+    settings, trainings, teacher, data, chosen, key = task
+
     def several(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * trainings), tree)
 
@@ -136,7 +124,7 @@ def _by_vmap(
     own = several(teacher), several(data)
     mapped = jax.vmap(partial(several_steps, *settings), in_axes=(0, 0, 0, None, None, None))
     compiled = jax.jit(mapped, donate_argnums=(2,))
-    held = [several(_fresh(settings, data, key))]
+    held = [several(task.fresh())]
 
     def call() -> None:
         held[0], losses = compiled(*own, held[0], chosen, chosen, key)
