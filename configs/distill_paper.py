@@ -31,6 +31,7 @@ def get_config() -> Config:
     config.weight_decay = 1e-5
     config.grayscale_probability = 0.1  # line 15
     config.smallest_area = 1.0
+    config.smallest_contrast = 1.0
     config.pool_views = 0
     config.new_views_per_round = 0
     config.steps_per_round = 2500

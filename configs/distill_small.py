@@ -43,6 +43,9 @@ def get_config() -> Config:
     config.weight_decay = 1e-5
     config.grayscale_probability = 0.3  # paper: 0.1, with a thousand times the images
     config.smallest_area = 0.25  # of the photograph in a view; paper: 1, the whole
+    # Of the range of brightness that a view keeps. Paper: 1, photographs as they are; pictures of
+    # industrial parts can have a tenth of their contrast.
+    config.smallest_contrast = 0.1
 
     # Resident views with their targets, 3.3 MB each, which the steps take crops of. Paper: 0, a new
     # photograph each time, which the backbone sees in the step.

@@ -100,6 +100,7 @@ def _recipe(config: Config, stream: int) -> ViewRecipe:
     return ViewRecipe(
         (config.seed, stream),
         config.smallest_area,
+        config.smallest_contrast,
         config.grayscale_probability,
         config.backbone_size,
     )
@@ -109,7 +110,7 @@ def statistics_views(
     config: Config, photographs: Photographs, train: Int[np.ndarray, " t"]
 ) -> Iterator[Views]:
     """Whole photographs that the targets' mean and std are taken over, this process's share."""
-    recipe = _recipe(config, 2)._replace(smallest_area=1.0)
+    recipe = _recipe(config, 2)._replace(smallest_area=1.0, smallest_contrast=1.0)
     numbers = own_numbers(np.arange(min(config.statistics_images, len(train))))
     return view_batches(photographs, train, recipe, numbers, config.worker_count)
 
@@ -118,6 +119,6 @@ def held_out_views(
     config: Config, photographs: Photographs, held_out: Int[np.ndarray, " h"]
 ) -> Iterator[Views]:
     """Whole photographs in colour that are never trained on, this process's share."""
-    recipe = ViewRecipe((config.seed, 5), 1.0, 0.0, config.backbone_size)
+    recipe = ViewRecipe((config.seed, 5), 1.0, 1.0, 0.0, config.backbone_size)
     numbers = own_numbers(np.arange(len(held_out)))
     return view_batches(photographs, held_out, recipe, numbers, config.worker_count)

@@ -12,7 +12,7 @@ from efficientad_jax.data.photographs import open_photographs, read_photograph
 from efficientad_jax.data.views import ViewRecipe, view_batches
 from efficientad_jax.errors import InputError
 
-RECIPE = ViewRecipe((0, 1), 0.25, 0.5, 64)
+RECIPE = ViewRecipe((0, 1), 0.25, 0.5, 0.5, 64)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_views_are_the_same_whatever_makes_them(folder):
 
 def test_a_whole_view_is_the_photograph_resized(folder):
     photographs = open_photographs(str(folder))
-    whole = RECIPE._replace(smallest_area=1.0, grayscale_probability=0.0)
+    whole = RECIPE._replace(smallest_area=1.0, smallest_contrast=1.0, grayscale_probability=0.0)
     (batch,) = view_batches(photographs, np.arange(5), whole, np.array([[2, 4]]), 0)
     for i, view in zip((2, 4), batch.small, strict=True):
         image = Image.fromarray(read_photograph(photographs, i))
@@ -131,6 +131,31 @@ def test_a_whole_view_is_the_photograph_resized(folder):
     gray = whole._replace(grayscale_probability=1.0)
     (batch,) = view_batches(photographs, np.arange(5), gray, np.array([[0]]), 0)
     assert np.ptp(batch.small.astype(int), axis=-1).max() == 0
+
+
+def test_the_contrast_of_views_is_scaled_within_the_range_of_brightness(folder):
+    photographs = open_photographs(str(folder))
+    whole = RECIPE._replace(smallest_area=1.0, smallest_contrast=1.0, grayscale_probability=0.0)
+    numbers = np.arange(60)[None]
+    (plain,) = view_batches(photographs, np.arange(5), whole, numbers, 0)
+    (scaled,) = view_batches(
+        photographs, np.arange(5), whole._replace(smallest_contrast=0.1), numbers, 0
+    )
+    for name in ("small", "large"):
+        kept, darkest = [], []
+        for before, after in zip(getattr(plain, name), getattr(scaled, name), strict=True):
+            slope, offset = np.polyfit(before.ravel().astype(float), after.ravel(), 1)
+            # Each of the two resizings rounds twice, and the scaling once.
+            assert np.abs(slope * before.astype(float) + offset - after).max() < 2.5
+            kept.append(slope)
+            darkest.append(offset)
+        assert min(kept) > 0.09
+        assert max(kept) < 1.01
+        # Uniform in the logarithm: the median of a factor from 0.1 to 1 is 0.32.
+        assert 0.2 < np.median(kept) < 0.5
+        assert min(darkest) > -1
+        assert max(np.add(darkest, np.multiply(kept, 255))) < 256
+        assert np.ptp(darkest) > 100
 
 
 def test_a_photograph_that_cannot_be_read_is_named(folder):

@@ -38,12 +38,16 @@ class ViewRecipe(NamedTuple):
       seed: of every random choice; views of other seeds are independent.
       smallest_area: the crop's part of the photograph's area is drawn from `[smallest_area, 1]`;
         1 takes the whole photograph, as the paper does.
+      smallest_contrast: the part of the range of brightness that a view keeps is drawn from
+        `[smallest_contrast, 1]`, uniformly in its logarithm, and lies anywhere in the range; 1
+        leaves brightness alone, as the paper does.
       grayscale_probability: how often colour is removed.
       backbone_size: height and width for the backbone, in pixels.
     """
 
     seed: tuple[int, ...]
     smallest_area: float
+    smallest_contrast: float
     grayscale_probability: float
     backbone_size: int
 
@@ -81,6 +85,10 @@ def random_view(
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if rng.random() < recipe.grayscale_probability:
         image = image.convert("L").convert("RGB")
+    if recipe.smallest_contrast < 1:
+        kept = recipe.smallest_contrast ** rng.random()
+        darkest = rng.uniform(0, 255 * (1 - kept))
+        image = image.point([round(darkest + kept * level) for level in range(256)] * 3)
     views = (
         np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
         for side in (recipe.backbone_size, VIEW_SIZE)
