@@ -106,11 +106,15 @@ def _recipe(config: Config, stream: int) -> ViewRecipe:
     )
 
 
+def _recipe_of_whole(config: Config, stream: int) -> ViewRecipe:
+    return _recipe(config, stream)._replace(smallest_area=1.0, smallest_contrast=1.0)
+
+
 def statistics_views(
     config: Config, photographs: Photographs, train: Int[np.ndarray, " t"]
 ) -> Iterator[Views]:
     """Whole photographs that the targets' mean and std are taken over, this process's share."""
-    recipe = _recipe(config, 2)._replace(smallest_area=1.0, smallest_contrast=1.0)
+    recipe = _recipe_of_whole(config, 2)
     numbers = own_numbers(np.arange(min(config.statistics_images, len(train))))
     return view_batches(photographs, train, recipe, numbers, config.worker_count)
 
@@ -119,6 +123,6 @@ def held_out_views(
     config: Config, photographs: Photographs, held_out: Int[np.ndarray, " h"]
 ) -> Iterator[Views]:
     """Whole photographs in colour that are never trained on, this process's share."""
-    recipe = ViewRecipe((config.seed, 5), 1.0, 1.0, 0.0, config.backbone_size)
+    recipe = _recipe_of_whole(config, 5)._replace(grayscale_probability=0.0)
     numbers = own_numbers(np.arange(len(held_out)))
     return view_batches(photographs, held_out, recipe, numbers, config.worker_count)

@@ -3,8 +3,8 @@
     python -m experiments.quickstart                              monocrystalline cells
     python -m experiments.quickstart --config=configs/elpv.py:poly    polycrystalline cells
 
-On 2 CPU cores the first took 5.4 minutes. A run that was stopped goes on
-where it was when the command is given again.
+On 2 CPU cores the first took 5.4 minutes. A run that was stopped goes on where it was when the
+command is given again.
 """
 
 import time
