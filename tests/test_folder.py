@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image
+from efficientad_jax.data.examples import prepare
 from efficientad_jax.data.loading import Dataset, load_dataset
 from efficientad_jax.errors import InputError
 
@@ -292,6 +294,21 @@ def test_copy_finished_by_another_process_meanwhile_is_taken(
     assert len(dataset.test.names) == 3
     (copy,) = prepared_copies(root)
     assert sorted(copy.parent.iterdir()) == [copy]
+
+
+def test_copy_finished_by_another_process_before_the_preparation_is_taken(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = [root]
+
+    def prepare_after_the_other(builder: tfds.core.DatasetBuilder) -> None:
+        if pending:
+            load(pending.pop())
+        prepare(builder)
+
+    monkeypatch.setattr("efficientad_jax.data.examples.prepare", prepare_after_the_other)
+    assert len(train_names(load(root))) == 4
+    assert not pending
 
 
 def test_unchanged_folder_is_prepared_once(root: Path) -> None:

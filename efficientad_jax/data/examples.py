@@ -97,6 +97,8 @@ def _check_names(example: Example) -> None:
             raise InputError(f"image {path}: its path is not UTF-8; rename it") from error
 
 
+_FORMAT = "array_record"
+
 # What is printed is held back for the whole process, and two threads may want the same dataset.
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -117,7 +119,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
             tempfile.TemporaryDirectory() as empty,
             contextlib.redirect_stdout(io.StringIO()),
         ):
-            builder.download_and_prepare(download_dir=empty, file_format="array_record")
+            builder.download_and_prepare(download_dir=empty, file_format=_FORMAT)
     except BaseException as error:
         # tensorflow-datasets has removed its unfinished copy, not the folders around it.
         _remove_empty(folder.parent, before)
@@ -127,6 +129,10 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         if not folder.is_dir():
             raise InputError(f"dataset folder {folder}: cannot be written ({error})") from error
         # Another process has prepared the same dataset meanwhile: take that.
+        builder.info.read_from_directory(str(folder))
+    if not builder.info.splits:
+        # Another thread or process has prepared it after this builder was made.
+        builder.info.set_file_format(_FORMAT, override=True)
         builder.info.read_from_directory(str(folder))
 
 
