@@ -86,6 +86,7 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
     """
     share = share_of_batch(config.batch_size)
     schedule = _schedule(config)
+    _check_views(config)
     # Algorithm 3 pads the PDN, so that it describes whole views; crops come with the targets of
     # their inside alone.
     whole = config.pool_views == 0
@@ -185,6 +186,15 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
         loss_held_out = held_out_loss(unpadded, final, held_pool)
     record = _record(config, photographs, split, backbone, start, loss_held_out)
     return Teacher(config.size, config.channels, final, record)
+
+
+def _check_views(config: Config) -> None:
+    for field in ("smallest_area", "smallest_contrast"):
+        if not 0 < config[field] <= 1:
+            raise InputError(f"config.{field} = {config[field]!r}: expected in (0, 1]")
+    probability = config.grayscale_probability
+    if not 0 <= probability <= 1:
+        raise InputError(f"config.grayscale_probability = {probability!r}: expected in [0, 1]")
 
 
 def _schedule(config: Config) -> optax.ScalarOrSchedule:

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import distill_small
 from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.distillation import create_distill_state
+from efficientad_jax.distillation_loop import distil_teacher
+from efficientad_jax.errors import InputError
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
 from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.teacher import Teacher, load_teacher, save_teacher
@@ -230,3 +233,22 @@ def test_shares_of_a_batch_are_its_crops_with_their_targets():
         part = random_crops(pool, np.random.default_rng(1), 6, 48, share)
         np.testing.assert_array_equal(part[0], images[share])
         np.testing.assert_array_equal(part[1], wanted[share])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("smallest_area", 0.0),
+        ("smallest_contrast", 0.0),
+        ("smallest_contrast", 1.5),
+        ("grayscale_probability", -0.1),
+        ("schedule", "linear"),
+    ],
+)
+def test_field_out_of_range_is_named(photographs, tmp_path, field, value):
+    config = distill_small.get_config()
+    config.update({"images": str(photographs), field: value})
+    workdir = tmp_path / "teacher"
+    with pytest.raises(InputError, match=rf"^config\.{field} = {value!r}: expected "):
+        distil_teacher(config, workdir)
+    assert not workdir.exists()
