@@ -29,13 +29,13 @@ def check_config(config: Config) -> None:
 
 def _check_ranges(config: Config) -> None:
     model, train = config.model, config.train
-    _require(model.size in ("small", "medium"), "model.size", model.size, "'small' or 'medium'")
-    _require(
+    require(model.size in ("small", "medium"), "model.size", model.size, "'small' or 'medium'")
+    require(
         model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16"
     )
     for field in ("input_height", "input_width"):
         side = model[field]
-        _require(
+        require(
             SMALLEST_SIDE <= side <= LARGEST_SIDE and side % 32 == 0,
             f"model.{field}",
             side,
@@ -43,21 +43,26 @@ def _check_ranges(config: Config) -> None:
         )
     counts = ("steps", "batch_size", "steps_per_dispatch", "checkpoint_every", "checkpoints_kept")
     for field in counts:
-        _require(train[field] >= 1, f"train.{field}", train[field], "at least 1")
-    _require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0")
-    _require(0 < train.decay_at <= 1, "train.decay_at", train.decay_at, "in (0, 1]")
-    _require(0 <= config.losses.p_hard < 1, "losses.p_hard", config.losses.p_hard, "in [0, 1)")
+        require(train[field] >= 1, f"train.{field}", train[field], "at least 1")
+    require(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0")
+    require(0 < train.decay_at <= 1, "train.decay_at", train.decay_at, "in (0, 1]")
+    require(0 <= config.losses.p_hard < 1, "losses.p_hard", config.losses.p_hard, "in [0, 1)")
     calibration = config.calibration
-    _require(
+    require(
         0 <= calibration.q_a < calibration.q_b <= 1,
         "calibration.q_a",
         calibration.q_a,
         f"at least 0 and below q_b = {calibration.q_b}, itself at most 1",
     )
     rate = calibration.get("false_alarm_rate")  # without one no threshold is chosen
-    _require(rate is None or 0 < rate < 1, "calibration.false_alarm_rate", rate, "in (0, 1)")
+    require(rate is None or 0 < rate < 1, "calibration.false_alarm_rate", rate, "in (0, 1)")
 
 
-def _require(holds: bool, field: str, found: object, expected: str) -> None:
+def require(holds: bool, field: str, found: object, expected: str) -> None:
+    """Refuses the value of a field.
+
+    Raises:
+      InputError: `holds` is false; it names the field, what was found and what was expected.
+    """
     if not holds:
         raise InputError(f"config.{field} = {found!r}: expected {expected}")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from efficientad_jax.backbone import Backbone, Describe, load_backbone
 from efficientad_jax.checkpoints import open_checkpoints
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import Config, require
 from efficientad_jax.data.photographs import Photographs, open_photographs
 from efficientad_jax.data.views import TARGET_SIZE, VIEW_SIZE
 from efficientad_jax.distillation import create_distill_state, distill_steps, held_out_loss
@@ -190,11 +190,9 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
 
 def _check_views(config: Config) -> None:
     for field in ("smallest_area", "smallest_contrast"):
-        if not 0 < config[field] <= 1:
-            raise InputError(f"config.{field} = {config[field]!r}: expected in (0, 1]")
+        require(0 < config[field] <= 1, field, config[field], "in (0, 1]")
     probability = config.grayscale_probability
-    if not 0 <= probability <= 1:
-        raise InputError(f"config.grayscale_probability = {probability!r}: expected in [0, 1]")
+    require(0 <= probability <= 1, "grayscale_probability", probability, "in [0, 1]")
 
 
 def _schedule(config: Config) -> optax.ScalarOrSchedule:
