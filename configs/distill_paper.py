@@ -19,6 +19,7 @@ def get_config() -> Config:
     config.worker_count = 16
     config.backbone = "wide_resnet101"
     config.backbone_size = 512
+    config.target_reduction = "average"
     config.held_out_fraction = 0.0002  # 256 of ImageNet's, which the paper has no use for
     config.statistics_images = 10_000  # lines 3-11
 
@@ -28,10 +29,13 @@ def get_config() -> Config:
     config.learning_rate = 1e-4
     config.schedule = "constant"
     config.warmup_steps = 0
+    config.decay_steps = 0
     config.weight_decay = 1e-5
     config.grayscale_probability = 0.1  # line 15
     config.smallest_area = 1.0
     config.smallest_contrast = 1.0
+    config.turns = False
+    config.mixup_probability = 0.0
     config.pool_views = 0
     config.new_views_per_round = 0
     config.steps_per_round = 2500

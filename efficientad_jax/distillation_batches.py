@@ -103,11 +103,15 @@ def _recipe(config: Config, stream: int) -> ViewRecipe:
         config.smallest_contrast,
         config.grayscale_probability,
         config.backbone_size,
+        config.turns,
+        config.mixup_probability,
     )
 
 
 def _recipe_of_whole(config: Config, stream: int) -> ViewRecipe:
-    return _recipe(config, stream)._replace(smallest_area=1.0, smallest_contrast=1.0)
+    return _recipe(config, stream)._replace(
+        smallest_area=1.0, smallest_contrast=1.0, turns=False, mixup_probability=0.0
+    )
 
 
 def statistics_views(

@@ -33,21 +33,34 @@ from efficientad_jax.distillation_batches import (
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 from efficientad_jax.interruption import interruption
 from efficientad_jax.multihost import any_process, is_first_process, wait_for_processes
-from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
+from efficientad_jax.optimizer import adam_with_l2, warmup_cosine, warmup_stable_decay
 from efficientad_jax.pace import Pace, in_words, rates
 from efficientad_jax.pdn import PatchDescriptionNetwork
 from efficientad_jax.scalars import scalar_log
 from efficientad_jax.shares import one_of, share_of_batch, to_devices
+from efficientad_jax.target_projection import (
+    REDUCTIONS,
+    TargetProjection,
+    save_projection,
+    saved_projection,
+)
 from efficientad_jax.targets import (
     Targets,
     describe_views,
-    normalized_targets,
-    raw_targets,
-    target_statistics,
+    projected_targets,
+    target_projection,
 )
 from efficientad_jax.teacher import Teacher, load_teacher
 from efficientad_jax.view_pool import empty_pool, put_in
 from efficientad_jax.workdir import claim_workdir
+
+# What a run of a version without these fields did.
+_ABSENT = {
+    "target_reduction": "average",
+    "turns": False,
+    "mixup_probability": 0.0,
+    "decay_steps": 0,
+}
 
 
 class _Split(NamedTuple):
@@ -101,10 +114,8 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
     start = _start_of(config) if config.start_from else None
     workdir = _claim_together(workdir, config)
 
-    statistics = target_statistics(
-        raw_targets(backbone), statistics_views(config, photographs, split.train)
-    )
-    targets = normalized_targets(backbone, statistics)
+    projection = _projection(config, workdir, backbone, photographs, split)
+    targets = projected_targets(backbone, projection)
     held_pool = empty_pool(len(split.held_out), config.channels)
     put_in(held_pool, describe_views(targets, held_out_views(config, photographs, split.held_out)))
 
@@ -185,14 +196,34 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
     if loss_held_out is None:  # the checkpoint was that of the last step
         loss_held_out = held_out_loss(unpadded, final, held_pool)
     record = _record(config, photographs, split, backbone, start, loss_held_out)
+    record["targets_explain"] = projection.explained
     return Teacher(config.size, config.channels, final, record)
+
+
+def _projection(
+    config: Config, workdir: Path, backbone: Backbone, photographs: Photographs, split: _Split
+) -> TargetProjection:
+    """How targets are made of features: what an earlier start of this run left, or found here."""
+    projection = saved_projection(workdir)
+    if projection is None:
+        views = statistics_views(config, photographs, split.train)
+        projection = target_projection(
+            backbone, views, config.channels, config.target_reduction, config.seed
+        )
+        if is_first_process():
+            save_projection(workdir, projection)
+    return projection
 
 
 def _check_views(config: Config) -> None:
     for field in ("smallest_area", "smallest_contrast"):
         require(0 < config[field] <= 1, field, config[field], "in (0, 1]")
-    probability = config.grayscale_probability
-    require(0 <= probability <= 1, "grayscale_probability", probability, "in [0, 1]")
+    for field in ("grayscale_probability", "mixup_probability"):
+        require(0 <= config[field] <= 1, field, config[field], "in [0, 1]")
+    reduction = config.target_reduction
+    require(
+        reduction in REDUCTIONS, "target_reduction", reduction, " or ".join(map(repr, REDUCTIONS))
+    )
 
 
 def _schedule(config: Config) -> optax.ScalarOrSchedule:
@@ -200,8 +231,13 @@ def _schedule(config: Config) -> optax.ScalarOrSchedule:
         return config.learning_rate
     if config.schedule == "warmup_cosine":
         return warmup_cosine(config.learning_rate, config.steps, config.warmup_steps)
+    if config.schedule == "warmup_stable_decay":
+        return warmup_stable_decay(
+            config.learning_rate, config.steps, config.warmup_steps, config.decay_steps
+        )
     raise InputError(
-        f"config.schedule = {config.schedule!r}: expected 'constant' or 'warmup_cosine'"
+        f"config.schedule = {config.schedule!r}: expected 'constant', 'warmup_cosine' or "
+        "'warmup_stable_decay'"
     )
 
 
@@ -242,7 +278,7 @@ def _claim_together(workdir: Path, config: Config) -> Path:
     """The first process makes the work directory, the others find it made."""
     if not is_first_process():
         wait_for_processes("workdir claimed")
-    claimed = claim_workdir(workdir, ConfigDict(_what_decides(config)))
+    claimed = claim_workdir(workdir, ConfigDict(_what_decides(config)), absent=_ABSENT)
     if is_first_process():
         wait_for_processes("workdir claimed")
     return claimed

@@ -33,3 +33,24 @@ def warmup_cosine(learning_rate: float, steps: int, warmup_steps: int) -> optax.
     return optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, min(warmup_steps, steps // 2), steps, learning_rate / 100
     )
+
+
+def warmup_stable_decay(
+    learning_rate: float, steps: int, warmup_steps: int, decay_steps: int
+) -> optax.Schedule:
+    """From 0 up over `warmup_steps`, constant, and down to a hundredth over the last `decay_steps`.
+
+    Until the decay begins it does not depend on `steps`. A run can therefore be branched at any
+    step: a decay of a few thousand steps gives the result of a shorter run, and the run itself
+    goes on.
+    """
+    warmup = min(warmup_steps, steps // 2)
+    decay = min(decay_steps, steps - warmup)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, learning_rate, warmup),
+            optax.constant_schedule(learning_rate),
+            optax.cosine_decay_schedule(learning_rate, max(decay, 1), 0.01),
+        ],
+        [warmup, steps - decay],
+    )

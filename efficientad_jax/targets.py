@@ -1,4 +1,4 @@
-"""What a teacher learns to say: the backbone's patch features, normalised channel by channel.
+"""What a teacher learns to say: the backbone's patch features, normalized and reduced.
 
 All devices of all processes describe views together, each its share, and every process gets what
 all of them made.
@@ -14,8 +14,13 @@ from flax.jax_utils import replicate
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from efficientad_jax.backbone import Backbone, Describe
-from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
 from efficientad_jax.data.views import Views
+from efficientad_jax.target_projection import (
+    Reduction,
+    TargetProjection,
+    fit_projection,
+    project,
+)
 
 DescribedView = tuple[int, UInt8[Array, "256 256 3"], Float[Array, "64 64 c"]]
 
@@ -37,15 +42,15 @@ def raw_targets(backbone: Backbone) -> Targets:
     return Targets(backbone.describe, replicate(backbone.params))
 
 
-def normalized_targets(backbone: Backbone, statistics: ChannelStatistics) -> Targets:
-    """The patch features less their mean, divided by their std (Algorithm 3, line 20)."""
-    params = (backbone.params, statistics.mean, statistics.std)
-    return Targets(partial(_describe_normalized, backbone.describe), replicate(params))
+def projected_targets(backbone: Backbone, projection: TargetProjection) -> Targets:
+    """The patch features, normalized and reduced (Algorithm 3, line 20)."""
+    params = (backbone.params, (projection.mean, projection.std, projection.matrix))
+    return Targets(partial(_describe_projected, backbone.describe), replicate(params))
 
 
-def _describe_normalized(describe: Describe, params: Any, images: jax.Array) -> jax.Array:
-    backbone_params, mean, std = params
-    return (describe(backbone_params, images) - mean) / std
+def _describe_projected(describe: Describe, params: Any, images: jax.Array) -> jax.Array:
+    backbone_params, projection = params
+    return project(projection, describe(backbone_params, images))
 
 
 def describe_views(targets: Targets, batches: Iterable[Views]) -> Iterator[DescribedView]:
@@ -91,7 +96,10 @@ def own_numbers(numbers: Int[np.ndarray, " n"]) -> Int[np.ndarray, "batches devi
     return filled.reshape(-1, devices)[:, first : first + jax.local_device_count()]
 
 
-def target_statistics(targets: Targets, batches: Iterable[Views]) -> ChannelStatistics:
-    """Mean and std of the raw targets of views (Algorithm 3, lines 3-11)."""
-    described = describe_views(targets, batches)
-    return channel_statistics(features[None] for _, _, features in described)
+def target_projection(
+    backbone: Backbone, batches: Iterable[Views], channels: int, reduction: Reduction, seed: int
+) -> TargetProjection:
+    """How targets are made of the patch features of views (Algorithm 3, lines 3-11)."""
+    described = describe_views(raw_targets(backbone), batches)
+    features = (features[None] for _, _, features in described)
+    return fit_projection(features, channels, reduction, seed)

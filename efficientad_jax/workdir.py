@@ -1,7 +1,10 @@
 """A work directory belongs to one configuration."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.configuration import Config
@@ -10,8 +13,15 @@ from efficientad_jax.errors import InputError
 CONFIG_FILE = "config.json"
 
 
-def claim_workdir(workdir: Path, config: Config) -> Path:
+def claim_workdir(
+    workdir: Path, config: Config, absent: Mapping[str, Any] = MappingProxyType({})
+) -> Path:
     """Makes a work directory for `config`, or checks that the one there is its own.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      absent: what fields mean that the configuration of an older version does not have.
 
     Returns:
       The absolute path.
@@ -30,6 +40,8 @@ def claim_workdir(workdir: Path, config: Config) -> Path:
             raise InputError(
                 f"workdir {workdir}: {CONFIG_FILE} cannot be read as JSON ({error})"
             ) from error
+        if isinstance(found, dict):
+            found = {**absent, **found}
         differing = sorted(differences(found, wanted))
         if differing:
             raise InputError(

@@ -27,6 +27,13 @@ from efficientad_jax.data.photographs import Photographs, read_photograph
 VIEW_SIZE = 256
 TARGET_SIZE = 64
 
+_TURNS = (
+    None,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_270,
+)
+
 # Where there are no worker processes.
 _THREADS = 2
 
@@ -43,6 +50,10 @@ class ViewRecipe(NamedTuple):
         leaves brightness alone, as the paper does.
       grayscale_probability: how often colour is removed.
       backbone_size: height and width for the backbone, in pixels.
+      turns: whether views are turned by a random number of quarter turns.
+      mixup_probability: how often a view is blended with one of another photograph, at a weight
+        drawn uniformly from [0, 1] (Zhang et al., ICLR 2018; the backbone describes the blend, so
+        that no label has to be mixed).
     """
 
     seed: tuple[int, ...]
@@ -50,6 +61,8 @@ class ViewRecipe(NamedTuple):
     smallest_contrast: float
     grayscale_probability: float
     backbone_size: int
+    turns: bool = False
+    mixup_probability: float = 0.0
 
 
 class Views(NamedTuple):
@@ -69,9 +82,32 @@ class Views(NamedTuple):
 
 
 def random_view(
-    image: Image.Image, rng: np.random.Generator, recipe: ViewRecipe
+    image: Image.Image,
+    rng: np.random.Generator,
+    recipe: ViewRecipe,
+    other: Image.Image | None = None,
 ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "256 256 3"]]:
-    """A random crop of an RGB photograph, at the backbone's size and at the PDN's."""
+    """A random crop of an RGB photograph, at the backbone's size and at the PDN's.
+
+    Args:
+      image: the photograph.
+      rng: decides everything.
+      recipe: what is random.
+      other: a photograph of which a crop is blended in; None for none.
+    """
+    large, small = _crops(image, rng, recipe)
+    if other is not None:
+        weight = rng.random()
+        large, small = (
+            Image.blend(a, b, weight)
+            for a, b in zip((large, small), _crops(other, rng, recipe), strict=True)
+        )
+    return np.asarray(large), np.asarray(small)
+
+
+def _crops(
+    image: Image.Image, rng: np.random.Generator, recipe: ViewRecipe
+) -> tuple[Image.Image, Image.Image]:
     width, height = image.size
     whole = recipe.smallest_area == 1
     area = rng.uniform(recipe.smallest_area, 1.0)
@@ -89,11 +125,12 @@ def random_view(
         kept = recipe.smallest_contrast ** rng.random()
         darkest = rng.uniform(0, 255 * (1 - kept))
         image = image.point([round(darkest + kept * level) for level in range(256)] * 3)
-    views = (
-        np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
+    large, small = (
+        image.resize((side, side), Image.Resampling.BILINEAR, box=box)
         for side in (recipe.backbone_size, VIEW_SIZE)
     )
-    return next(views), next(views)
+    turn = _TURNS[rng.integers(4)] if recipe.turns else None
+    return (large, small) if turn is None else (large.transpose(turn), small.transpose(turn))
 
 
 def view_batches(
@@ -151,7 +188,10 @@ def _make_view(
     start = time.perf_counter()
     index = int(order[number % len(order)])
     image = Image.fromarray(read_photograph(photographs, index))
-    large, small = random_view(image, np.random.default_rng((*recipe.seed, number)), recipe)
+    rng, other = np.random.default_rng((*recipe.seed, number)), None
+    if recipe.mixup_probability and rng.random() < recipe.mixup_probability:
+        other = Image.fromarray(read_photograph(photographs, int(rng.choice(order))))
+    large, small = random_view(image, rng, recipe, other)
     seconds = np.asarray(time.perf_counter() - start)
     return Views(np.asarray(number), large, small, seconds)
 
