@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
+from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 from sklearn.metrics import roc_auc_score
 
@@ -15,6 +18,9 @@ from efficientad_jax.data.loading import Dataset
 from efficientad_jax.detector import Detector
 from efficientad_jax.evaluation import NO_SATURATION_AREAS, Metrics, evaluate
 from efficientad_jax.fit import load_configured_dataset
+from efficientad_jax.layers import float32_features
+from efficientad_jax.nearest_neighbors import nearest_neighbor_scores
+from efficientad_jax.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.report import ScoredImages, write_report
 from efficientad_jax.threshold import Threshold, Verdicts, describe, judge, percent
 
@@ -54,6 +60,7 @@ def assess(
     baselines = {
         name: float(roc_auc_score(test.labels, score(normal, test.images))) if both else None
         for name, score in (
+            ("nearest neighbors", partial(_neighbor_scores, detector)),
             ("PCA reconstruction", pca_reconstruction_scores),
             ("mean brightness", mean_brightness_scores),
         )
@@ -84,6 +91,18 @@ def assess(
         None if threshold is None else threshold.value,
     )
     return metrics, baselines, verdicts
+
+
+def _neighbor_scores(
+    detector: Detector, normal: UInt8[np.ndarray, "m h w 3"], test: UInt8[np.ndarray, "n h w 3"]
+) -> Float32[np.ndarray, " n"]:
+    """What the teacher tells apart before a student is trained; every second patch is enough."""
+    network, params = detector.networks.teacher, detector.params.teacher
+
+    def describe(image: jax.Array) -> jax.Array:
+        return float32_features(network, params, normalize_images(to_unit_range(image)))
+
+    return nearest_neighbor_scores(describe, normal, test, spacing=2).mean_of_largest
 
 
 def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:

@@ -1,7 +1,7 @@
 """A trained, calibrated detector: what people hold in their hands."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +59,8 @@ class Detector:
       metrics: what an evaluation found, empty before one.
       threshold: from which score on an image counts as anomalous, None where none was chosen.
       validation_scores: those of the validation images, from which another can be chosen.
+      teacher: the `sha256` of the file of the teacher it was trained with, and that one's
+        `record`; empty for a detector of a version that did not keep them.
     """
 
     spec: DetectorSpec
@@ -68,6 +70,7 @@ class Detector:
     metrics: dict[str, Any]
     threshold: Threshold | None = None
     validation_scores: tuple[float, ...] = ()
+    teacher: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Detection | list[Detection]:
         """Detects anomalies in one image or in a list of images.

@@ -42,6 +42,7 @@ class Contents(NamedTuple):
     metrics: dict[str, Any]
     threshold: Threshold | None
     validation_scores: tuple[float, ...]
+    teacher: dict[str, Any]
 
 
 def write_detector(folder: Path, detector: Contents) -> None:
@@ -92,6 +93,7 @@ def _write_record(folder: Path, detector: Contents, digest: str) -> None:
         "threshold": detector.threshold and detector.threshold._asdict(),
         "validation_scores": detector.validation_scores,
         "config": detector.config,
+        "teacher": detector.teacher,
         "metrics": detector.metrics,
         "arrays_sha256": digest,
     }
@@ -112,9 +114,10 @@ def read_detector(folder: Path) -> Contents:
         threshold = checked_threshold(record.get("threshold"))
         scores = checked_scores(record.get("validation_scores", []))
         config, metrics = record["config"], record["metrics"]
+        teacher = record.get("teacher", {})  # absent in those of older versions
         digest = record["arrays_sha256"]
-        if not isinstance(config, dict) or not isinstance(metrics, dict):
-            raise TypeError("config and metrics have to be objects")
+        if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
+            raise TypeError("config, metrics and teacher have to be objects")
         # It becomes part of a file's name.
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError("arrays_sha256 is no SHA-256")
@@ -123,7 +126,7 @@ def read_detector(folder: Path) -> Contents:
             f"detector {folder}: {_RECORD_FILE} is not as version {VERSION} has it ({error!r})"
         ) from error
     params = _read_arrays(folder / _arrays_file(digest), digest, abstract_params(spec))
-    return Contents(spec, params, calibration, config, metrics, threshold, scores)
+    return Contents(spec, params, calibration, config, metrics, threshold, scores, teacher)
 
 
 def _serialised_arrays(params: DetectorParams) -> bytes:

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,15 @@ class Prepared(NamedTuple):
       spec: of the detector to be.
       teacher_params: of the teacher, normalised over the training images.
       data: what the steps take, in the host's memory.
-      workdir: claimed for the configuration, absolute.
+      workdir: claimed for the configuration and the teacher, absolute.
+      teacher: which one it is, as the detector keeps it.
     """
 
     spec: DetectorSpec
     teacher_params: PyTree
     data: TrainData
     workdir: Path
+    teacher: dict[str, Any]
 
 
 def load_configured_dataset(config: Config) -> Dataset:
@@ -109,11 +111,13 @@ def prepare_fit(config: Config, dataset: Dataset, workdir: Path) -> Prepared:
     )
     images = dataset.train.images
     pretraining = _pretraining_images(config, spec.input_size) if config.losses.penalty else None
-    workdir = claim_workdir(workdir, config)
+    workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256)
     teacher_params, features = _describe_training_images(
         networks_of(spec).teacher, teacher.params, images, config.train.feature_cache_gb
     )
-    return Prepared(spec, teacher_params, TrainData(images, features, pretraining), workdir)
+    data = TrainData(images, features, pretraining)
+    kept = {"sha256": teacher.sha256, "record": teacher.record}
+    return Prepared(spec, teacher_params, data, workdir, kept)
 
 
 def finish_fit(config: Config, dataset: Dataset, prepared: Prepared, state: TrainState) -> Detector:
@@ -140,6 +144,7 @@ def finish_fit(config: Config, dataset: Dataset, prepared: Prepared, state: Trai
         metrics={},
         threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
+        teacher=prepared.teacher,
     )
     detector.save(prepared.workdir / "detector")
     return detector

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Float64
 from safetensors.numpy import load_file, save
 
@@ -43,12 +44,12 @@ class TargetProjection(NamedTuple):
 
 
 def project(
-    projection: tuple[Array, Array, Array | None], features: Float[Array, "n h w s"]
+    projection: tuple[ArrayLike, ArrayLike, ArrayLike | None], features: Float[Array, "n h w s"]
 ) -> Float[Array, "n h w c"]:
     """Applies `(mean, std, matrix)` of a projection."""
     mean, std, matrix = projection
-    normalized = (features - mean) / std
-    return normalized if matrix is None else normalized @ matrix
+    normalized = (features - jnp.asarray(mean)) / jnp.asarray(std)
+    return normalized if matrix is None else normalized @ jnp.asarray(matrix)
 
 
 def fit_projection(

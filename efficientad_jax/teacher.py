@@ -4,6 +4,7 @@ Layers are named as in the paper (`conv1.kernel`, `conv1.bias`, ...), kernels ar
 `[height, width, in, out]`. The file's metadata holds the size of the network and the record.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -35,13 +36,15 @@ class Teacher(NamedTuple):
       size: 'small' or 'medium'.
       out_channels: features of a patch.
       params: parameters of `PatchDescriptionNetwork(size, out_channels)`, float32.
-      record: how it was made: backbone, images, steps, losses, licences.
+      record: how it was made: backbone, images, steps, losses, licenses.
+      sha256: of the file that it was read from, in hexadecimal; "" for one that was not read.
     """
 
     size: Size
     out_channels: int
     params: PyTree
     record: dict[str, Any]
+    sha256: str = ""
 
 
 def save_teacher(path: Path, teacher: Teacher, dtype: type[np.floating] = np.float16) -> None:
@@ -61,6 +64,11 @@ def save_teacher(path: Path, teacher: Teacher, dtype: type[np.floating] = np.flo
     write_atomically(path, save(tensors, metadata))
 
 
+def packaged_teacher(size: Size) -> Path:
+    """Where the package has its teacher of this size, if it has one."""
+    return Path(str(resources.files("efficientad_jax") / "teachers" / f"pdn_{size}.safetensors"))
+
+
 def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
     """Reads a teacher.
 
@@ -72,8 +80,7 @@ def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
       InputError: there is no such teacher, or the file is not one of this format and size.
     """
     if not path:
-        packaged = resources.files("efficientad_jax") / "teachers" / f"pdn_{size}.safetensors"
-        path = Path(str(packaged))
+        path = packaged_teacher(size)
         if not path.is_file():
             raise InputError(
                 f"no teacher of size {size!r} comes with the package: distil one with "
@@ -89,7 +96,10 @@ def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
     _, tensors = read_safetensors(path, f"teacher {path}", expected, ("F16", "F32"))
     out_channels, record = found[0]
     flat = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
-    return Teacher(size, out_channels, {"params": unflatten_dict(flat, sep=".")}, record)
+    params = {"params": unflatten_dict(flat, sep=".")}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Teacher(size, out_channels, params, record, digest)
 
 
 def layer_shapes(size: Size, out_channels: int) -> dict[str, tuple[int, ...]]:

@@ -11,16 +11,26 @@ from efficientad_jax.configuration import Config
 from efficientad_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
+# The SHA-256 of the file of the teacher that a run was started with.
+TEACHER_FILE = "teacher.sha256"
+# Of the small teacher in the package when runs did not keep it yet.
+_UNRECORDED_PACKAGED = "e4bab3e773a47a9a47ccbd9441989a333006e56ddd2b61f27b28629f362641e4"
 
 
 def claim_workdir(
-    workdir: Path, config: Config, absent: Mapping[str, Any] = MappingProxyType({})
+    workdir: Path,
+    config: Config,
+    *,
+    teacher_sha256: str = "",
+    absent: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Makes a work directory for `config`, or checks that the one there is its own.
 
     Args:
       workdir: the folder.
-      config: of the run.
+      config: of the run. Where it has a `teacher`, its path does not count, as the file may be
+        moved, and the packaged one exchanged by an upgrade: `teacher_sha256` does.
+      teacher_sha256: digest of the teacher's file, "" for a run that has none.
       absent: what fields mean that the configuration of an older version does not have.
 
     Returns:
@@ -42,6 +52,10 @@ def claim_workdir(
             ) from error
         if isinstance(found, dict):
             found = {**absent, **found}
+        if teacher_sha256:
+            _check_teacher(workdir, found, teacher_sha256)
+            if isinstance(found, dict):
+                found["teacher"] = wanted["teacher"]
         differing = sorted(differences(found, wanted))
         if differing:
             raise InputError(
@@ -55,10 +69,36 @@ def claim_workdir(
             raise InputError(
                 f"workdir {workdir}: holds files but no {CONFIG_FILE}; give an empty or new folder"
             )
+        # Before the configuration, which makes the folder a work directory.
+        if teacher_sha256:
+            write_atomically(workdir / TEACHER_FILE, f"{teacher_sha256}\n".encode())
         write_atomically(file, (json.dumps(wanted, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"workdir {workdir}: cannot be made ({error.strerror})") from error
     return workdir
+
+
+def _check_teacher(workdir: Path, config: object, sha256: str) -> None:
+    """Refuses another teacher than the one that the run was started with."""
+    file = workdir / TEACHER_FILE
+    if file.is_file():
+        started_with = file.read_text(errors="replace").strip()
+    elif (
+        isinstance(config, dict)
+        and config.get("teacher") == ""
+        and any((workdir / "checkpoints").glob("[0-9]*"))
+    ):
+        started_with = _UNRECORDED_PACKAGED
+    else:
+        # Not started yet, or by a version that kept no digest, with a teacher of the user's.
+        write_atomically(file, f"{sha256}\n".encode())
+        return
+    if started_with != sha256:
+        raise InputError(
+            f"workdir {workdir}: was started with the teacher of SHA-256 {started_with[:16]}..., "
+            f"not {sha256[:16]}...; give that one as --config.teacher=FILE (CHANGELOG.md says "
+            "where earlier packaged ones are), or another --workdir"
+        )
 
 
 def differences(found: object, wanted: object, name: str = "config") -> list[str]:

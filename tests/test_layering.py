@@ -69,7 +69,7 @@ LAYERS = {
         "pdn",
         "teacher",
         "torch_teacher",
-        "wide_resnet",
+        "resnet",
     ],
     "losses": ["hard_feature_loss", "losses", "optimizer"],
     "training": [
@@ -83,6 +83,7 @@ LAYERS = {
         "parallel_training",
         "scalars",
         "shares",
+        "target_projection",
         "targets",
         "training",
         "training_loop",
@@ -104,6 +105,7 @@ LAYERS = {
     ],
     "evaluation": [
         "baselines",
+        "nearest_neighbors",
         "evaluation",
         "hard_features",
         "heatmap",

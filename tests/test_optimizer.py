@@ -6,7 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from efficientad_jax.optimizer import adam_with_l2, step_decay, warmup_cosine
+from efficientad_jax.optimizer import (
+    adam_with_l2,
+    step_decay,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
 
@@ -71,3 +76,19 @@ def test_warmup_rises_and_the_cosine_falls():
     assert rates[10] == pytest.approx(1e-3)
     assert rates[100] == pytest.approx(1e-5)
     assert sorted(rates[10:], reverse=True) == rates[10:]
+
+
+def test_a_run_can_be_branched_before_its_decay():
+    """Until it decays, a schedule of more steps is the same; then it falls to a hundredth."""
+    short, long = (warmup_stable_decay(1e-3, steps, 10, 20) for steps in (60, 600))
+    rates = np.array([[schedule(i) for i in range(60)] for schedule in (short, long)])
+    np.testing.assert_array_equal(rates[0, :41], rates[1, :41])
+    np.testing.assert_allclose(rates[0, [0, 5, 10, 40]], [0, 5e-4, 1e-3, 1e-3])
+    assert (np.diff(rates[0, 40:]) < 0).all()
+    np.testing.assert_allclose([short(60), long(600)], 1e-5, rtol=1e-5)
+    assert (rates[1, 10:] == np.float32(1e-3)).all()
+
+
+def test_a_run_shorter_than_its_warmup_and_decay_has_a_schedule():
+    schedule = warmup_stable_decay(1e-3, 6, 10, 20)
+    assert all(0 <= schedule(i) <= 1e-3 for i in range(7))

@@ -1,0 +1,84 @@
+"""Measures a teacher or a backbone by the nearest neighbors of its features; nothing is trained.
+
+    python -m experiments.nearest_neighbors --config=configs/folder.py \
+        --config.dataset.root=FOLDER --teacher=FILE
+    python -m experiments.nearest_neighbors --config=configs/folder.py \
+        --config.dataset.root=FOLDER --backbone=lite2@256+resnet18@512
+
+Prints the image AU-ROC of the dataset that the configuration names: each image is scored by the
+largest distance of its patches to a bank of 20,000 patches of training images, and by the mean of
+the five largest. `--teacher=` takes the packaged teacher of `config.model.size`.
+"""
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from sklearn.metrics import roc_auc_score
+
+from efficientad_jax.backbone import load_backbone
+from efficientad_jax.errors import InputError
+from efficientad_jax.fit import load_configured_dataset
+from efficientad_jax.nearest_neighbors import Describe, nearest_neighbor_scores
+from efficientad_jax.pdn import STRIDE, PatchDescriptionNetwork
+from efficientad_jax.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.teacher import load_teacher
+from experiments import run
+
+_CONFIG = config_flags.DEFINE_config_file("config")
+flags.mark_flag_as_required("config")
+_TEACHER = flags.DEFINE_string("teacher", None, "a teacher's file, '' for the packaged one")
+_BACKBONE = flags.DEFINE_string("backbone", None, "as config.backbone of a distillation")
+_WEIGHTS = flags.DEFINE_string("backbone_weights", "", "as config.backbone_weights of one")
+_SPACING = flags.DEFINE_integer("spacing", 1, "use every n-th patch in both directions", 1)
+
+_CHANNELS = 384
+# Patches at the border of an image that an unpadded teacher has no output for.
+_MARGIN = 4
+
+
+def main(argv: list[str]) -> int:
+    """Prints two lines."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
+    if (_TEACHER.value is None) == (_BACKBONE.value is None):
+        raise InputError("give either --teacher or --backbone")
+    config = _CONFIG.value
+    dataset = load_configured_dataset(config)
+    labels = dataset.test.labels
+    if not 0 < labels.sum() < len(labels):
+        raise InputError("the test images are all good or all anomalous: AU-ROC is not defined")
+    if _TEACHER.value is None:
+        describe = _backbone(config.model.input_height, config.model.input_width)
+    else:
+        describe = _teacher(_TEACHER.value, config.model.size)
+    scores = nearest_neighbor_scores(
+        describe, dataset.train.images, dataset.test.images, spacing=_SPACING.value
+    )
+    for rule, values in (
+        ("largest distance", scores.maximum),
+        ("mean of the five largest", scores.mean_of_largest),
+    ):
+        print(f"image AU-ROC, {rule:<25} {roc_auc_score(labels, values):.4f}")
+    return 0
+
+
+def _teacher(path: str, size: str) -> Describe:
+    teacher = load_teacher(path, size)  # pyright: ignore[reportArgumentType]
+    network = PatchDescriptionNetwork(teacher.size, teacher.out_channels)
+
+    def describe(image: jax.Array) -> jax.Array:
+        return network.apply(teacher.params, normalize_images(to_unit_range(image)))  # pyright: ignore
+
+    return describe
+
+
+def _backbone(height: int, width: int) -> Describe:
+    if height != width:
+        raise InputError(f"the input is {height}x{width}: a backbone's is expected to be square")
+    backbone = load_backbone(_BACKBONE.value, _WEIGHTS.value, _CHANNELS, height // STRIDE)
+    inside = slice(_MARGIN, height // STRIDE - _MARGIN)
+    return lambda image: backbone.describe(backbone.params, image)[:, inside, inside]
+
+
+if __name__ == "__main__":
+    run(main)
