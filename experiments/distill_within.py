@@ -1,0 +1,69 @@
+"""Distills a teacher within a number of minutes: as many steps of the configuration as fit.
+
+    python -m experiments.distill_within --config=configs/distill_gpu.py:small \
+        --config.images=PHOTOGRAPHS --workdir=runs/gpu_small --minutes=4
+
+Two short runs measure the rate of the steps and what a start costs. The run proper then has so
+many steps that it ends in time, decay of the learning rate included, and at most `config.steps`.
+Meant for a machine that is there for some minutes only. The teacher lies in
+`WORKDIR/run/teacher.safetensors`.
+"""
+
+import time
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from efficientad_jax.configuration import Config
+from efficientad_jax.distillation_loop import distil_teacher
+from efficientad_jax.errors import InputError
+from efficientad_jax.teacher import save_teacher
+from experiments import run
+
+_CONFIG = config_flags.DEFINE_config_file("config")
+flags.mark_flag_as_required("config")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder for the runs", required=True)
+_MINUTES = flags.DEFINE_float("minutes", None, "time to stay within", required=True, lower_bound=0)
+
+# Steps of the two short runs.
+_SHORT, _LONGER = 20, 220
+# The part of the time that is planned for: rates vary, and the last decay is worth most.
+_PLANNED = 0.9
+
+
+def main(argv: list[str]) -> int:
+    """Measures, plans, distills."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
+    deadline = time.monotonic() + 60 * _MINUTES.value
+    workdir = Path(_WORKDIR.value)
+    short, longer = (min(count, _CONFIG.value.steps) for count in (_SHORT, _LONGER))
+    first, second = (_seconds(short, workdir / "short"), _seconds(longer, workdir / "longer"))
+    per_step = max(second - first, 1e-3) / max(longer - short, 1)
+    left = _PLANNED * (deadline - time.monotonic()) - first
+    steps = int(min(max(left / per_step, longer), _CONFIG.value.steps))
+    print(f"{1 / per_step:.1f} steps/s, a start takes {first:.0f} s: {steps} steps", flush=True)
+    teacher = distil_teacher(_with_steps(steps), workdir / "run")
+    file = workdir / "run" / "teacher.safetensors"
+    save_teacher(file, teacher)
+    print(f"held-out loss {teacher.record['held_out_loss']}: {file}")
+    return 0
+
+
+def _with_steps(steps: int) -> Config:
+    """The configuration with so many steps, and a decay over as large a part of them."""
+    config = ConfigDict(_CONFIG.value.to_dict())
+    config.decay_steps = round(config.decay_steps * steps / config.steps)
+    config.steps = steps
+    return config
+
+
+def _seconds(steps: int, workdir: Path) -> float:
+    start = time.monotonic()
+    distil_teacher(_with_steps(steps), workdir)
+    return time.monotonic() - start
+
+
+if __name__ == "__main__":
+    run(main)
