@@ -83,7 +83,7 @@ def state(reference):
 
 
 def reference_patch_features(maps, channels=384):
-    """METHOD's phase 1 literally: 3x3 patches, resize, 1024 each, concatenate, 384."""
+    """The paper's phase 1 literally: 3x3 patches, resize, 1024 each, concatenate, 384."""
     functional = nn.functional
     height, width = maps[0].shape[2:]
     pooled = []
