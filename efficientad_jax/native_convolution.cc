@@ -1,9 +1,13 @@
-// Stride-1 convolutions of float32 images by Cook-Toom filtering, and their gradients, on a CPU.
+// Convolutions of float32 images, and their gradients, on a CPU, in two ways:
 //
-// What cook_toom.py does with XLA's operations, in one pass over memory: a block of tiles is
-// transformed, multiplied and transformed back while it is in the cache. The transforms' matrices
-// come from cook_toom.py (`Transform<taps>` is written before this text when it is compiled), and
-// images are channels last. Numbers of channels are multiples of kPanel.
+// - Cook-Toom filtering, for a stride of 1 and kernels of 3 or 4 taps a side. What cook_toom.py does
+//   with XLA's operations, in one pass over memory: a block of tiles is transformed, multiplied and
+//   transformed back while it is in the cache. The transforms' matrices come from cook_toom.py
+//   (`Transform<taps>` is written before this text when it is compiled).
+// - Products with patches, for square kernels of any size and any stride.
+//
+// Images are channels last. Numbers of output channels are multiples of kPanel, for filtering those
+// of input channels too.
 
 #include <algorithm>
 #include <atomic>
