@@ -8,6 +8,8 @@ from efficientad_jax.configuration import Config
 from efficientad_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
+# What an evaluation found, beside the configuration that it belongs to.
+METRICS_FILE = "metrics.json"
 
 
 def claim_workdir(workdir: Path, config: Config) -> Path:

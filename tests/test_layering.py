@@ -28,6 +28,7 @@ LAYERS = {
         "regular_file",
         "safetensors_file",
         "soak",
+        "workdir",
     ],
     "data": [
         "data",
@@ -65,6 +66,7 @@ LAYERS = {
         "autoencoder",
         "backbone",
         "efficientnet_lite",
+        "model",
         "patch_features",
         "pdn",
         "teacher",
@@ -88,7 +90,6 @@ LAYERS = {
         "training_loop",
         "training_run",
         "view_pool",
-        "workdir",
     ],
     "detector": [
         "calibration",
