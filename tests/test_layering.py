@@ -73,7 +73,7 @@ LAYERS = {
         "torch_teacher",
         "wide_resnet",
     ],
-    "losses": ["hard_feature_loss", "losses", "optimizer"],
+    "losses": ["losses", "optimizer"],
     "training": [
         "checkpoints",
         "distillation",

@@ -14,9 +14,10 @@ from efficientad_jax.augmentation import grayscale, jitter, random_grayscale
 from efficientad_jax.channel_statistics import channel_statistics
 from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
 from efficientad_jax.evaluation import evaluate, pixel_auroc
-from efficientad_jax.hard_feature_loss import hard_feature_loss, hard_feature_mask
 from efficientad_jax.heatmap import color_indices, overlay
 from efficientad_jax.losses import (
+    hard_feature_loss,
+    hard_feature_mask,
     mean_squared_difference,
     pretraining_penalty,
     student_teacher_loss,
