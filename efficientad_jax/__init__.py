@@ -1,14 +1,70 @@
 """EfficientAD in JAX: visual anomaly detection that learns from good images only."""
 
-from efficientad_jax.autoencoder import Autoencoder as Autoencoder
-from efficientad_jax.detector import Detection as Detection
-from efficientad_jax.detector import Detector as Detector
-from efficientad_jax.errors import InputError as InputError
-from efficientad_jax.hard_feature_loss import hard_feature_loss as hard_feature_loss
-from efficientad_jax.map_normalization import MapQuantiles as MapQuantiles
-from efficientad_jax.map_normalization import map_quantiles as map_quantiles
-from efficientad_jax.map_normalization import normalize_map as normalize_map
-from efficientad_jax.pdn import PatchDescriptionNetwork as PatchDescriptionNetwork
-from efficientad_jax.threshold import Threshold as Threshold
-from efficientad_jax.threshold import choose_threshold as choose_threshold
-from efficientad_jax.tiling import detect_tiled as detect_tiled
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from efficientad_jax.autoencoder import Autoencoder
+from efficientad_jax.detector import Detection, Detector
+from efficientad_jax.errors import InputError
+from efficientad_jax.map_normalization import MapQuantiles, map_quantiles, normalize_map
+from efficientad_jax.pdn import PatchDescriptionNetwork
+from efficientad_jax.threshold import Threshold, choose_threshold
+from efficientad_jax.tiling import detect_tiled
+
+if TYPE_CHECKING:
+    from efficientad_jax.losses import hard_feature_loss
+
+    __version__: str
+
+__all__ = [
+    "Autoencoder",
+    "Detection",
+    "Detector",
+    "InputError",
+    "MapQuantiles",
+    "PatchDescriptionNetwork",
+    "Threshold",
+    "choose_threshold",
+    "detect_tiled",
+    "hard_feature_loss",
+    "map_quantiles",
+    "normalize_map",
+]
+
+# Where the names are that only a training needs: loaded when they are first asked for, so that a
+# detector at work starts without the code of its training.
+_OF_TRAINING = {"hard_feature_loss": "efficientad_jax.losses"}
+
+
+# Hidden from type checkers, which would take any name for one of the package's.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Loads a name of `_OF_TRAINING`, or the version, at its first use.
+
+        Raises:
+          AttributeError: there is no such name.
+        """
+        if name in _OF_TRAINING:
+            value = getattr(import_module(_OF_TRAINING[name]), name)
+        elif name == "__version__":
+            value = _version()
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """All names, also those that are not loaded yet."""
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    """The installed version, '0+unknown' of a checkout that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("efficientad-jax")
+    except PackageNotFoundError:
+        return "0+unknown"

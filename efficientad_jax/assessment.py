@@ -14,17 +14,16 @@ from sklearn.metrics import roc_auc_score
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.baselines import mean_brightness_scores, pca_reconstruction_scores
 from efficientad_jax.configuration import Config
-from efficientad_jax.data.loading import Dataset
+from efficientad_jax.data.loading import Dataset, load_configured_dataset
 from efficientad_jax.detector import Detector
 from efficientad_jax.evaluation import NO_SATURATION_AREAS, Metrics, evaluate
-from efficientad_jax.fit import load_configured_dataset
 from efficientad_jax.layers import float32_features
 from efficientad_jax.nearest_neighbors import nearest_neighbor_scores
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.report import ScoredImages, write_report
 from efficientad_jax.threshold import Threshold, Verdicts, describe, judge, percent
+from efficientad_jax.workdir import METRICS_FILE
 
-METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 
@@ -10,13 +11,14 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
     A reader finds the old file or the complete new one: the bytes go to a temporary name in the
     same folder, which `os.replace` then renames. A failed write leaves no temporary file behind.
+    Processes and threads may write into one folder at once: each has a temporary name of its own.
 
     Raises:
       OSError: the folder or the file cannot be written; its `filename` is always set.
     """
     path = Path(path)
     # Short, as `path` may already have the longest name that a file can have.
-    temporary = path.with_name(f".{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 
 from efficientad_jax.errors import InputError
 
-# ITU-R BT.601 luma, the grayscale of Pillow and of METHOD's augmentation.
+# ITU-R BT.601 luma, the grayscale of Pillow and of the paper's augmentation.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 

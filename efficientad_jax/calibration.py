@@ -15,7 +15,7 @@ from efficientad_jax.inference import (
     prepared_params,
 )
 from efficientad_jax.map_normalization import MapQuantiles, map_quantiles
-from efficientad_jax.training import Networks
+from efficientad_jax.model import Networks
 
 # `normalize_map` with these changes nothing: for the paper's ablation of the normalisation.
 IDENTITY = MapQuantiles(0.0, 0.1)

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from orbax.checkpoint.options import AsyncOptions, MultiprocessingOptions
 
-from efficientad_jax.errors import DivergenceError, InputError
+from efficientad_jax.errors import DivergenceError, InputError, first_line
 from efficientad_jax.multihost import is_first_process, wait_for_processes
 
 _log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Checkpoints:
             try:
                 return self.restore(step, like), damaged
             except Exception as error:  # orbax raises almost anything on damaged files
-                damaged[step] = _first_line(error)
+                damaged[step] = first_line(error)
         return None, damaged
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -197,12 +197,8 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise InputError(
-            f"checkpoints {folder}: cannot be written ({_first_line(error)}); those before are kept"
+            f"checkpoints {folder}: cannot be written ({first_line(error)}); those before are kept"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from efficientad_jax.inference import (
     jitted_detect,
     prepared_params,
 )
+from efficientad_jax.model import Networks
 from efficientad_jax.resize import resize_map
 from efficientad_jax.threshold import Threshold, choose_threshold
-from efficientad_jax.training import Networks
 
 # Images that are computed in one go, at most.
 BATCH_SIZE = 8

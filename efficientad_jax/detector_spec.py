@@ -7,9 +7,9 @@ import numpy as np
 
 from efficientad_jax.configuration import LARGEST_SIDE, SMALLEST_SIDE
 from efficientad_jax.inference import DetectorParams
+from efficientad_jax.model import Networks, create_networks
 from efficientad_jax.pdn import Size
 from efficientad_jax.teacher import MOST_CHANNELS
-from efficientad_jax.training import Networks, create_networks
 
 
 class DetectorSpec(NamedTuple):

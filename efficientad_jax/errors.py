@@ -9,6 +9,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says, for a message of one line; its type if nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def stops_all_writing(error: OSError) -> bool:
     """Whether no other file could be written either: the disk is full or read-only."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

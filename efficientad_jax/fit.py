@@ -14,7 +14,7 @@ from efficientad_jax.calibration import calibrate
 from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
 from efficientad_jax.configuration import Config, check_config
 from efficientad_jax.data.files import list_images
-from efficientad_jax.data.loading import Dataset, load_dataset, load_images
+from efficientad_jax.data.loading import Dataset, load_images
 from efficientad_jax.detector import Detector
 from efficientad_jax.detector_spec import DetectorSpec, networks_of
 from efficientad_jax.errors import InputError
@@ -48,24 +48,6 @@ class Prepared(NamedTuple):
     data: TrainData
     workdir: Path
     teacher: dict[str, Any]
-
-
-def load_configured_dataset(config: Config) -> Dataset:
-    """The dataset that a configuration names, at the model's input size.
-
-    Raises:
-      InputError: it cannot be loaded.
-    """
-    check_config(config)
-    return load_dataset(
-        config.dataset.name,
-        config.category,
-        config.dataset.root,
-        config.dataset.data_dir,
-        (config.model.input_height, config.model.input_width),
-        config.dataset.validation_fraction,
-        config.seed,
-    )
 
 
 def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree, UInt8
 
-from efficientad_jax.hard_feature_loss import hard_feature_mask
 from efficientad_jax.layers import float32_features
+from efficientad_jax.losses import hard_feature_mask
+from efficientad_jax.model import Networks
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
-from efficientad_jax.training import Networks
 
 
 def count_hard_features(

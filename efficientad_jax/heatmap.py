@@ -15,6 +15,8 @@ from efficientad_jax.errors import InputError
 
 # Where colors begin and end unless told otherwise, in the unit of a detector's maps.
 LOW, HIGH = 0.05, 0.25
+# By which the file of a picture is told from that of an image.
+PICTURE_SUFFIX = "_heatmap.png"
 
 _STRIP = 64  # Rows of an image that are coloured at once.
 

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from efficientad_jax.convolution import chosen_method
 from efficientad_jax.layers import float32_features, prepared
 from efficientad_jax.map_normalization import MapQuantiles, normalize_map
+from efficientad_jax.model import Networks
 from efficientad_jax.pdn import STRIDE
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.resize import resize_bilinear
-from efficientad_jax.training import Networks
 
 
 class DetectorParams(NamedTuple):

@@ -1,11 +1,11 @@
 """The losses of one training step (paper, Algorithm 1, lines 12-32)."""
 
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-from efficientad_jax.hard_feature_loss import hard_feature_loss
+from jaxtyping import Array, Bool, Float
 
 _Features = Float[Array, "n h w c"]
 
@@ -49,3 +49,52 @@ def pretraining_penalty(student: _Features) -> Float[Array, ""]:
 def student_teacher_loss(teacher: _Features, student: _Features, p_hard: float) -> Float[Array, ""]:
     """L_hard of the normalised teacher and the student's first half (Algorithm 1, lines 13-16)."""
     return hard_feature_loss(jnp.square(teacher - student), p_hard)
+
+
+def hard_feature_loss(
+    squared_differences: Float[Array, "..."], p_hard: float = 0.999
+) -> Float[Array, ""]:
+    """Mean of the squared differences at or above their `p_hard`-quantile.
+
+    The paper's section 3.2, and Algorithm 1, lines 15-17.
+
+    Args:
+      squared_differences: `(T - S)^2`, any shape; the quantile is taken over all elements.
+      p_hard: in [0, 1); 0 gives the plain mean, which switches the mining off.
+
+    Returns:
+      A scalar whose gradient reaches the mined elements alone.
+
+    Raises:
+      ValueError: `p_hard` lies outside [0, 1).
+    """
+    if p_hard == 0:
+        return squared_differences.mean()
+    # One materialised copy: recomputed inside another fusion it could round to the other side of
+    # the quantile.
+    squared_differences = jax.lax.optimization_barrier(squared_differences)
+    hard = hard_feature_mask(squared_differences, p_hard)
+    return jnp.where(hard, squared_differences, 0.0).sum() / hard.sum()
+
+
+def hard_feature_mask(
+    squared_differences: Float[Array, "..."], p_hard: float = 0.999
+) -> Bool[Array, "..."]:
+    """Which elements are at or above the `p_hard`-quantile of all elements.
+
+    The quantile is interpolated linearly between order statistics. These are found by selecting
+    the largest elements, not by sorting all: at 0.999 that is one in a thousand.
+    """
+    if not 0 <= p_hard < 1:
+        raise ValueError(f"p_hard = {p_hard}: expected a number in [0, 1)")
+    values = jax.lax.stop_gradient(squared_differences).reshape(-1)
+    position = p_hard * (values.size - 1)
+    below = math.floor(position)
+    largest, _ = jax.lax.top_k(values, values.size - below)
+    # Without a barrier XLA merges the slices below into the selection and on CPU no longer sees
+    # that it is one: it sorts all values, which takes 70 times as long.
+    largest = jax.lax.optimization_barrier(largest)
+    lower = largest[-1]
+    upper = largest[-2] if largest.size > 1 else lower
+    quantile = lower + (position - below) * (upper - lower)
+    return squared_differences >= quantile

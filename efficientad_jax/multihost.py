@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from efficientad_jax.errors import InputError
+from efficientad_jax.errors import InputError, first_line
 
 
 def join_processes(coordinator: str, processes: int, process: int) -> None:
@@ -35,8 +35,9 @@ def join_processes(coordinator: str, processes: int, process: int) -> None:
         else:
             jax.distributed.initialize(coordinator, processes, process)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--coordinator={coordinator}: cannot join ({reason})") from error
+        raise InputError(
+            f"--coordinator={coordinator}: cannot join ({first_line(error)})"
+        ) from error
 
 
 def is_first_process() -> bool:

@@ -1,9 +1,13 @@
-// Stride-1 convolutions of float32 images by Cook-Toom filtering, and their gradients, on a CPU.
+// Convolutions of float32 images, and their gradients, on a CPU, in two ways:
 //
-// What cook_toom.py does with XLA's operations, in one pass over memory: a block of tiles is
-// transformed, multiplied and transformed back while it is in the cache. The transforms' matrices
-// come from cook_toom.py (`Transform<taps>` is written before this text when it is compiled), and
-// images are channels last. Numbers of channels are multiples of kPanel.
+// - Cook-Toom filtering, for a stride of 1 and kernels of 3 or 4 taps a side. What cook_toom.py
+//   does with XLA's operations, in one pass over memory: a block of tiles is transformed, multiplied
+//   and transformed back while it is in the cache. The transforms' matrices come from cook_toom.py
+//   (`Transform<taps>` is written before this text when it is compiled).
+// - Products with patches, for square kernels of any size and any stride.
+//
+// Images are channels last. Numbers of output channels are multiples of kPanel, for filtering those
+// of input channels too.
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +18,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #if defined(__linux__)
@@ -53,7 +58,8 @@ inline void store(float* p, Vector v) { *reinterpret_cast<Loose*>(p) = v; }
 
 // ---- Memory and threads -------------------------------------------------------------------------
 
-// Memory that is kept from call to call: fresh memory costs a page fault every 4 kB.
+// Memory that is kept from call to call: fresh memory costs a page fault every 4 kB. Throws
+// std::bad_alloc where there is none, which `attempt` makes an error of XLA's.
 class Scratch {
  public:
   explicit Scratch(Index floats) {
@@ -70,7 +76,7 @@ class Scratch {
       std::free(buffer_.data);
       const size_t bytes = (floats * sizeof(float) + kPage - 1) / kPage * kPage;
       buffer_ = {static_cast<float*>(std::aligned_alloc(kPage, bytes)), floats};
-      if (buffer_.data == nullptr) buffer_.floats = 0;
+      if (buffer_.data == nullptr) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
       madvise(buffer_.data, bytes, MADV_HUGEPAGE);
 #endif
@@ -105,10 +111,12 @@ class Scratch {
 };
 
 // Does tasks 0 to count - 1 on XLA's threads and this one; returns when all are done. This thread
-// works too, so it ends even if no other thread is free.
+// works too, so it ends even if no other thread is free. A task may throw std::bad_alloc, which
+// would end the process on a thread of XLA's: it is thrown here instead.
 void in_parallel(ffi::ThreadPool& pool, Index count, const std::function<void(Index)>& task) {
   struct Shared {
     std::atomic<Index> next{0};
+    std::atomic<bool> failed{false};
     Index done = 0;
     std::mutex mutex;
     std::condition_variable all_done;
@@ -118,7 +126,13 @@ void in_parallel(ffi::ThreadPool& pool, Index count, const std::function<void(In
   // which is gone by then.
   auto work = [shared, count, &task] {
     Index mine = 0;
-    for (Index i; (i = shared->next.fetch_add(1)) < count; ++mine) task(i);
+    for (Index i; (i = shared->next.fetch_add(1)) < count; ++mine) {
+      try {
+        task(i);
+      } catch (const std::bad_alloc&) {
+        shared->failed = true;
+      }
+    }
     if (mine == 0) return;
     const std::lock_guard<std::mutex> lock(shared->mutex);
     shared->done += mine;
@@ -129,6 +143,7 @@ void in_parallel(ffi::ThreadPool& pool, Index count, const std::function<void(In
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all_done.wait(lock, [&] { return shared->done == count; });
+  if (shared->failed) throw std::bad_alloc();
 }
 
 // ---- Transforms ---------------------------------------------------------------------------------
@@ -603,11 +618,25 @@ void patch_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& 
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
 
+// XLA is compiled without exceptions: none may reach it.
+template <class Work>
+ffi::Error attempt(const Work& work) {
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      "out of memory in a convolution on the CPU; use smaller batches, or set "
+                      "EFFICIENTAD_JAX_NATIVE=0 for XLA's own");
+  }
+  return ffi::Error::Success();
+}
+
 ffi::Error transform_kernel_call(ffi::ThreadPool pool, Array kernel, Result transformed) {
   const auto d = kernel.dimensions();
   auto* const run = d[0] == 3 ? transform_kernel<3> : transform_kernel<4>;
-  run(pool, kernel.typed_data(), d[2], d[3], transformed->typed_data());
-  return ffi::Error::Success();
+  return attempt([&] {
+    run(pool, kernel.typed_data(), d[2], d[3], transformed->typed_data());
+  });
 }
 
 ffi::Error filter_call(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Result y,
@@ -617,25 +646,28 @@ ffi::Error filter_call(ffi::ThreadPool pool, Array x, Array kernel, Array bias, 
   Images out(y->dimensions());
   out.height = in.height + 2 * pad - taps + 1;
   out.width = in.width + 2 * pad - taps + 1;
-  run(pool, x.typed_data(), in, kernel.typed_data(), first / kPanel, kernel.dimensions()[1],
-      y->typed_data(), out, pad, {bias.typed_data(), relu != 0, pooled != 0});
-  return ffi::Error::Success();
+  return attempt([&] {
+    run(pool, x.typed_data(), in, kernel.typed_data(), first / kPanel, kernel.dimensions()[1],
+        y->typed_data(), out, pad, {bias.typed_data(), relu != 0, pooled != 0});
+  });
 }
 
 ffi::Error input_gradient_call(ffi::ThreadPool pool, Array dy, Array turned, Result dx,
                                int64_t pad) {
   auto* const run = turned.dimensions()[0] == 3 ? input_gradient<3> : input_gradient<4>;
-  run(pool, dy.typed_data(), Images(dy.dimensions()), turned.typed_data(), dx->typed_data(),
-      Images(dx->dimensions()), pad);
-  return ffi::Error::Success();
+  return attempt([&] {
+    run(pool, dy.typed_data(), Images(dy.dimensions()), turned.typed_data(), dx->typed_data(),
+        Images(dx->dimensions()), pad);
+  });
 }
 
 ffi::Error kernel_gradient_call(ffi::ThreadPool pool, Array x, Array dy, Result d_kernel,
                                 int64_t pad) {
   auto* const run = d_kernel->dimensions()[0] == 3 ? kernel_gradient<3> : kernel_gradient<4>;
-  run(pool, x.typed_data(), Images(x.dimensions()), dy.typed_data(), Images(dy.dimensions()),
-      d_kernel->typed_data(), pad);
-  return ffi::Error::Success();
+  return attempt([&] {
+    run(pool, x.typed_data(), Images(x.dimensions()), dy.typed_data(), Images(dy.dimensions()),
+        d_kernel->typed_data(), pad);
+  });
 }
 
 ffi::Error patch_filter_call(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Result y,
@@ -644,17 +676,19 @@ ffi::Error patch_filter_call(ffi::ThreadPool pool, Array x, Array kernel, Array 
   Images out(y->dimensions());
   out.height = (in.height - side) / stride + 1;
   out.width = (in.width - side) / stride + 1;
-  patch_filter(pool, x.typed_data(), in, kernel.typed_data(), side, stride, y->typed_data(), out,
-               {bias.typed_data(), relu != 0, pooled != 0});
-  return ffi::Error::Success();
+  return attempt([&] {
+    patch_filter(pool, x.typed_data(), in, kernel.typed_data(), side, stride, y->typed_data(), out,
+                 {bias.typed_data(), relu != 0, pooled != 0});
+  });
 }
 
 ffi::Error patch_kernel_gradient_call(ffi::ThreadPool pool, Array x, Array dy, Result d_kernel,
                                       int64_t stride) {
-  patch_kernel_gradient(pool, x.typed_data(), Images(x.dimensions()), dy.typed_data(),
-                        Images(dy.dimensions()), d_kernel->dimensions()[0], stride,
-                        d_kernel->typed_data());
-  return ffi::Error::Success();
+  return attempt([&] {
+    patch_kernel_gradient(pool, x.typed_data(), Images(x.dimensions()), dy.typed_data(),
+                          Images(dy.dimensions()), d_kernel->dimensions()[0], stride,
+                          d_kernel->typed_data());
+  });
 }
 
 }  // namespace

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
 from efficientad_jax.losses import Losses
-from efficientad_jax.training import Networks, Objective, TrainData, TrainState, several_steps
+from efficientad_jax.model import Networks
+from efficientad_jax.training import Objective, TrainData, TrainState, several_steps
 
 # A `jax.Device`, which a type checker takes for a variable.
 Device = Any

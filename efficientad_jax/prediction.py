@@ -15,11 +15,9 @@ from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.files import list_images
 from efficientad_jax.detector import BATCH_SIZE, Detector
 from efficientad_jax.errors import InputError, stops_all_writing
-from efficientad_jax.heatmap import save_picture
+from efficientad_jax.heatmap import PICTURE_SUFFIX, save_picture
 from efficientad_jax.tiling import detect_tiled
 from efficientad_jax.verdict import verdict_of
-
-PICTURE_SUFFIX = "_heatmap.png"
 
 # Decoded at once are as many images as the detector takes in a batch, unless they are large.
 _MOST_PIXELS = 1 << 25

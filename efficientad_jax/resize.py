@@ -32,7 +32,7 @@ def bilinear_matrix(source: int, target: int) -> Float[np.ndarray, "{target} {so
 def resize_bilinear(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n oh ow c"]:
     """Resizes images or feature maps to `size` (height, width).
 
-    Half-pixel centres, no antialiasing (METHOD: `align_corners=False`). Returns `x` itself where
+    Half-pixel centres, no antialiasing (the paper: `align_corners=False`). Returns `x` itself where
     it has that size.
     """
     if x.shape[1:3] == size:

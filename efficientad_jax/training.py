@@ -11,12 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 
 from efficientad_jax.augmentation import jitter, random_grayscale
-from efficientad_jax.autoencoder import Autoencoder
-from efficientad_jax.convolution import Method
 from efficientad_jax.layers import float32_features, prepared
 from efficientad_jax.losses import (
     Losses,
@@ -24,16 +21,8 @@ from efficientad_jax.losses import (
     pretraining_penalty,
     student_teacher_loss,
 )
-from efficientad_jax.pdn import PatchDescriptionNetwork, Size, output_size
+from efficientad_jax.model import Networks
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
-
-
-class Networks(NamedTuple):
-    """The three networks, without parameters."""
-
-    teacher: PatchDescriptionNetwork
-    student: PatchDescriptionNetwork
-    autoencoder: Autoencoder
 
 
 class Objective(NamedTuple):
@@ -87,27 +76,6 @@ class Batch(NamedTuple):
     images: UInt8[Array, "b h w 3"]
     teacher_features: Float16[Array, "b oh ow c"] | None
     pretraining_images: UInt8[Array, "b h w 3"] | None
-
-
-def create_networks(
-    size: Size,
-    out_channels: int,
-    input_size: tuple[int, int],
-    padding: bool = False,
-    dtype: DTypeLike = jnp.float32,
-    convolution: Method = "auto",
-) -> Networks:
-    """Teacher, student with twice the teacher's channels, and an autoencoder that fits them."""
-    pdn = partial(
-        PatchDescriptionNetwork, size=size, padding=padding, dtype=dtype, convolution=convolution
-    )
-    autoencoder = Autoencoder(
-        out_channels=out_channels,
-        output_size=output_size(*input_size, padding=padding),
-        dtype=dtype,
-        convolution=convolution,
-    )
-    return Networks(pdn(out_channels=out_channels), pdn(out_channels=2 * out_channels), autoencoder)
 
 
 def create_train_state(

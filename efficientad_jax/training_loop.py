@@ -12,13 +12,8 @@ from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.configuration import Config
 from efficientad_jax.errors import StoppedError
 from efficientad_jax.interruption import interruption
-from efficientad_jax.training import (
-    Networks,
-    TrainData,
-    TrainState,
-    create_train_state,
-    train_steps,
-)
+from efficientad_jax.model import Networks
+from efficientad_jax.training import TrainData, TrainState, create_train_state, train_steps
 from efficientad_jax.training_run import configured_optimizer, image_counts, open_training
 
 

@@ -14,15 +14,10 @@ from efficientad_jax.checkpoints import Checkpoints, open_checkpoints
 from efficientad_jax.configuration import Config
 from efficientad_jax.errors import DivergenceError
 from efficientad_jax.losses import Losses
+from efficientad_jax.model import Networks
 from efficientad_jax.optimizer import adam_with_l2, step_decay
 from efficientad_jax.scalars import WriteScalars, scalar_log
-from efficientad_jax.training import (
-    Networks,
-    Objective,
-    TrainData,
-    TrainState,
-    create_train_state,
-)
+from efficientad_jax.training import Objective, TrainData, TrainState, create_train_state
 
 
 class TrainingRun:

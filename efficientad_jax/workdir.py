@@ -15,6 +15,8 @@ CONFIG_FILE = "config.json"
 TEACHER_FILE = "teacher.sha256"
 # Of the small teacher in the package when runs did not keep it yet.
 _UNRECORDED_PACKAGED = "e4bab3e773a47a9a47ccbd9441989a333006e56ddd2b61f27b28629f362641e4"
+# What an evaluation found, beside the configuration that it belongs to.
+METRICS_FILE = "metrics.json"
 
 
 def claim_workdir(

@@ -6,7 +6,6 @@ from logging import Formatter
 from absl import app, logging
 
 from efficientad_jax.compilation_cache import keep_compiled_programs
-from efficientad_jax.ending import STOPPED as STOPPED
 from efficientad_jax.ending import one_line_endings
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation import evaluate
 from efficientad_jax.export.programs import Program, detector_program, open_program, run_in_batches
-from efficientad_jax.fit import load_configured_dataset
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string(

@@ -16,8 +16,8 @@ from ml_collections import config_flags
 from sklearn.metrics import roc_auc_score
 
 from efficientad_jax.backbone import load_backbone
+from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
-from efficientad_jax.fit import load_configured_dataset
 from efficientad_jax.nearest_neighbors import Describe, nearest_neighbor_scores
 from efficientad_jax.pdn import STRIDE, PatchDescriptionNetwork
 from efficientad_jax.preprocessing import normalize_images, to_unit_range

@@ -5,8 +5,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
-from efficientad_jax.fit import fit_detector, load_configured_dataset
+from efficientad_jax.fit import fit_detector
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")

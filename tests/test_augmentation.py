@@ -3,16 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from efficientad_jax.augmentation import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    grayscale,
-    jitter,
-    random_grayscale,
-)
+from efficientad_jax.augmentation import grayscale, jitter, random_grayscale
 
 
 def image(seed=0):
@@ -33,19 +25,7 @@ def literal(kind, x, factor):
     return np.clip(factor * x + (1 - factor) * other, 0, 1)
 
 
-ADJUST = {
-    "brightness": adjust_brightness,
-    "contrast": adjust_contrast,
-    "saturation": adjust_saturation,
-}
-
-
-@pytest.mark.parametrize("factor", [0.8, 1.0, 1.2])
-@pytest.mark.parametrize("kind", ADJUST)
-def test_adjustments_are_torchvisions(kind, factor):
-    x = image()
-    adjusted = ADJUST[kind](jnp.asarray(x), factor)
-    np.testing.assert_allclose(adjusted, literal(kind, x, factor), atol=1e-6)
+KINDS = ("brightness", "contrast", "saturation")
 
 
 def test_jitter_makes_one_of_the_three_changes_by_at_most_a_fifth():
@@ -56,7 +36,7 @@ def test_jitter_makes_one_of_the_three_changes_by_at_most_a_fifth():
         # Least squares for the factor of each kind; the right kind leaves no residual.
         inside = (changed > 0) & (changed < 1)
         fits = {}
-        for kind in ADJUST:
+        for kind in KINDS:
             neutral = literal(kind, x, 0.0)
             direction = (x - neutral)[inside]
             factor = ((changed - neutral)[inside] * direction).sum() / (direction**2).sum()
@@ -66,7 +46,7 @@ def test_jitter_makes_one_of_the_three_changes_by_at_most_a_fifth():
         assert residual < 1e-5
         assert 0.8 - 1e-4 <= factor <= 1.2 + 1e-4
         seen.add(kind)
-    assert seen == set(ADJUST)
+    assert seen == set(KINDS)
 
 
 def test_grayscale_comes_with_its_probability():

@@ -170,8 +170,8 @@ def test_pytorch_s_losses_are_ours():
     from efficientad_jax.benchmark.torch_networks import EfficientAD, TrainStep
     from efficientad_jax.layers import float32_features
     from efficientad_jax.losses import pretraining_penalty, student_teacher_loss
+    from efficientad_jax.model import create_networks
     from efficientad_jax.preprocessing import normalize_images, to_unit_range
-    from efficientad_jax.training import create_networks
 
     params, calibration = random_detector("small", SIZE)
     step = TrainStep(EfficientAD("small", named_weights(params, calibration), *SIZE))

@@ -14,13 +14,12 @@ from PIL import Image
 from efficientad_jax.configuration import check_config
 from efficientad_jax.data.archive import Archive
 from efficientad_jax.data.btad import Btad
-from efficientad_jax.data.loading import Dataset, ImageSet, load_dataset
+from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset, load_dataset
 from efficientad_jax.data.mvtec_ad import MvtecAd
 from efficientad_jax.data.mvtec_ad2 import MvtecAd2
 from efficientad_jax.data.mvtec_loco import MvtecLoco
 from efficientad_jax.data.visa import Visa
 from efficientad_jax.errors import InputError
-from efficientad_jax.fit import load_configured_dataset
 from tests.benchmark_trees import (
     HEIGHT,
     TREES,

@@ -11,8 +11,8 @@ from PIL import Image
 
 from efficientad_jax import choose_threshold, detect_tiled
 from efficientad_jax.assessment import evaluate_workdir
+from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detector import Detection, Detector
-from efficientad_jax.fit import load_configured_dataset
 from tests.command import command
 
 SMALL = (

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from types import ModuleType
 
 import efficientad_jax
 from tests.command import REPOSITORY
@@ -23,9 +22,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     text = (site / "api/index.html").read_text()
     exported = {
-        f"{value.__module__}.{name}"
-        for name, value in vars(efficientad_jax).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        f"{getattr(efficientad_jax, name).__module__}.{name}" for name in efficientad_jax.__all__
     }
     assert "efficientad_jax.detector.Detector" in exported
     assert {name for name in exported if f'id="{name}"' not in text} == set()

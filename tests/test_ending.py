@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from efficientad_jax.errors import InputError, first_line
+from efficientad_jax.multihost import join_processes
 from tests.command import REPOSITORY
 
 # The signal comes while the garbage collector runs a callback: what is raised there is dropped.
@@ -39,3 +42,15 @@ def test_a_signal_whose_exception_is_dropped_comes_again(number, name, status):
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (status, f"stopped by {name}\n")
+
+
+def test_an_error_of_somebody_elses_is_told_in_one_line(monkeypatch):
+    assert first_line(ValueError("\n one \n two")) == "one "
+    assert first_line(ValueError("x" * 1000)) == "x" * 300
+
+    def fail():
+        raise RuntimeError
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(InputError, match=r"^--coordinator=auto: cannot join \(RuntimeError\)$"):
+        join_processes("auto", 1, 0)

@@ -19,10 +19,10 @@ from efficientad_jax.figures.latency import Point, draw_latency
 from efficientad_jax.figures.maps import draw_maps
 from efficientad_jax.figures.receptive_field import draw_receptive_field
 from efficientad_jax.hard_features import count_hard_features
+from efficientad_jax.model import create_networks
 from efficientad_jax.pdn import PatchDescriptionNetwork, Size
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.receptive_field import absolute_gradient, mean_feature_map, receptive_window
-from efficientad_jax.training import create_networks
 from tests.command import command
 from tests.torch_reference import random_params
 

@@ -1,3 +1,7 @@
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,3 +86,16 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_write_into_one_folder_at_once(tmp_path, monkeypatch):
+    replace, both = os.replace, threading.Barrier(2, timeout=20)
+
+    def replace_once_both_have_written(source, target):
+        both.wait()
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", replace_once_both_have_written)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write_atomically, [tmp_path / "a", tmp_path / "b"], [b"a", b"b"]))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b"}

@@ -9,8 +9,8 @@ from efficientad_jax import InputError, MapQuantiles, fit
 from efficientad_jax.calibration import calibrate
 from efficientad_jax.errors import DivergenceError
 from efficientad_jax.inference import Calibration, DetectorParams, detect, raw_maps
+from efficientad_jax.model import create_networks
 from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from efficientad_jax.training import create_networks
 from tests.torch_reference import random_params
 
 SIZE = (128, 160)

@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from multiprocessing.pool import Pool
 from pathlib import Path
 
@@ -28,6 +29,7 @@ LAYERS = {
         "regular_file",
         "safetensors_file",
         "soak",
+        "workdir",
     ],
     "data": [
         "data",
@@ -65,13 +67,14 @@ LAYERS = {
         "autoencoder",
         "backbone",
         "efficientnet_lite",
+        "model",
         "patch_features",
         "pdn",
         "teacher",
         "torch_teacher",
         "resnet",
     ],
-    "losses": ["hard_feature_loss", "losses", "optimizer"],
+    "losses": ["losses", "optimizer"],
     "training": [
         "checkpoints",
         "distillation",
@@ -89,7 +92,6 @@ LAYERS = {
         "training_loop",
         "training_run",
         "view_pool",
-        "workdir",
     ],
     "detector": [
         "calibration",
@@ -290,15 +292,59 @@ def test_names_say_what_a_file_holds() -> None:
     assert not [path for path in paths if vague & set(path.with_suffix("").parts)]
 
 
-def test_importing_the_package_leaves_heavy_libraries_alone() -> None:
-    code = (
-        f"import sys, {PACKAGE}\n"
-        "print(sorted({'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules)))"
-    )
+def said_by(code: str) -> str:
+    """What a fresh process prints that runs this code."""
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "[]"
+    return result.stdout.strip()
+
+
+def test_importing_the_package_leaves_heavy_libraries_alone() -> None:
+    heavy = {"tensorflow", "tensorflow_datasets", "torch"}
+    assert said_by(f"import sys, {PACKAGE}; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_a_detector_and_its_server_start_without_the_code_of_a_training() -> None:
+    pytest.importorskip("starlette", reason="needs the server: pip install -e '.[serve]'")
+    at_work = (
+        "calibration",
+        "detector",
+        "export.stablehlo",
+        "inference",
+        "prediction",
+        "serving.application",
+    )
+    of_training = {
+        f"{PACKAGE}.{name}"
+        for name in (
+            "augmentation",
+            "fit",
+            "losses",
+            "optimizer",
+            "training",
+            "training_loop",
+            "training_run",
+        )
+    }
+    assert of_training <= {f"{PACKAGE}.{name}" for name in MODULES}
+    imports = ", ".join(f"{PACKAGE}.{name}" for name in at_work)
+    code = f"import sys, {imports}; print(sorted({of_training | {'optax'}} & set(sys.modules)))"
+    assert said_by(code) == "[]"
+
+
+def test_public_names_are_listed_and_there_at_first_use() -> None:
+    # Before it is used, hard_feature_loss is not loaded, but known.
+    code = f"""
+import sys, {PACKAGE} as package
+print("{PACKAGE}.losses" in sys.modules, set(package.__all__) <= set(dir(package)))
+print(package.hard_feature_loss.__name__, "{PACKAGE}.losses" in sys.modules)
+print(all(hasattr(package, name) for name in package.__all__), hasattr(package, "no_such"))
+print(package.__version__, "__version__" in dir(package))
+"""
+    lines = said_by(code).splitlines()
+    assert lines[:3] == ["False True", "hard_feature_loss True", "True False"]
+    assert lines[3] == f"{version('efficientad-jax')} True"
 
 
 @pytest.fixture(scope="module")

@@ -224,6 +224,50 @@ def test_what_does_not_suit_the_code_is_computed_all_the_same():
     assert not calls(native, a, b)
 
 
+# Addresses are limited to fewer than the calculation needs of its own, once inputs and program are
+# there. Patches are copied in XLA's threads, what a kernel's gradient needs is had before them.
+WITHOUT_MEMORY = """
+import resource, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from efficientad_jax.native_convolution import native_filter, native_patch_filter
+from efficientad_jax.native_library import native_library
+
+def taken():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+assert native_library()
+if sys.argv[1] == "patches":
+    f = lambda x, kernel: native_patch_filter(x, kernel, jnp.zeros(32), 1)
+    x, kernel = jnp.ones((1, 6, 100_000, 32)), jnp.ones((3, 3, 32, 32))
+else:
+    f = jax.grad(lambda kernel, x: native_filter(x, kernel, jnp.zeros(1024), 0).sum())
+    x, kernel = jnp.ones((3, 3, 1024, 1024)), jnp.ones((1, 16, 16, 1024))
+program = jax.jit(f).lower(x, kernel).compile()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (taken() + 100_000_000, limits[1]))
+try:
+    program(x, kernel).block_until_ready()
+except jax.errors.JaxRuntimeError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+print(float(program(x, kernel).min()))
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("which", "value"), [("patches", 288.0), ("gradient", 196.0)])
+def test_memory_that_is_not_there_is_an_error_that_can_be_caught(which, value):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY, which], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    error, then = result.stdout.splitlines()
+    assert error.startswith("RESOURCE_EXHAUSTED: out of memory in a convolution on the CPU; use ")
+    assert float(then) == pytest.approx(value, rel=1e-4)
+
+
 @needs_compiler
 def test_compiled_once():
     first = _compiled()

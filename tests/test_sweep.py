@@ -18,7 +18,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import folder as folder_config
-from efficientad_jax.fit import fit_detector, load_configured_dataset
+from efficientad_jax.data.loading import load_configured_dataset
+from efficientad_jax.fit import fit_detector
 from efficientad_jax.pdn import PatchDescriptionNetwork
 from efficientad_jax.sweep import execution
 from efficientad_jax.sweep.execution import Outcome, carry_out, is_done
@@ -113,7 +114,8 @@ def changes(folder: Path) -> dict[Path, int]:
 SEPARATELY = """
 import json, pathlib, sys
 from ml_collections import ConfigDict
-from efficientad_jax.fit import fit_detector, load_configured_dataset
+from efficientad_jax.data.loading import load_configured_dataset
+from efficientad_jax.fit import fit_detector
 for workdir, config in json.load(sys.stdin).items():
     config = ConfigDict(json.loads(config))
     fit_detector(config, load_configured_dataset(config), pathlib.Path(workdir))

@@ -21,9 +21,9 @@ from efficientad_jax.inference import (
     jitted_detect,
     raw_maps,
 )
+from efficientad_jax.model import create_networks
 from efficientad_jax.prediction import Task, predict_files
 from efficientad_jax.tiling import blend_shares, chosen_overlap, tile_offsets
-from efficientad_jax.training import create_networks
 from tests.bad_images import encoded
 from tests.torch_reference import random_params
 

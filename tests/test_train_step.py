@@ -9,6 +9,7 @@ import pytest
 
 from efficientad_jax import autoencoder
 from efficientad_jax.augmentation import jitter, random_grayscale
+from efficientad_jax.model import create_networks
 from efficientad_jax.optimizer import adam_with_l2
 from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from efficientad_jax.training import (
@@ -17,7 +18,6 @@ from efficientad_jax.training import (
     TrainData,
     TrainState,
     compute_losses,
-    create_networks,
     train_steps,
 )
 from tests.torch_reference import (

@@ -17,8 +17,9 @@ from efficientad_jax import InputError, training_loop, training_run
 from efficientad_jax.errors import DivergenceError, StoppedError
 from efficientad_jax.interruption import interruption
 from efficientad_jax.losses import Losses
+from efficientad_jax.model import create_networks
 from efficientad_jax.scalars import scalar_log
-from efficientad_jax.training import TrainData, create_networks
+from efficientad_jax.training import TrainData
 from efficientad_jax.workdir import claim_workdir
 from tests.torch_reference import random_params
 

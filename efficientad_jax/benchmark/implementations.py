@@ -28,8 +28,8 @@ from efficientad_jax.convolution import Method
 from efficientad_jax.errors import InputError
 from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect, prepared_params
 from efficientad_jax.map_normalization import MapQuantiles
+from efficientad_jax.model import create_networks
 from efficientad_jax.pdn import Size
-from efficientad_jax.training import create_networks
 
 OURS = "efficientad_jax"
 LAX = "jax, lax.conv"

@@ -16,11 +16,10 @@ from efficientad_jax.benchmark.cost import Cost
 from efficientad_jax.benchmark.implementations import LAX, OURS
 from efficientad_jax.benchmark.start_up import StartUp
 from efficientad_jax.benchmark.timing import Spread
+from efficientad_jax.paper_results import EFFICIENT_AD, SPEED_MEASURED_ON
+from efficientad_jax.pdn import Size
 
 TITLE = {"small": "S", "medium": "M"}
-# On an NVIDIA RTX A6000 in float16 (paper, Table 11): ms at batch 1, images/s at batch 16, million
-# parameters, GFLOP, MB.
-PAPER = {"small": (2.2, 614, 8, 76, 100), "medium": (4.5, 269, 21, 235, 161)}
 
 
 class Measurement(NamedTuple):
@@ -33,7 +32,7 @@ class Measurement(NamedTuple):
       times: by implementation, seconds of a call.
     """
 
-    size: str
+    size: Size
     what: str
     images: int
     times: dict[str, Spread]
@@ -65,7 +64,7 @@ def markdown(measurements: Sequence[Measurement]) -> str:
 
 
 def summary(
-    size: str,
+    size: Size,
     measurements: Sequence[Measurement],
     cost: Cost,
     starts: Mapping[str, StartUp],
@@ -98,8 +97,10 @@ def summary(
             "" if start is None else f"{start.second:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    told = " | ".join(map(str, PAPER[size]))
-    lines.append(f"| the paper: RTX A6000, float16, batch 16 | {told} | | |")
+    paper = EFFICIENT_AD[size]
+    columns = (paper.latency, paper.throughput, paper.parameters, paper.flop, paper.memory)
+    told = " | ".join(str(figure.mean) for figure in columns)
+    lines.append(f"| the paper: {SPEED_MEASURED_ON}, batch 16 | {told} | | |")
     return "\n".join(lines)
 
 
@@ -114,8 +115,8 @@ def write_results(
     folder: Path,
     facts: Mapping[str, Any],
     measurements: Sequence[Measurement],
-    costs: Mapping[str, Cost],
-    starts: Mapping[str, Mapping[str, StartUp]],
+    costs: Mapping[Size, Cost],
+    starts: Mapping[Size, Mapping[str, StartUp]],
 ) -> str:
     """Writes `benchmark.json`, `benchmark.md` and `benchmark.png` to a folder, made if need be.
 

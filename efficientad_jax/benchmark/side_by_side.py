@@ -12,14 +12,13 @@ from jaxtyping import PyTree
 
 from efficientad_jax.benchmark.timing import Spread, time_in_turns
 from efficientad_jax.convolution import Method
+from efficientad_jax.model import Networks, create_networks
 from efficientad_jax.parallel_training import Steps, resident_on, train_side_by_side
 from efficientad_jax.pdn import Size
 from efficientad_jax.training import (
-    Networks,
     Objective,
     TrainData,
     TrainState,
-    create_networks,
     create_train_state,
     several_steps,
     train_steps,

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from efficientad_jax.configuration import Config, check_config
 from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
 from efficientad_jax.errors import InputError
 
@@ -84,6 +85,24 @@ def load_dataset(
         return Dataset(train, splits["validation"], test)
     train, validation = _hold_out(train, validation_fraction, seed)
     return Dataset(train, validation, test)
+
+
+def load_configured_dataset(config: Config) -> Dataset:
+    """The dataset that a configuration names, at the model's input size.
+
+    Raises:
+      InputError: it cannot be loaded.
+    """
+    check_config(config)
+    return load_dataset(
+        config.dataset.name,
+        config.category,
+        config.dataset.root,
+        config.dataset.data_dir,
+        (config.model.input_height, config.model.input_width),
+        config.dataset.validation_fraction,
+        config.seed,
+    )
 
 
 def categories_of(name: str, root: str) -> list[str]:

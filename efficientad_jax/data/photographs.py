@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.files import list_images
-from efficientad_jax.errors import InputError
+from efficientad_jax.errors import InputError, first_line
 
 PREFIX = "tfds:"
 _SPLIT = "train"
@@ -56,7 +56,7 @@ def open_photographs(images: str, data_dir: str = "") -> Photographs:
         builder: Any = tfds.builder(name, data_dir=data_dir or None)
     except Exception as error:  # of an unknown name or version, or because it needs TensorFlow
         raise InputError(
-            f"{said}: tensorflow-datasets cannot open it ({_first_line(error)})"
+            f"{said}: tensorflow-datasets cannot open it ({first_line(error)})"
         ) from error
     if "image" not in (builder.info.features or {}):
         raise InputError(f"{said}: has no feature 'image', expected a dataset of images")
@@ -65,7 +65,7 @@ def open_photographs(images: str, data_dir: str = "") -> Photographs:
             builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever a builder of somebody else's may raise
         raise InputError(
-            f"{said}: cannot be prepared in {builder.data_path} ({_first_line(error)}); a dataset "
+            f"{said}: cannot be prepared in {builder.data_path} ({first_line(error)}); a dataset "
             "that asks for TensorFlow can be prepared where that is installed: see docs/teacher.md"
         ) from error
     try:
@@ -73,7 +73,7 @@ def open_photographs(images: str, data_dir: str = "") -> Photographs:
         records = builder.as_data_source(_SPLIT, decoders=decoders)
     except (NotImplementedError, ValueError) as error:
         raise InputError(
-            f"{said}: {builder.data_path} cannot be read ({_first_line(error)}); expected a split "
+            f"{said}: {builder.data_path} cannot be read ({first_line(error)}); expected a split "
             f"{_SPLIT!r} as array_record files: prepare it anew with file_format='array_record'"
         ) from error
     license_ = builder.info.redistribution_info.license
@@ -90,7 +90,3 @@ def read_photograph(photographs: Photographs, index: int) -> UInt8[ndarray, "h w
     if isinstance(record, Path):
         return decode_image(record)
     return decode_image(record["image"], f"{index} of {photographs.name}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, UInt8
 from efficientad_jax.detector import Detector
 from efficientad_jax.export.programs import named_outputs
 from efficientad_jax.inference import detect
-from efficientad_jax.training import Networks
+from efficientad_jax.model import Networks
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -7,36 +7,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from efficientad_jax.assessment import METRICS_FILE, evaluate_workdir
+from efficientad_jax.assessment import evaluate_workdir
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.configuration import Config
-from efficientad_jax.data.loading import Dataset
+from efficientad_jax.data.loading import Dataset, load_configured_dataset
 from efficientad_jax.detector import Detector
-from efficientad_jax.errors import DivergenceError, InputError
+from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 from efficientad_jax.evaluation import evaluate
-from efficientad_jax.fit import fit_detector, load_configured_dataset
+from efficientad_jax.fit import fit_detector
 from efficientad_jax.recalibration import CalibrationChoice, recalibrated_scores
 from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of
-from efficientad_jax.workdir import CONFIG_FILE, claim_workdir, differences
+from efficientad_jax.workdir import CONFIG_FILE, METRICS_FILE, claim_workdir, differences
 
 # Where files lie is no part of what a run is: results may be moved, and read without the data.
 _PLACES = ("root", "data_dir")
-
-
-class Outcome(NamedTuple):
-    """What came of a plan.
-
-    Attributes:
-      failed: what is wrong, one line, with each run that failed.
-      stopped: whether Ctrl-C ended it before its last run.
-    """
-
-    failed: dict[Run, str]
-    stopped: bool
 
 
 def read_metrics(results: Path, run: Run, base: Config, inputs: Inputs) -> dict[str, Any] | None:
@@ -72,7 +60,7 @@ def carry_out(
     inputs: Inputs,
     results: Path,
     tell: Callable[[str], None],
-) -> Outcome:
+) -> dict[Run, str]:
     """Does all runs that are not done.
 
     A run's folder is `results / run.name`. It is done when `metrics.json` is there; its
@@ -84,6 +72,13 @@ def carry_out(
       inputs: what the runs read.
       results: an absolute folder.
       tell: is called with a line on each run as it begins, ends or fails.
+
+    Returns:
+      What is wrong, one line, with each run that failed.
+
+    Raises:
+      StoppedError: Ctrl-C or SIGTERM came in a training; its state is saved, and no other run is
+        begun. Between trainings a signal's own exception passes through.
     """
     failed: dict[Run, str] = {}
 
@@ -91,6 +86,8 @@ def carry_out(
         """What `work` returns; None, and the runs fail, if it raises something."""
         try:
             return work(*arguments)
+        except StoppedError:  # asked for, so neither a failure nor this run's alone
+            raise
         except (InputError, DivergenceError, OSError) as error:
             message = " ".join(str(error).split())
         except Exception as error:  # whatever it is, the other runs are not to suffer from it
@@ -105,49 +102,46 @@ def carry_out(
         return read_metrics(results, run, base, inputs) is not None
 
     configure = partial(configuration_of, base=base, inputs=inputs)
-    try:
-        for _, group in groupby(runs, lambda run: (run.dataset, run.category, run.seed)):
-            missing = [run for run in group if attempt([run], is_done, run) is False]
-            if not missing:
+    for _, group in groupby(runs, lambda run: (run.dataset, run.category, run.seed)):
+        missing = [run for run in group if attempt([run], is_done, run) is False]
+        if not missing:
+            continue
+        dataset = attempt(missing, load_configured_dataset, configure(missing[0]))
+        if dataset is None:
+            continue
+        for run in missing:
+            if run == run.trained:
+                tell(f"{run.name}: training")
+                folder = results / run.name
+                attempt([run], _train_and_evaluate, configure(run), dataset, folder)
+                if run not in failed:
+                    tell(f"{run.name}: done")
+                # Each run compiles programs of its own, which would stay in memory.
+                jax.clear_caches()
+        for trained in dict.fromkeys(run.trained for run in missing):
+            changed = [run for run in missing if run.trained == trained != run]
+            configs = {run: configure(run) for run in changed}
+            if not changed:
                 continue
-            dataset = attempt(missing, load_configured_dataset, configure(missing[0]))
-            if dataset is None:
-                continue
-            for run in missing:
-                if run == run.trained:
-                    tell(f"{run.name}: training")
-                    folder = results / run.name
-                    ended = attempt([run], _train_and_evaluate, configure(run), dataset, folder)
-                    if ended is False:
-                        return Outcome(failed, stopped=True)
-                    if ended:
-                        tell(f"{run.name}: done")
-                    # Each run compiles programs of its own, which would stay in memory.
-                    jax.clear_caches()
-            for trained in dict.fromkeys(run.trained for run in missing):
-                changed = [run for run in missing if run.trained == trained != run]
-                configs = {run: configure(run) for run in changed}
-                if changed and attempt(changed, _recalibrate, results, trained, configs, dataset):
-                    for run in changed:
-                        tell(f"{run.name}: done")
-    except KeyboardInterrupt:
-        return Outcome(failed, stopped=True)
-    return Outcome(failed, stopped=False)
+            attempt(changed, _recalibrate, results, trained, configs, dataset)
+            for run in changed:
+                if run not in failed:
+                    tell(f"{run.name}: done")
+    return failed
 
 
-def _train_and_evaluate(config: Config, dataset: Dataset, folder: Path) -> bool:
-    """Returns False if Ctrl-C stopped the training."""
+def _train_and_evaluate(config: Config, dataset: Dataset, folder: Path) -> None:
+    """What one run that trains leaves in its folder, without the checkpoints."""
     # Of a detector the record is written last: with it, only the evaluation is missing.
     if (folder / "detector" / "detector.json").is_file():
         claim_workdir(folder, config)
-    elif fit_detector(config, dataset, folder) is None:
-        return False
+    else:
+        fit_detector(config, dataset, folder)
     evaluate_workdir(folder, dataset)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return True
 
 
-def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], dataset: Dataset) -> bool:
+def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], dataset: Dataset) -> None:
     """Evaluates the detector of one run under the calibrations of others."""
     detector = Detector.load(results / trained.name / "detector")
     choices = [
@@ -161,7 +155,6 @@ def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], datase
         summary = {"detector": metrics.as_dict()}
         folder = claim_workdir(results / run.name, config)
         write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
-    return True
 
 
 def _without_places(config: dict[str, Any]) -> dict[str, Any]:

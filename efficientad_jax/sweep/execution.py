@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import jax
 from filelock import BaseFileLock
 
-from efficientad_jax.assessment import METRICS_FILE, evaluate_workdir
-from efficientad_jax.data.loading import Dataset
+from efficientad_jax.assessment import evaluate_workdir
+from efficientad_jax.data.loading import Dataset, load_configured_dataset
 from efficientad_jax.detector_spec import networks_of
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
-from efficientad_jax.fit import Prepared, finish_fit, load_configured_dataset, prepare_fit
+from efficientad_jax.fit import Prepared, finish_fit, prepare_fit
 from efficientad_jax.interruption import interruption
 from efficientad_jax.losses import Losses
 from efficientad_jax.parallel_training import (
@@ -37,7 +37,7 @@ from efficientad_jax.sweep.plan import SweepRun
 from efficientad_jax.sweep.status import Status, Tell
 from efficientad_jax.training import TrainState
 from efficientad_jax.training_run import TrainingRun, image_counts, open_training
-from efficientad_jax.workdir import claim_workdir
+from efficientad_jax.workdir import METRICS_FILE, claim_workdir
 
 _POLL_SECONDS = 1.0
 # What a user can cause: its message says all.
