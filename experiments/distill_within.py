@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
 def _with_steps(steps: int) -> Config:
     """The configuration with so many steps, and a decay over as large a part of them."""
-    config = ConfigDict(_CONFIG.value.to_dict())
+    config: Config = ConfigDict(_CONFIG.value.to_dict())
     config.decay_steps = round(config.decay_steps * steps / config.steps)
     config.steps = steps
     return config

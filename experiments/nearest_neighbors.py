@@ -48,7 +48,9 @@ def main(argv: list[str]) -> int:
     if not 0 < labels.sum() < len(labels):
         raise InputError("the test images are all good or all anomalous: AU-ROC is not defined")
     if _TEACHER.value is None:
-        describe = _backbone(config.model.input_height, config.model.input_width)
+        assert _BACKBONE.value is not None
+        size = (config.model.input_height, config.model.input_width)
+        describe = _backbone(_BACKBONE.value, size)
     else:
         describe = _teacher(_TEACHER.value, config.model.size)
     scores = nearest_neighbor_scores(
@@ -72,10 +74,11 @@ def _teacher(path: str, size: str) -> Describe:
     return describe
 
 
-def _backbone(height: int, width: int) -> Describe:
+def _backbone(name: str, size: tuple[int, int]) -> Describe:
+    height, width = size
     if height != width:
         raise InputError(f"the input is {height}x{width}: a backbone's is expected to be square")
-    backbone = load_backbone(_BACKBONE.value, _WEIGHTS.value, _CHANNELS, height // STRIDE)
+    backbone = load_backbone(name, _WEIGHTS.value, _CHANNELS, height // STRIDE)
     inside = slice(_MARGIN, height // STRIDE - _MARGIN)
     return lambda image: backbone.describe(backbone.params, image)[:, inside, inside]
 
