@@ -9,20 +9,12 @@
 result is on record.
 """
 
-from configs import distill_small
-from efficientad_jax.configuration import Config
+from ml_collections import ConfigDict
+
+from efficientad_jax import recipes
+from efficientad_jax.configuration import config_dict
 
 
-def get_config(size: str = "small") -> Config:
-    """Returns the configuration for a PDN of a size, 'small' or 'medium'."""
-    config = distill_small.get_config()
-    config.size = size
-    config.worker_count = 14  # decoding and resizing 16 views takes 0.1 s of one core
-    config.steps = 20_000
-    config.crop = 256
-    config.pool_views = 0
-    config.new_views_per_round = 0
-    config.decay_steps = 5000
-    config.steps_per_round = 2500
-    config.steps_per_dispatch = 10
-    return config
+def get_config(size: str = "small") -> ConfigDict:
+    """Returns the recipe for a PDN of a size, 'small' or 'medium'."""
+    return config_dict(recipes.distillation_on_gpu(size))

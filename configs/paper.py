@@ -1,26 +1,28 @@
-"""EfficientAD-S with every constant of the paper, on a folder in MVTec AD's layout.
+"""EfficientAD-S with every constant of the paper (Algorithm 1).
 
-    python -m experiments.train --config=configs/paper.py --config.dataset.root=MVTEC_AD \
-        --config.category=bottle --config.pretraining_images=PHOTOGRAPHS --workdir=runs/bottle
+    python -m experiments.train --config=configs/paper.py --config.dataset.root=FOLDER \
+        --config.pretraining_images=PHOTOGRAPHS --workdir=runs/mine
+    python -m experiments.train --config=configs/paper.py:mvtec_ad,bottle \
+        --config.dataset.root=MVTEC_AD --config.pretraining_images=PHOTOGRAPHS \
+        --workdir=runs/bottle
 
-70 000 steps are meant for an accelerator (time and result not measured yet). EfficientAD-M with
-`--config.model.size=medium` and a teacher of that size.
+After the colon come a published dataset (mvtec_ad, mvtec_ad2, mvtec_loco, visa, btad) and one of
+its categories; without them it is a folder in MVTec AD's layout. Without `--config.dataset.root` a
+published dataset is downloaded: see docs/datasets.md. EfficientAD-M takes
+`--config.model.size=medium`.
+
+70,000 steps are meant for an accelerator; time and result are not measured yet. The constants
+stand in `efficientad_jax/config.py`, each with its line of Algorithm 1.
 """
 
-from configs import elpv
-from efficientad_jax.configuration import Config
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from efficientad_jax.configuration import Config, DatasetConfig, config_dict
 
 
-def get_config() -> Config:
-    """Returns the configuration of Algorithm 1."""
-    config = elpv.get_config()
-    config.dataset.name = "folder"
-    config.category = ""
-    config.losses.penalty = True  # lines 18-21
-    config.losses.autoencoder = True  # lines 22-31
-    config.train.steps = 70_000
-    config.train.learning_rate = 1e-4
-    config.train.decay_at = 0.95
-    config.train.steps_per_dispatch = 100
-    config.train.checkpoint_every = 5000
-    return config
+def get_config(dataset_and_category: str = "folder") -> ConfigDict:
+    """Returns the paper's configuration for 'DATASET,CATEGORY'."""
+    name, _, category = dataset_and_category.partition(",")
+    return config_dict(replace(Config(), category=category, dataset=DatasetConfig(name=name)))

@@ -8,12 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
-from ml_collections import ConfigDict
 from sklearn.metrics import roc_auc_score
 
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.baselines import mean_brightness_scores, pca_reconstruction_scores
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
 from efficientad_jax.detector import Detector
 from efficientad_jax.evaluation import NO_SATURATION_AREAS, Metrics, evaluate
@@ -120,7 +119,7 @@ def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:
     """
     folder = workdir / "detector"
     detector = Detector.load(folder)
-    config: Config = ConfigDict(detector.config)
+    config = read_config(detector.config)
     dataset = dataset or load_configured_dataset(config)
     if not dataset.test.names:
         return f"no test images to evaluate: {config.dataset.root} holds good images alone"

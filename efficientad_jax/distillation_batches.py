@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import DistillationConfig
 from efficientad_jax.data.photographs import Photographs
 from efficientad_jax.data.views import ViewRecipe, Views, makers, view_batches
 from efficientad_jax.targets import Targets, describe_views, own_numbers
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 def fresh_batches(
-    config: Config,
+    config: DistillationConfig,
     photographs: Photographs,
     train: Int[np.ndarray, " t"],
     first_step: int,
@@ -42,7 +42,7 @@ def fresh_batches(
     """Whole photographs, as in Algorithm 3, lines 15-19; the backbone sees them in the step.
 
     Args:
-      config: see `configs/distill_small.py`.
+      config: of the distillation.
       photographs: all there are.
       train: those to learn from, in this order.
       first_step: whose batch is the first.
@@ -57,7 +57,7 @@ def fresh_batches(
 
 
 def pool_batches(
-    config: Config,
+    config: DistillationConfig,
     photographs: Photographs,
     train: Int[np.ndarray, " t"],
     targets: Targets,
@@ -87,7 +87,9 @@ def pool_batches(
         start = time.perf_counter()
 
 
-def _new_views(config: Config, round_number: int, all_of_them: bool) -> Int[np.ndarray, " n"]:
+def _new_views(
+    config: DistillationConfig, round_number: int, all_of_them: bool
+) -> Int[np.ndarray, " n"]:
     """Numbers of the views that come into the pool in a round."""
     size = config.pool_views
     newest = size + round_number * config.new_views_per_round
@@ -96,7 +98,7 @@ def _new_views(config: Config, round_number: int, all_of_them: bool) -> Int[np.n
     )
 
 
-def _recipe(config: Config, stream: int) -> ViewRecipe:
+def _recipe(config: DistillationConfig, stream: int) -> ViewRecipe:
     return ViewRecipe(
         (config.seed, stream),
         config.smallest_area,
@@ -108,14 +110,14 @@ def _recipe(config: Config, stream: int) -> ViewRecipe:
     )
 
 
-def _recipe_of_whole(config: Config, stream: int) -> ViewRecipe:
+def _recipe_of_whole(config: DistillationConfig, stream: int) -> ViewRecipe:
     return _recipe(config, stream)._replace(
         smallest_area=1.0, smallest_contrast=1.0, turns=False, mixup_probability=0.0
     )
 
 
 def statistics_views(
-    config: Config, photographs: Photographs, train: Int[np.ndarray, " t"]
+    config: DistillationConfig, photographs: Photographs, train: Int[np.ndarray, " t"]
 ) -> Iterator[Views]:
     """Whole photographs that the targets' mean and std are taken over, this process's share."""
     recipe = _recipe_of_whole(config, 2)
@@ -124,7 +126,7 @@ def statistics_views(
 
 
 def held_out_views(
-    config: Config, photographs: Photographs, held_out: Int[np.ndarray, " h"]
+    config: DistillationConfig, photographs: Photographs, held_out: Int[np.ndarray, " h"]
 ) -> Iterator[Views]:
     """Whole photographs in colour that are never trained on, this process's share."""
     recipe = _recipe_of_whole(config, 5)._replace(grayscale_probability=0.0)

@@ -14,12 +14,11 @@ import numpy as np
 import optax
 from flax.jax_utils import replicate
 from jaxtyping import Int, PyTree
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from efficientad_jax.backbone import Backbone, Describe, load_backbone
 from efficientad_jax.checkpoints import open_checkpoints
-from efficientad_jax.configuration import Config, require
+from efficientad_jax.configuration import DistillationConfig, as_dict
 from efficientad_jax.data.photographs import Photographs, open_photographs
 from efficientad_jax.data.views import TARGET_SIZE, VIEW_SIZE
 from efficientad_jax.distillation import create_distill_state, distill_steps, held_out_loss
@@ -39,7 +38,6 @@ from efficientad_jax.pdn import PatchDescriptionNetwork
 from efficientad_jax.scalars import scalar_log
 from efficientad_jax.shares import one_of, share_of_batch, to_devices
 from efficientad_jax.target_projection import (
-    REDUCTIONS,
     TargetProjection,
     save_projection,
     saved_projection,
@@ -54,13 +52,8 @@ from efficientad_jax.teacher import Teacher, load_teacher
 from efficientad_jax.view_pool import empty_pool, put_in
 from efficientad_jax.workdir import claim_workdir
 
-# What a run of a version without these fields did.
-_ABSENT = {
-    "target_reduction": "average",
-    "turns": False,
-    "mixup_probability": 0.0,
-    "decay_steps": 0,
-}
+# The teacher does not depend on these: a run may be resumed with other workers.
+_NOT_DECISIVE = ("worker_count",)
 
 
 class _Split(NamedTuple):
@@ -76,7 +69,7 @@ class _Input(NamedTuple):
     params: PyTree
 
 
-def distil_teacher(config: Config, workdir: Path) -> Teacher:
+def distil_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
     """Distils a PDN (Algorithm 3), going on from the newest checkpoint in `workdir`.
 
     Runs on all devices of all processes, each of which gets an equal share of every batch. The
@@ -86,7 +79,7 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
     are never trained on. There is a checkpoint every `config.steps_per_round` steps.
 
     Args:
-      config: see `configs/distill_small.py` and `configs/distill_paper.py`.
+      config: of the distillation.
       workdir: for checkpoints and TensorBoard files; made, or claimed for `config`, once all
         that the configuration names has been found.
 
@@ -99,7 +92,6 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
     """
     share = share_of_batch(config.batch_size)
     schedule = _schedule(config)
-    _check_views(config)
     # Algorithm 3 pads the PDN, so that it describes whole views; crops come with the targets of
     # their inside alone.
     whole = config.pool_views == 0
@@ -201,7 +193,11 @@ def distil_teacher(config: Config, workdir: Path) -> Teacher:
 
 
 def _projection(
-    config: Config, workdir: Path, backbone: Backbone, photographs: Photographs, split: _Split
+    config: DistillationConfig,
+    workdir: Path,
+    backbone: Backbone,
+    photographs: Photographs,
+    split: _Split,
 ) -> TargetProjection:
     """How targets are made of features: what an earlier start of this run left, or found here."""
     projection = saved_projection(workdir)
@@ -215,33 +211,18 @@ def _projection(
     return projection
 
 
-def _check_views(config: Config) -> None:
-    for field in ("smallest_area", "smallest_contrast"):
-        require(0 < config[field] <= 1, field, config[field], "in (0, 1]")
-    for field in ("grayscale_probability", "mixup_probability"):
-        require(0 <= config[field] <= 1, field, config[field], "in [0, 1]")
-    reduction = config.target_reduction
-    require(
-        reduction in REDUCTIONS, "target_reduction", reduction, " or ".join(map(repr, REDUCTIONS))
-    )
+def _schedule(config: DistillationConfig) -> optax.ScalarOrSchedule:
+    rate, steps, warmup = config.learning_rate, config.steps, config.warmup_steps
+    match config.schedule:
+        case "warmup_cosine":
+            return warmup_cosine(rate, steps, warmup)
+        case "warmup_stable_decay":
+            return warmup_stable_decay(rate, steps, warmup, config.decay_steps)
+        case _:
+            return rate
 
 
-def _schedule(config: Config) -> optax.ScalarOrSchedule:
-    if config.schedule == "constant":
-        return config.learning_rate
-    if config.schedule == "warmup_cosine":
-        return warmup_cosine(config.learning_rate, config.steps, config.warmup_steps)
-    if config.schedule == "warmup_stable_decay":
-        return warmup_stable_decay(
-            config.learning_rate, config.steps, config.warmup_steps, config.decay_steps
-        )
-    raise InputError(
-        f"config.schedule = {config.schedule!r}: expected 'constant', 'warmup_cosine' or "
-        "'warmup_stable_decay'"
-    )
-
-
-def _split(config: Config, photographs: int) -> _Split:
+def _split(config: DistillationConfig, photographs: int) -> _Split:
     order = np.random.default_rng(config.seed).permutation(photographs)
     held_out = max(1, round(config.held_out_fraction * photographs))
     if photographs <= held_out:
@@ -250,7 +231,7 @@ def _split(config: Config, photographs: int) -> _Split:
 
 
 def _input(
-    config: Config,
+    config: DistillationConfig,
     photographs: Photographs,
     split: _Split,
     targets: Targets,
@@ -263,7 +244,7 @@ def _input(
     return _Input(pool_batches(config, photographs, split.train, targets, step, share), None, None)
 
 
-def _start_of(config: Config) -> Teacher:
+def _start_of(config: DistillationConfig) -> Teacher:
     """The teacher that `config` starts from."""
     teacher = load_teacher(config.start_from, config.size)
     if teacher.out_channels != config.channels:
@@ -274,23 +255,18 @@ def _start_of(config: Config) -> Teacher:
     return teacher
 
 
-def _claim_together(workdir: Path, config: Config) -> Path:
+def _claim_together(workdir: Path, config: DistillationConfig) -> Path:
     """The first process makes the work directory, the others find it made."""
     if not is_first_process():
         wait_for_processes("workdir claimed")
-    claimed = claim_workdir(workdir, ConfigDict(_what_decides(config)), absent=_ABSENT)
+    claimed = claim_workdir(workdir, config, ignored=_NOT_DECISIVE)
     if is_first_process():
         wait_for_processes("workdir claimed")
     return claimed
 
 
-def _what_decides(config: Config) -> dict[str, Any]:
-    """The fields that the teacher depends on: a run may go on with other workers."""
-    return {name: value for name, value in config.to_dict().items() if name != "worker_count"}
-
-
 def _record(
-    config: Config,
+    config: DistillationConfig,
     photographs: Photographs,
     split: _Split,
     backbone: Backbone,
@@ -301,9 +277,12 @@ def _record(
     record = {
         "command": "python -m experiments.distill",
         # The names of files and folders, not where they lay.
-        "config": _what_decides(config)
+        "config": {k: v for k, v in as_dict(config).items() if k not in _NOT_DECISIVE}
         | {"images": photographs.name, "data_dir": ""}
-        | {name: Path(config[name]).name for name in ("start_from", "backbone_weights")},
+        | {
+            "start_from": Path(config.start_from).name,
+            "backbone_weights": Path(config.backbone_weights).name,
+        },
         "backbone": backbone.record,
         "images": {
             "name": photographs.name,

@@ -1,6 +1,5 @@
 """From a configuration and images to a detector: phases 2 and 3 one after the other."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from jaxtyping import Float16, PyTree, UInt8
 
 from efficientad_jax.calibration import calibrate
 from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
-from efficientad_jax.configuration import Config, check_config
+from efficientad_jax.configuration import Config, as_dict
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import Dataset, load_images
 from efficientad_jax.detector import Detector
@@ -54,7 +53,7 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
     """Trains student and autoencoder, calibrates on the validation images, saves the detector.
 
     Args:
-      config: see `configs/elpv.py`.
+      config: of the training.
       dataset: its training and validation images; test images are not looked at.
       workdir: for checkpoints; the detector is saved to `workdir / "detector"`. It is made, or
         claimed for `config`, once all that the configuration names has been read: a mistake
@@ -80,19 +79,22 @@ def prepare_fit(config: Config, dataset: Dataset, workdir: Path) -> Prepared:
 
     Arguments and errors are those of `fit_detector`.
     """
-    check_config(config)
     model = config.model
     teacher = load_teacher(config.teacher, model.size)
     spec = DetectorSpec(
         size=model.size,
         out_channels=teacher.out_channels,
-        input_size=(model.input_height, model.input_width),
+        input_size=model.input_size,
         padding=model.padding,
         dtype=model.dtype,
         autoencoder=config.losses.autoencoder,
     )
     images = dataset.train.images
-    pretraining = _pretraining_images(config, spec.input_size) if config.losses.penalty else None
+    pretraining = (
+        _pretraining_images(config.pretraining_images, spec.input_size)
+        if config.losses.penalty
+        else None
+    )
     workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256)
     teacher_params, features = _describe_training_images(
         networks_of(spec).teacher, teacher.params, images, config.train.feature_cache_gb
@@ -115,14 +117,22 @@ def finish_fit(config: Config, dataset: Dataset, prepared: Prepared, state: Trai
         state.params["student"],
         state.params["autoencoder"] if spec.autoencoder else None,
     )
-    choice = dict(config.calibration)
-    rate = choice.pop("false_alarm_rate", None)
-    calibration, scores = calibrate(networks_of(spec), params, dataset.validation.images, **choice)
+    chosen = config.calibration
+    calibration, scores = calibrate(
+        networks_of(spec),
+        params,
+        dataset.validation.images,
+        q_a=chosen.q_a,
+        q_b=chosen.q_b,
+        upsample_first=chosen.upsample_first,
+        normalize=chosen.normalize,
+    )
+    rate = chosen.false_alarm_rate
     detector = Detector(
         spec,
         params,
         calibration,
-        json.loads(config.to_json()),
+        as_dict(config),
         metrics={},
         threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
@@ -132,17 +142,15 @@ def finish_fit(config: Config, dataset: Dataset, prepared: Prepared, state: Trai
     return detector
 
 
-def _pretraining_images(
-    config: Config, input_size: tuple[int, int]
-) -> UInt8[np.ndarray, "m h w 3"]:
+def _pretraining_images(folder: str, input_size: tuple[int, int]) -> UInt8[np.ndarray, "m h w 3"]:
     """Photographs at twice the input size, cut to their centre (Algorithm 1, lines 18-20)."""
-    if not config.pretraining_images:
+    if not folder:
         raise InputError(
             "config.losses.penalty = True: needs photographs, give their folder as "
             "config.pretraining_images, or switch it off"
         )
     height, width = input_size
-    files = list_images(Path(config.pretraining_images))
+    files = list_images(Path(folder))
     centre = (slice(height // 2, height // 2 + height), slice(width // 2, width // 2 + width))
     return np.stack([load_images([file], (2 * height, 2 * width))[0][centre] for file in files])
 

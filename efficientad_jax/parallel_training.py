@@ -10,9 +10,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
+from efficientad_jax.configuration import LossConfig
 from efficientad_jax.losses import Losses
 from efficientad_jax.model import Networks
-from efficientad_jax.training import Objective, TrainData, TrainState, several_steps
+from efficientad_jax.training import TrainData, TrainState, several_steps
 
 # A `jax.Device`, which a type checker takes for a variable.
 Device = Any
@@ -68,7 +69,7 @@ def resident_on(device: Device, teacher_params: PyTree, data: TrainData) -> Resi
 
 def train_side_by_side(
     networks: Networks,
-    objective: Objective,
+    objective: LossConfig,
     optimizer: optax.GradientTransformation,
     residents: Sequence[Resident],
     steps: Sequence[Steps],

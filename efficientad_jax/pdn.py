@@ -1,17 +1,16 @@
 """The patch description network, S and M (paper, Section 3.1; layers: its supplement)."""
 
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from efficientad_jax.configuration import Size as Size
 from efficientad_jax.convolution import Method
 from efficientad_jax.layers import Conv
-
-Size = Literal["small", "medium"]
 
 # An output of the network sees this many pixels on a side, and the next one 4 pixels further.
 RECEPTIVE_FIELD = 33

@@ -8,7 +8,7 @@ linear map, which follows from the statistics of whole photographs.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,8 @@ from safetensors.numpy import load_file, save
 
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
+from efficientad_jax.configuration import Reduction
 from efficientad_jax.patch_features import adaptive_pool_matrix
-
-Reduction = Literal["average", "pca"]
-REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 FILE = "target_projection.safetensors"
 

@@ -14,9 +14,9 @@ from flax.jax_utils import replicate
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from efficientad_jax.backbone import Backbone, Describe
+from efficientad_jax.configuration import Reduction
 from efficientad_jax.data.views import Views
 from efficientad_jax.target_projection import (
-    Reduction,
     TargetProjection,
     fit_projection,
     project,

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 
 from efficientad_jax.augmentation import jitter, random_grayscale
+from efficientad_jax.configuration import LossConfig
 from efficientad_jax.layers import float32_features, prepared
 from efficientad_jax.losses import (
     Losses,
@@ -23,22 +24,6 @@ from efficientad_jax.losses import (
 )
 from efficientad_jax.model import Networks
 from efficientad_jax.preprocessing import normalize_images, to_unit_range
-
-
-class Objective(NamedTuple):
-    """Which losses a step minimises.
-
-    Attributes:
-      p_hard: quantile of the hard feature loss; 0 is the plain mean.
-      penalty: whether the pretraining penalty counts.
-      autoencoder: whether the autoencoder is trained and imitated.
-      grayscale_probability: how often a pretraining image loses its colour.
-    """
-
-    p_hard: float = 0.999
-    penalty: bool = True
-    autoencoder: bool = True
-    grayscale_probability: float = 0.3
 
 
 class TrainState(NamedTuple):
@@ -96,7 +81,7 @@ def create_train_state(
 
 def compute_losses(
     networks: Networks,
-    objective: Objective,
+    objective: LossConfig,
     teacher_params: PyTree,
     params: dict[str, PyTree],
     batch: Batch,
@@ -164,7 +149,7 @@ def compute_losses(
 
 def train_step(
     networks: Networks,
-    objective: Objective,
+    objective: LossConfig,
     optimizer: optax.GradientTransformation,
     teacher_params: PyTree,
     state: TrainState,
@@ -185,7 +170,7 @@ def train_step(
 
 def several_steps(
     networks: Networks,
-    objective: Objective,
+    objective: LossConfig,
     optimizer: optax.GradientTransformation,
     teacher_params: PyTree,
     data: TrainData,

@@ -27,7 +27,7 @@ def run_training(
     """Trains for `config.train.steps`, going on from the newest whole checkpoint in `workdir`.
 
     Args:
-      config: see `configs/elpv.py`; read are `seed`, `losses` and `train`.
+      config: of the training; read are `seed`, `losses` and `train`.
       networks: their modules.
       teacher_params: of the normalised teacher.
       data: resident images.
@@ -75,7 +75,7 @@ def saved_students(
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         return
-    optimizer = configured_optimizer(config)
+    optimizer = configured_optimizer(config.train)
     state = create_train_state(jax.random.key(0), networks, optimizer, input_size)
     with open_checkpoints(folder.absolute()) as checkpoints:
         for step in checkpoints.steps:

@@ -11,13 +11,13 @@ import optax
 from jaxtyping import Float, Int
 
 from efficientad_jax.checkpoints import Checkpoints, open_checkpoints
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import Config, TrainConfig
 from efficientad_jax.errors import DivergenceError
 from efficientad_jax.losses import Losses
 from efficientad_jax.model import Networks
 from efficientad_jax.optimizer import adam_with_l2, step_decay
 from efficientad_jax.scalars import WriteScalars, scalar_log
-from efficientad_jax.training import Objective, TrainData, TrainState, create_train_state
+from efficientad_jax.training import TrainData, TrainState, create_train_state
 
 
 class TrainingRun:
@@ -43,13 +43,13 @@ class TrainingRun:
         checkpoints: Checkpoints,
         write_scalars: WriteScalars,
     ) -> None:
-        self.objective = Objective(**config.losses)
-        self.optimizer = configured_optimizer(config)
+        self.objective = config.losses
+        self.optimizer = configured_optimizer(config.train)
         self.key = jax.random.split(jax.random.key(config.seed))[1]
-        self.steps: int = config.train.steps
+        self.steps = config.train.steps
         restored = checkpoints.restore_latest(state)
         self.state = state if restored is None else restored
-        self._seed: int = config.seed
+        self._seed = config.seed
         self._train = config.train
         self._schedule = step_decay(*_rates(config.train))
         self._counts = counts
@@ -122,7 +122,7 @@ def open_training(
     On leaving, waits until all checkpoints are on disk.
 
     Args:
-      config: see `configs/elpv.py`; read are `seed`, `model`, `losses` and `train`.
+      config: of the training; read are `seed`, `model`, `losses` and `train`.
       networks: their modules.
       counts: `image_counts` of the data that it chooses from.
       workdir: for checkpoints and TensorBoard files.
@@ -132,9 +132,9 @@ def open_training(
       InputError: a checkpoint cannot be written, or none of those there is whole.
       OSError: the TensorBoard file cannot be written.
     """
-    input_size = (config.model.input_height, config.model.input_width)
     init_key = jax.random.split(jax.random.key(config.seed))[0]
-    state = create_train_state(init_key, networks, configured_optimizer(config), input_size)
+    optimizer = configured_optimizer(config.train)
+    state = create_train_state(init_key, networks, optimizer, config.model.input_size)
     keep = config.train.checkpoints_kept
     with (
         open_checkpoints(workdir / "checkpoints", keep, beside_others) as checkpoints,
@@ -149,9 +149,9 @@ def image_counts(data: TrainData) -> tuple[int, int]:
     return len(data.images), 1 if others is None else len(others)
 
 
-def configured_optimizer(config: Config) -> optax.GradientTransformation:
-    """The optimiser of `config.train`; the same object for the same values."""
-    return _optimizer(_rates(config.train), config.train.weight_decay)
+def configured_optimizer(train: TrainConfig) -> optax.GradientTransformation:
+    """The optimizer of a training; the same object for the same values."""
+    return _optimizer(_rates(train), train.weight_decay)
 
 
 @lru_cache(maxsize=8)
@@ -161,7 +161,7 @@ def _optimizer(
     return adam_with_l2(step_decay(*rates), weight_decay)
 
 
-def _rates(train: Config) -> tuple[float, int, float, float]:
+def _rates(train: TrainConfig) -> tuple[float, int, float, float]:
     """What `step_decay` takes."""
     return train.learning_rate, train.steps, train.decay_at, train.decay_factor
 

@@ -1,13 +1,18 @@
 """A work directory belongs to one configuration."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import (
+    Config,
+    DistillationConfig,
+    as_dict,
+    read_config,
+    read_distillation,
+)
 from efficientad_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -21,10 +26,10 @@ METRICS_FILE = "metrics.json"
 
 def claim_workdir(
     workdir: Path,
-    config: Config,
+    config: Config | DistillationConfig,
     *,
     teacher_sha256: str = "",
-    absent: Mapping[str, Any] = MappingProxyType({}),
+    ignored: Sequence[str] = (),
 ) -> Path:
     """Makes a work directory for `config`, or checks that the one there is its own.
 
@@ -33,7 +38,7 @@ def claim_workdir(
       config: of the run. Where it has a `teacher`, its path does not count, as the file may be
         moved, and the packaged one exchanged by an upgrade: `teacher_sha256` does.
       teacher_sha256: digest of the teacher's file, "" for a run that has none.
-      absent: what fields mean that the configuration of an older version does not have.
+      ignored: fields that the result does not depend on; they are not kept.
 
     Returns:
       The absolute path.
@@ -44,7 +49,7 @@ def claim_workdir(
     """
     workdir = workdir.absolute()
     file = workdir / CONFIG_FILE
-    wanted = json.loads(config.to_json())
+    wanted = {k: v for k, v in as_dict(config).items() if k not in ignored}
     if file.is_file():
         try:
             found = json.loads(file.read_text())
@@ -52,12 +57,13 @@ def claim_workdir(
             raise InputError(
                 f"workdir {workdir}: {CONFIG_FILE} cannot be read as JSON ({error})"
             ) from error
-        if isinstance(found, dict):
-            found = {**absent, **found}
         if teacher_sha256:
             _check_teacher(workdir, found, teacher_sha256)
-            if isinstance(found, dict):
-                found["teacher"] = wanted["teacher"]
+        if isinstance(found, dict):
+            found = _completed(found, config)
+            same = ("teacher", *ignored) if teacher_sha256 else ignored
+            found = {k: v for k, v in found.items() if k not in same}
+            wanted = {k: v for k, v in wanted.items() if k not in same}
         differing = sorted(differences(found, wanted))
         if differing:
             raise InputError(
@@ -78,6 +84,15 @@ def claim_workdir(
     except OSError as error:
         raise InputError(f"workdir {workdir}: cannot be made ({error.strerror})") from error
     return workdir
+
+
+def _completed(found: dict[str, Any], like: Config | DistillationConfig) -> dict[str, Any]:
+    """A configuration of an older version with the fields that it did not have yet."""
+    read = read_config if isinstance(like, Config) else read_distillation
+    try:
+        return as_dict(read(found))
+    except InputError:
+        return found  # of something else, as the comparison will show
 
 
 def _check_teacher(workdir: Path, config: object, sha256: str) -> None:

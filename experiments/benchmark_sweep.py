@@ -11,12 +11,12 @@ from typing import cast
 import jax
 from absl import flags
 
-from configs import elpv
+from efficientad_jax import recipes
 from efficientad_jax.benchmark.side_by_side import time_side_by_side
+from efficientad_jax.configuration import LossConfig
 from efficientad_jax.convolution import Method
 from efficientad_jax.errors import InputError
 from efficientad_jax.pdn import Size
-from efficientad_jax.training import Objective
 from efficientad_jax.training_run import configured_optimizer
 from experiments import run
 
@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
         size,
         _SIDE.value,
         _TRAININGS.value,
-        Objective(penalty=_PAPER.value, autoencoder=_PAPER.value),
-        configured_optimizer(elpv.get_config()),
+        LossConfig(penalty=_PAPER.value, autoencoder=_PAPER.value),
+        configured_optimizer(recipes.folder().train),
         _STEPS.value,
         _ROUNDS.value,
         convolution,

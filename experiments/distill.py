@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from efficientad_jax.configuration import read_distillation
 from efficientad_jax.distillation_loop import distil_teacher
 from efficientad_jax.errors import InputError
 from efficientad_jax.multihost import is_first_process, join_processes
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Distils and writes `teacher.safetensors` into the work directory."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
-    config = _CONFIG.value
+    config = read_distillation(_CONFIG.value)
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value)
     teacher = distil_teacher(config, workdir)

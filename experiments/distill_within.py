@@ -10,12 +10,13 @@ Meant for a machine that is there for some minutes only. The teacher lies in
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import DistillationConfig, read_distillation
 from efficientad_jax.distillation_loop import distil_teacher
 from efficientad_jax.errors import InputError
 from efficientad_jax.teacher import save_teacher
@@ -38,30 +39,29 @@ def main(argv: list[str]) -> int:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     deadline = time.monotonic() + 60 * _MINUTES.value
     workdir = Path(_WORKDIR.value)
-    short, longer = (min(count, _CONFIG.value.steps) for count in (_SHORT, _LONGER))
+    config = read_distillation(_CONFIG.value)
+    short, longer = (_with_steps(config, min(n, config.steps)) for n in (_SHORT, _LONGER))
     first, second = (_seconds(short, workdir / "short"), _seconds(longer, workdir / "longer"))
-    per_step = max(second - first, 1e-3) / max(longer - short, 1)
+    per_step = max(second - first, 1e-3) / max(longer.steps - short.steps, 1)
     left = _PLANNED * (deadline - time.monotonic()) - first
-    steps = int(min(max(left / per_step, longer), _CONFIG.value.steps))
+    steps = int(min(max(left / per_step, longer.steps), config.steps))
     print(f"{1 / per_step:.1f} steps/s, a start takes {first:.0f} s: {steps} steps", flush=True)
-    teacher = distil_teacher(_with_steps(steps), workdir / "run")
+    teacher = distil_teacher(_with_steps(config, steps), workdir / "run")
     file = workdir / "run" / "teacher.safetensors"
     save_teacher(file, teacher)
     print(f"held-out loss {teacher.record['held_out_loss']}: {file}")
     return 0
 
 
-def _with_steps(steps: int) -> Config:
+def _with_steps(config: DistillationConfig, steps: int) -> DistillationConfig:
     """The configuration with so many steps, and a decay over as large a part of them."""
-    config: Config = ConfigDict(_CONFIG.value.to_dict())
-    config.decay_steps = round(config.decay_steps * steps / config.steps)
-    config.steps = steps
-    return config
+    decay = round(config.decay_steps * steps / config.steps)
+    return replace(config, steps=steps, decay_steps=decay)
 
 
-def _seconds(steps: int, workdir: Path) -> float:
+def _seconds(config: DistillationConfig, workdir: Path) -> float:
     start = time.monotonic()
-    distil_teacher(_with_steps(steps), workdir)
+    distil_teacher(config, workdir)
     return time.monotonic() - start
 
 

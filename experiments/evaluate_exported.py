@@ -8,8 +8,8 @@ Prints the image AU-ROC of each file and, first, that of the detector itself.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
 
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     detector = Detector.load(_DETECTOR.value)
     programs: dict[str, Program] = {_DETECTOR.value: detector_program(detector)}
     programs |= {name: open_program(Path(name)) for name in argv[1:]}
-    test = load_configured_dataset(ConfigDict(detector.config)).test
+    test = load_configured_dataset(read_config(detector.config)).test
     if not test.names:
         raise InputError(f"detector {_DETECTOR.value}: its dataset has no test images")
     for name, program in programs.items():

@@ -19,9 +19,8 @@ import matplotlib.figure
 import numpy as np
 from absl import flags
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_images
@@ -115,7 +114,7 @@ def _hard_features(arguments: Sequence[str]) -> matplotlib.figure.Figure:
         raise InputError("figure 'hard_features': needs --workdir, the folder of a training")
     workdir = Path(_WORKDIR.value).absolute()
     detector = Detector.load(workdir / "detector")
-    config: Config = ConfigDict(detector.config)
+    config = read_config(detector.config)
     spec, networks = detector.spec, detector.networks
     images = _resized(arguments, spec.input_size)
     # The checkpoint of the last step is the detector's student itself.

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from sklearn.metrics import roc_auc_score
 
 from efficientad_jax.backbone import load_backbone
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
 from efficientad_jax.nearest_neighbors import Describe, nearest_neighbor_scores
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     if (_TEACHER.value is None) == (_BACKBONE.value is None):
         raise InputError("give either --teacher or --backbone")
-    config = _CONFIG.value
+    config = read_config(_CONFIG.value)
     dataset = load_configured_dataset(config)
     labels = dataset.test.labels
     if not 0 < labels.sum() < len(labels):

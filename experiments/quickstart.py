@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.assessment import evaluate_workdir
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     start = time.monotonic()
-    config = _CONFIG.value
+    config = read_config(_CONFIG.value)
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value or f"runs/quickstart_{config.category}")
     fit_detector(config, dataset, workdir)

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.benchmark.cost import Cost, cost_of
-from efficientad_jax.configuration import Config, check_config
+from efficientad_jax.configuration import Config, read_config, replace
 from efficientad_jax.data.files import list_images
 from efficientad_jax.errors import InputError
 from efficientad_jax.paper_results import RUNS, SPEED_MEASURED_ON
@@ -68,11 +68,10 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     number = int(_TABLE.value)
-    base = _CONFIG.value
+    base = read_config(_CONFIG.value)
     _check_unset(base)
     if _STEPS.value is not None:
-        base.train.steps = _STEPS.value
-    check_config(base)
+        base = replace(base, {"train.steps": _STEPS.value})
     sizes, seeds, wanted = _sizes(number), _seeds(), tuple(_CATEGORIES.value)
     check_categories(wanted)
     benchmarked = read_benchmark(Path(_BENCHMARK.value)) if _BENCHMARK.value else None

@@ -1,6 +1,6 @@
 """Trains and evaluates detectors of many categories and seeds, one on each device at a time.
 
-    python -m experiments.sweep --config=configs/mvtec_ad.py --config.dataset.root=MVTEC \
+    python -m experiments.sweep --config=configs/paper.py:mvtec_ad --config.dataset.root=MVTEC \
         --categories=all --seeds=5 --workdir=runs/sweep
 
 Each training's folder is what `experiments.train` and `experiments.evaluate` leave, such as
@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.configuration import check_config
+from efficientad_jax.configuration import read_config
 from efficientad_jax.errors import InputError
 from efficientad_jax.multihost import join_processes
 from efficientad_jax.sweep.execution import carry_out
@@ -43,8 +43,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    config = _CONFIG.value
-    check_config(config)
+    config = read_config(_CONFIG.value)
     runs = planned_runs(config, _CATEGORIES.value, _SEEDS.value)
     workdir = Path(_WORKDIR.value).absolute()
     with one_screen(runs, workdir) as tell:

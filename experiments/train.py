@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
     """Trains, going on where an earlier run of the same work directory stopped."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
-    config = _CONFIG.value
+    config = read_config(_CONFIG.value)
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value)
     fit_detector(config, dataset, workdir)

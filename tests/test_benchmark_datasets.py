@@ -1,7 +1,6 @@
 """The builders of the published datasets: what they read, prepare and refuse."""
 
 import hashlib
-import importlib
 import json
 import tarfile
 import zipfile
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax.configuration import check_config
+from configs import paper
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.archive import Archive
 from efficientad_jax.data.btad import Btad
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset, load_dataset
@@ -390,13 +390,12 @@ def test_visa_table_is_checked(tmp_path: Path, old: str, new: str, complaint: st
 
 
 def test_configuration_names_its_dataset(name: str, tree: Path, tmp_path: Path) -> None:
-    get_config = importlib.import_module(f"configs.{name}").get_config
-    assert get_config().category in BUILDERS[name].benchmark.categories
-    config = get_config(TREES[name][0])
-    check_config(config)
+    given = paper.get_config(f"{name},{TREES[name][0]}")
+    given.dataset.root = str(tree)
+    given.dataset.data_dir = str(tmp_path / "prepared")
+    config = read_config(given)
+    assert (config.dataset.name, config.category) == (name, TREES[name][0])
     assert config.train.steps == 70_000
-    config.dataset.root = str(tree)
-    config.dataset.data_dir = str(tmp_path / "prepared")
     dataset = load_configured_dataset(config)
     assert dataset.test.images.shape[1:] == (256, 256, 3)
 

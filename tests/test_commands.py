@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from efficientad_jax import choose_threshold, detect_tiled
 from efficientad_jax.assessment import evaluate_workdir
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detector import Detection, Detector
 from tests.command import command
@@ -162,7 +162,7 @@ def test_good_images_alone_train_and_predict(tmp_path):
     assert isinstance(detection, Detection)
     assert np.isfinite(detection.score)
     # The threshold is chosen by the scores that the detector gives.
-    validation = load_configured_dataset(ConfigDict(detector.config)).validation
+    validation = load_configured_dataset(read_config(detector.config)).validation
     found = detector.detect_resized(validation.images, validation.sizes)
     assert detector.validation_scores == pytest.approx([one.score for one in found], rel=1e-4)
     assert detector.threshold == choose_threshold(detector.validation_scores, 0.01)

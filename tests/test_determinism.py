@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import elpv
+from efficientad_jax.configuration import Config, ModelConfig, TrainConfig, replace
 from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.fit import fit_detector
 from efficientad_jax.pdn import PatchDescriptionNetwork
@@ -25,18 +25,17 @@ def image_set(count, seed):
 
 @pytest.fixture
 def config(tmp_path):
-    config = elpv.get_config()
-    config.model.input_height = config.model.input_width = SIDE
-    config.losses.penalty = config.losses.autoencoder = True
-    config.train.update({"steps": 2, "steps_per_dispatch": 1})
     photograph = image_set(1, 2).images[0]
     (tmp_path / "photographs").mkdir()
     Image.fromarray(photograph).save(tmp_path / "photographs" / "0.png")
-    config.pretraining_images = str(tmp_path / "photographs")
     params = random_params(PatchDescriptionNetwork("small", 4), (SIDE, SIDE))
-    config.teacher = str(tmp_path / "teacher.safetensors")
     save_teacher(tmp_path / "teacher.safetensors", Teacher("small", 4, params, {}))
-    return config
+    return Config(
+        model=ModelConfig(input_height=SIDE, input_width=SIDE),
+        train=TrainConfig(steps=2, steps_per_dispatch=1),
+        pretraining_images=str(tmp_path / "photographs"),
+        teacher=str(tmp_path / "teacher.safetensors"),
+    )
 
 
 def test_the_same_seed_gives_the_same_detector(config, tmp_path):
@@ -44,8 +43,7 @@ def test_the_same_seed_gives_the_same_detector(config, tmp_path):
     unseen = image_set(2, 3).images
 
     def fit(name, seed):
-        config.seed = seed
-        detector = fit_detector(config, dataset, tmp_path / name)
+        detector = fit_detector(replace(config, {"seed": seed}), dataset, tmp_path / name)
         return jax.device_get((detector.params, detector.calibration, detector.detect(unseen)))
 
     first, second, other = fit("first", 5), fit("second", 5), fit("other", 6)

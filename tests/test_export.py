@@ -1,6 +1,5 @@
 """Exported detectors in the runtimes they are for, beside the detector itself."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,8 +11,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from configs.folder import get_config
-from efficientad_jax import Detector, InputError, MapQuantiles
+from efficientad_jax import Detector, InputError, MapQuantiles, recipes
+from efficientad_jax.configuration import as_dict, replace
 from efficientad_jax.detector import DetectorSpec, networks_of
 from efficientad_jax.export.int8 import calibration_images, int8_model
 from efficientad_jax.export.onnx_model import onnx_model
@@ -238,10 +237,13 @@ def write_folder(folder):
 
 def test_export_and_evaluation_of_what_was_exported(tmp_path):
     write_folder(tmp_path / "data")
-    config = get_config()
-    config.dataset.root, config.dataset.data_dir = str(tmp_path / "data"), str(tmp_path / "tfds")
-    config.model.input_height, config.model.input_width = SPEC.input_size
-    config = json.loads(config.to_json())
+    places = {
+        "dataset.root": str(tmp_path / "data"),
+        "dataset.data_dir": str(tmp_path / "tfds"),
+        "model.input_height": SPEC.input_size[0],
+        "model.input_width": SPEC.input_size[1],
+    }
+    config = as_dict(replace(recipes.folder(), places))
     detector = random_detector(SPEC._replace(autoencoder=False), config=config)
     detector.save(tmp_path / "detector")
     int8, stablehlo = tmp_path / "new/int8.onnx", tmp_path / "a.stablehlo"

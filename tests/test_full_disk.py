@@ -13,6 +13,7 @@ from PIL import Image
 from efficientad_jax import Detector, InputError, MapQuantiles
 from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.checkpoints import open_checkpoints
+from efficientad_jax.configuration import Config
 from efficientad_jax.data.archive import Archive, extract
 from efficientad_jax.data.loading import load_dataset
 from efficientad_jax.detector_spec import DetectorSpec, networks_of
@@ -99,12 +100,10 @@ def test_a_file(disk):
 
 
 def test_a_workdir(disk):
-    from configs import elpv
-
     disk.close()
     workdir = disk.folder / "run"
     with pytest.raises(InputError, match=rf"workdir {workdir}: cannot be made \(({REASON})\)"):
-        claim_workdir(workdir, elpv.get_config())
+        claim_workdir(workdir, Config())
 
 
 def test_a_detector(disk):

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from ml_collections import ConfigDict
 
-from configs import paper
+from efficientad_jax.configuration import Config, DatasetConfig, ModelConfig, as_dict, replace
 from efficientad_jax.errors import InputError
 from efficientad_jax.reproduction import execution
 from efficientad_jax.reproduction.execution import carry_out, read_metrics
@@ -32,18 +31,18 @@ METRICS = {"detector": {"image_auroc": 0.5}}
 STEPS = 3
 
 
-def small_config(data_dir: Path, photographs: Path) -> ConfigDict:
-    config = paper.get_config()
-    config.model.input_height = config.model.input_width = 128
-    config.dataset.data_dir = str(data_dir)
-    config.pretraining_images = str(photographs)
-    return config
+def small_config(data_dir: Path, photographs: Path) -> Config:
+    return Config(
+        model=ModelConfig(input_height=128, input_width=128),
+        dataset=DatasetConfig(data_dir=str(data_dir)),
+        pretraining_images=str(photographs),
+    )
 
 
-def write_done(results: Path, run: Run, base: ConfigDict, inputs: Inputs) -> None:
+def write_done(results: Path, run: Run, base: Config, inputs: Inputs) -> None:
     folder = results / run.name
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(configuration_of(run, base, inputs).to_json())
+    (folder / "config.json").write_text(json.dumps(as_dict(configuration_of(run, base, inputs))))
     (folder / "metrics.json").write_text(json.dumps(METRICS))
 
 
@@ -66,7 +65,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(
         write_done(results, run, base, inputs)
     trained = []
 
-    def fit(config: ConfigDict, dataset: object, workdir: Path) -> NoReturn:
+    def fit(config: Config, dataset: object, workdir: Path) -> NoReturn:
         trained.append(workdir)
         raise RuntimeError("out of\nmemory")
 
@@ -87,7 +86,7 @@ def test_results_of_another_configuration_are_refused(tmp_path: Path) -> None:
     assert read_metrics(tmp_path, run, base, Inputs({}, {})) is None
     write_done(tmp_path, run, base, Inputs({"visa": Path("/elsewhere/visa")}, {}))
     assert read_metrics(tmp_path, run, base, Inputs({}, {})) == METRICS
-    base.train.steps = 7
+    base = replace(base, {"train.steps": 7})
     with pytest.raises(InputError, match=r"train\.steps .*70000, not 7"):
         read_metrics(tmp_path, run, base, Inputs({}, {}))
     (tmp_path / run.name / "metrics.json").write_text("{")

@@ -1,12 +1,18 @@
 """Which detectors the paper's tables need, and which of the data there is."""
 
-import importlib
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs import paper
+from efficientad_jax.configuration import (
+    CalibrationConfig,
+    Config,
+    DatasetConfig,
+    LossConfig,
+    ModelConfig,
+    read_config,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.reproduction.collections_on_disk import (
     COLLECTIONS,
@@ -30,32 +36,32 @@ from tests.benchmark_trees import write_mvtec_ad, write_mvtec_loco
 def test_a_run_has_the_benchmark_s_own_configuration(dataset: str) -> None:
     category = COLLECTIONS[dataset].benchmark.categories[-1]
     run = Run(dataset, category, "small", FULL, 0)
-    expected = importlib.import_module(f"configs.{dataset}").get_config(category)
-    found = configuration_of(run, paper.get_config(), Inputs({}, {}))
-    assert found.to_dict() == expected.to_dict()
+    expected = read_config(paper.get_config(f"{dataset},{category}"))
+    assert configuration_of(run, Config(), Inputs({}, {})) == expected
 
 
 def test_a_variant_changes_its_fields_alone() -> None:
-    base = paper.get_config()
-    before = base.to_dict()
+    base = Config()
     variant = variant_of(base, {"losses.penalty": False, "calibration.q_a": 0.5})
     run = Run("visa", "pcb1", "medium", variant, 3)
     assert run.name == "visa/pcb1/medium/q_a=0.5,penalty=False/seed3"
     assert run.trained.name == "visa/pcb1/medium/penalty=False/seed3"
     inputs = Inputs({"visa": Path("/data/visa")}, {"medium": "m.safetensors"})
     found = configuration_of(run, base, inputs)
-    expected = ConfigDict(before)
-    expected.update({"seed": 3, "category": "pcb1", "teacher": "m.safetensors"})
-    expected.dataset.update({"name": "visa", "root": "/data/visa"})
-    expected.model.size = "medium"
-    expected.losses.penalty = False
-    expected.calibration.q_a = 0.5
-    assert found.to_dict() == expected.to_dict()
-    assert base.to_dict() == before
+    expected = Config(
+        seed=3,
+        category="pcb1",
+        teacher="m.safetensors",
+        dataset=DatasetConfig(name="visa", root="/data/visa"),
+        model=ModelConfig(size="medium"),
+        losses=LossConfig(penalty=False),
+        calibration=CalibrationConfig(q_a=0.5),
+    )
+    assert found == expected
 
 
 def variants(number: int) -> list[tuple[str, str]]:
-    rows = rows_of(number, TABLES[number], paper.get_config())
+    rows = rows_of(number, TABLES[number], Config())
     return [(size[0], variant.name) for size, variant in detectors_of(number, rows)]
 
 
@@ -82,7 +88,7 @@ def test_each_table_needs_its_detectors() -> None:
 
 
 def test_quantiles_train_nothing_and_come_after_what_they_need() -> None:
-    rows = rows_of(3, ("medium",), paper.get_config())
+    rows = rows_of(3, ("medium",), Config())
     runs = planned_runs({"visa": ["pcb1", "pcb2"]}, detectors_of(3, rows), [0, 1])
     assert len(runs) == len(set(runs)) == 16 * 2 * 2
     assert sum(run == run.trained for run in runs) == 6 * 2 * 2  # p_hard has six values

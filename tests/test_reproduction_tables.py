@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import paper
 from efficientad_jax.benchmark.cost import Cost
 from efficientad_jax.benchmark.implementations import OURS
 from efficientad_jax.benchmark.results import Measurement, write_results
 from efficientad_jax.benchmark.start_up import StartUp
 from efficientad_jax.benchmark.timing import Spread
+from efficientad_jax.configuration import Config
 from efficientad_jax.errors import InputError
 from efficientad_jax.paper_results import Figure
 from efficientad_jax.reproduction.aggregation import (
@@ -107,7 +107,7 @@ def test_a_filled_table_has_ours_beside_the_paper_s() -> None:
     measurements = Measurements(whole_results(), speeds, {"small": Cost(8_060_000, 75.6e9)})
     cells = {}
     for number in (1, 2, 11):
-        rows = rows_of(number, ("small",), paper.get_config())
+        rows = rows_of(number, ("small",), Config())
         table = fill(number, rows, measurements, [])
         for label, row in table.rows:
             for column, cell in zip(table.columns, row, strict=True):

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from configs import folder as folder_config
+from efficientad_jax import recipes
+from efficientad_jax.configuration import Config, as_dict, replace
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fit import fit_detector
 from efficientad_jax.pdn import PatchDescriptionNetwork
@@ -49,13 +49,13 @@ def make_tree(folder: Path, categories: list[str]) -> Path:
     return folder
 
 
-def small_config(tree: Path, **fields: object) -> ConfigDict:
-    config = folder_config.get_config()
-    config.update_from_flattened_dict(FIELDS | fields)
-    config.dataset.root = str(tree / "parts")
-    config.dataset.data_dir = str(tree / "tfds")
-    config.teacher = str(tree / "teacher.safetensors")
-    return config
+def small_config(tree: Path, **fields: object) -> Config:
+    places = {
+        "dataset.root": str(tree / "parts"),
+        "dataset.data_dir": str(tree / "tfds"),
+        "teacher": str(tree / "teacher.safetensors"),
+    }
+    return replace(recipes.folder(), FIELDS | fields | places)
 
 
 def environment_of(devices: int) -> dict[str, str]:
@@ -113,11 +113,11 @@ def changes(folder: Path) -> dict[Path, int]:
 
 SEPARATELY = """
 import json, pathlib, sys
-from ml_collections import ConfigDict
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fit import fit_detector
 for workdir, config in json.load(sys.stdin).items():
-    config = ConfigDict(json.loads(config))
+    config = read_config(config)
     fit_detector(config, load_configured_dataset(config), pathlib.Path(workdir))
 """
 
@@ -133,7 +133,7 @@ def test_eight_devices_end_with_the_detectors_of_eight_separate_runs(tmp_path: P
     assert [stage for _, stage in said[:8]] == ["training"] * 8
 
     runs = planned_runs(small_config(tree, **losses), ["all"], 1)
-    given = json.dumps({str(tmp_path / "alone" / r.name): r.config.to_json() for r in runs})
+    given = json.dumps({str(tmp_path / "alone" / r.name): as_dict(r.config) for r in runs})
     # XLA sums up in parts, of which there are the more, the more devices it simulates.
     separately = [sys.executable, "-c", SEPARATELY]
     subprocess.run(separately, input=given, text=True, env=environment_of(8), check=True)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from configs import elpv, mvtec_ad
+from efficientad_jax import recipes
+from efficientad_jax.configuration import Config, replace
 from efficientad_jax.errors import InputError
 from efficientad_jax.sweep.claims import Claims
-from efficientad_jax.sweep.plan import planned_runs
+from efficientad_jax.sweep.plan import SweepRun, planned_runs
 from efficientad_jax.sweep.progress import _Board, one_screen
 from efficientad_jax.sweep.status import Status
 from efficientad_jax.sweep.summary import figures_csv, figures_table, read_figures
@@ -24,29 +25,27 @@ from tests.command import command
 
 
 def test_a_plan_has_every_category_with_every_seed() -> None:
-    config = elpv.get_config()
-    config.seed = 3
+    config = replace(recipes.elpv("mono"), {"seed": 3})
     runs = planned_runs(config, ["all"], 2)
     names = ["mono/seed3", "poly/seed3", "mono/seed4", "poly/seed4"]
     assert [run.name for run in runs] == names
     for run in runs:
         assert run.name == f"{run.config.category}/seed{run.config.seed}"
         assert run.config.train.steps == config.train.steps
-    assert len(planned_runs(mvtec_ad.get_config(), ["all"], 5)) == 75
+    assert len(planned_runs(replace(Config(), {"dataset.name": "mvtec_ad"}), ["all"], 5)) == 75
     assert [run.name for run in planned_runs(config, ["poly"], 1)] == ["poly/seed3"]
 
 
 def test_a_folder_s_categories_are_its_folders(tmp_path: Path) -> None:
-    config = elpv.get_config()
-    config.dataset.name = "folder"
-    config.dataset.root = str(tmp_path)
+    def plan(root: Path) -> list[SweepRun]:
+        return planned_runs(replace(recipes.folder(), {"dataset.root": str(root)}), ["all"], 1)
+
     write_mvtec_ad(tmp_path, "b")
     write_mvtec_ad(tmp_path, "a")
-    assert [run.category for run in planned_runs(config, ["all"], 1)] == ["a", "b"]
-    config.dataset.root = str(tmp_path / "a")
-    assert [run.name for run in planned_runs(config, ["all"], 1)] == ["images/seed0"]
-    config.dataset.root = str(write_image(tmp_path / "plain" / "0.png").parent)
-    assert [run.category for run in planned_runs(config, ["all"], 1)] == [""]
+    assert [run.category for run in plan(tmp_path)] == ["a", "b"]
+    assert [run.name for run in plan(tmp_path / "a")] == ["images/seed0"]
+    plain = write_image(tmp_path / "plain" / "0.png").parent
+    assert [run.category for run in plan(plain)] == [""]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +62,7 @@ def test_a_folder_s_categories_are_its_folders(tmp_path: Path) -> None:
 def test_what_cannot_be_planned_is_named(
     fields: dict[str, str], categories: list[str], seeds: int, named: str
 ) -> None:
-    config = elpv.get_config()
-    config.update_from_flattened_dict(fields)
+    config = replace(recipes.elpv("mono"), fields)
     with pytest.raises(InputError, match=re.escape(named)):
         planned_runs(config, categories, seeds)
 
@@ -131,7 +129,7 @@ def drawn(board: _Board) -> str:
 
 
 def test_one_screen_shows_the_trainings_of_all_processes(tmp_path: Path) -> None:
-    runs = planned_runs(elpv.get_config(), ["all"], 2)
+    runs = planned_runs(recipes.elpv("mono"), ["all"], 2)
     board = _Board(runs, tmp_path, Console(file=io.StringIO()))
     board.tell("mono/seed0", Status("training", 100, "loss 2.0"))
     board.begun["mono/seed0"] = (time.monotonic() - 10, 100)
@@ -171,7 +169,7 @@ def test_one_screen_shows_the_trainings_of_all_processes(tmp_path: Path) -> None
 def test_without_a_terminal_there_is_a_line_for_each_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = planned_runs(elpv.get_config(), ["mono"], 1)
+    runs = planned_runs(recipes.elpv("mono"), ["mono"], 1)
     with one_screen(runs, tmp_path) as tell:
         for status in (
             Status("elsewhere"),
@@ -190,7 +188,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change(
 
 
 def test_the_summary_is_over_seeds_and_then_over_categories(tmp_path: Path) -> None:
-    runs = planned_runs(elpv.get_config(), ["all"], 3)
+    runs = planned_runs(recipes.elpv("mono"), ["all"], 3)
     found = {"mono/seed0": 0.9, "mono/seed1": 0.8, "poly/seed0": 0.7, "poly/seed1": 0.5}
     found["mono/seed2"] = 0.1  # of which poly has none
     for name, value in found.items():

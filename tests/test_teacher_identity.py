@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from configs import elpv
 from efficientad_jax import teacher as teacher_module
+from efficientad_jax.configuration import Config, LossConfig, ModelConfig, TrainConfig
 from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import InputError
@@ -48,11 +48,13 @@ def package(tmp_path, monkeypatch):
     return exchange
 
 
-def small_config():
-    config = elpv.get_config()
-    config.model.input_height = config.model.input_width = SIDE
-    config.train.update({"steps": 2, "steps_per_dispatch": 1})
-    return config
+def small_config(teacher=""):
+    return Config(
+        model=ModelConfig(input_height=SIDE, input_width=SIDE),
+        losses=LossConfig(penalty=False, autoencoder=False),
+        train=TrainConfig(steps=2, steps_per_dispatch=1),
+        teacher=teacher,
+    )
 
 
 def test_a_run_whose_packaged_teacher_changed_is_refused(package, dataset, tmp_path):
@@ -70,8 +72,7 @@ def test_it_goes_on_with_that_teacher_from_another_file(package, dataset, tmp_pa
     (tmp_path / "kept.safetensors").write_bytes(package(0.0).read_bytes())
     before = fit_detector(small_config(), dataset, tmp_path / "run")
     package(1.0)
-    config = small_config()
-    config.teacher = str(tmp_path / "kept.safetensors")
+    config = small_config(str(tmp_path / "kept.safetensors"))
     after = fit_detector(config, dataset, tmp_path / "run")
     assert after.validation_scores == before.validation_scores
 

@@ -9,12 +9,12 @@ import pytest
 
 from efficientad_jax import autoencoder
 from efficientad_jax.augmentation import jitter, random_grayscale
+from efficientad_jax.configuration import LossConfig
 from efficientad_jax.model import create_networks
 from efficientad_jax.optimizer import adam_with_l2
 from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from efficientad_jax.training import (
     Batch,
-    Objective,
     TrainData,
     TrainState,
     compute_losses,
@@ -32,7 +32,7 @@ from tests.torch_reference import (
 SIZE = (128, 128)
 CHANNELS = 8
 NETWORKS = create_networks("small", CHANNELS, SIZE, convolution="direct")
-OBJECTIVE = Objective(p_hard=0.99)
+OBJECTIVE = LossConfig(p_hard=0.99)
 
 
 def uint8_images(count, seed):
@@ -123,10 +123,10 @@ def test_losses_gradients_and_update_are_pytorchs(monkeypatch):
 @pytest.mark.parametrize(
     ("objective", "zero"),
     [
-        (Objective(penalty=False), {"penalty"}),
-        (Objective(autoencoder=False), {"autoencoder", "student_autoencoder"}),
+        (LossConfig(penalty=False), {"penalty"}),
+        (LossConfig(autoencoder=False), {"autoencoder", "student_autoencoder"}),
         (
-            Objective(penalty=False, autoencoder=False),
+            LossConfig(penalty=False, autoencoder=False),
             {"penalty", "autoencoder", "student_autoencoder"},
         ),
     ],
@@ -142,7 +142,7 @@ def test_each_loss_can_be_switched_off(objective, zero):
 def test_plain_mean_in_place_of_mining():
     batch = Batch(uint8_images(1, 0), None, None)
     arguments = (teacher_params(), student_params(), batch, jax.random.key(0))
-    off = Objective(p_hard=0.0, penalty=False, autoencoder=False)
+    off = LossConfig(p_hard=0.0, penalty=False, autoencoder=False)
     plain = compute_losses(NETWORKS, off, *arguments).hard
     x = (batch.images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
     teacher = NETWORKS.teacher.apply(teacher_params(), x)
@@ -164,7 +164,7 @@ def test_many_steps_a_dispatch_and_cached_features_change_nothing():
     images = uint8_images(3, 0)
     x = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
     features = jax.jit(networks.teacher.apply)(teacher_params(), x).astype(jnp.float16)
-    objective = Objective(penalty=False, autoencoder=False)
+    objective = LossConfig(penalty=False, autoencoder=False)
     step = partial(train_steps, networks, objective, optimizer, teacher_params())
     chosen, none = np.array([[2], [1]], np.int32), np.zeros((2, 1), np.int32)
     key = jax.random.key(1)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from configs import elpv
-from efficientad_jax import InputError, training_loop, training_run
+from efficientad_jax import InputError, recipes, training_loop, training_run
+from efficientad_jax.configuration import replace
 from efficientad_jax.errors import DivergenceError, StoppedError
 from efficientad_jax.interruption import interruption
 from efficientad_jax.losses import Losses
@@ -28,11 +28,10 @@ NETWORKS = create_networks("small", 4, SIZE)
 
 
 def config(**train):
-    made = elpv.get_config()
-    made.model.update({"input_height": SIZE[0], "input_width": SIZE[1]})
-    made.losses.autoencoder = False
-    made.train.update({"steps": 4, "steps_per_dispatch": 1, "checkpoint_every": 2} | train)
-    return made
+    train = {"steps": 4, "steps_per_dispatch": 1, "checkpoint_every": 2} | train
+    changes = {"model.input_height": SIZE[0], "model.input_width": SIZE[1]}
+    changes |= {f"train.{name}": value for name, value in train.items()}
+    return replace(recipes.folder(), changes)
 
 
 def data():

@@ -146,8 +146,9 @@ def train_step_of(name: str, size: Size, image_size: tuple[int, int]) -> Callabl
 def _our_train_step(
     name: str, size: Size, image_size: tuple[int, int], params: DetectorParams
 ) -> Callable[[], Any]:
+    from efficientad_jax.configuration import LossConfig
     from efficientad_jax.optimizer import adam_with_l2
-    from efficientad_jax.training import Objective, TrainData, TrainState, train_steps
+    from efficientad_jax.training import TrainData, TrainState, train_steps
 
     method = "auto" if name == OURS else "direct"
     networks = create_networks(size, 384, image_size, convolution=method)
@@ -161,7 +162,7 @@ def _our_train_step(
     state = TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
     # Several steps a dispatch is how training runs; what is told is the time of one.
     chosen = jnp.zeros((STEPS_PER_CALL, 1), jnp.int32)
-    run = partial(train_steps, networks, Objective(), optimizer, params.teacher, data)
+    run = partial(train_steps, networks, LossConfig(), optimizer, params.teacher, data)
 
     def step() -> float:
         nonlocal state

@@ -11,12 +11,12 @@ import optax
 from jaxtyping import PyTree
 
 from efficientad_jax.benchmark.timing import Spread, time_in_turns
+from efficientad_jax.configuration import LossConfig
 from efficientad_jax.convolution import Method
 from efficientad_jax.model import Networks, create_networks
 from efficientad_jax.parallel_training import Steps, resident_on, train_side_by_side
 from efficientad_jax.pdn import Size
 from efficientad_jax.training import (
-    Objective,
     TrainData,
     TrainState,
     create_train_state,
@@ -32,7 +32,7 @@ def time_side_by_side(
     size: Size,
     side: int,
     trainings: int,
-    objective: Objective,
+    objective: LossConfig,
     optimizer: optax.GradientTransformation,
     steps: int,
     rounds: int,
@@ -72,7 +72,7 @@ def time_side_by_side(
 class _Task(NamedTuple):
     """What each way does: `trainings` times the steps that take the images `chosen`."""
 
-    settings: tuple[Networks, Objective, optax.GradientTransformation]
+    settings: tuple[Networks, LossConfig, optax.GradientTransformation]
     trainings: int
     teacher: PyTree
     data: TrainData

@@ -9,7 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from efficientad_jax.configuration import Config, check_config
+from efficientad_jax.configuration import Config
 from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
 from efficientad_jax.errors import InputError
 
@@ -93,13 +93,12 @@ def load_configured_dataset(config: Config) -> Dataset:
     Raises:
       InputError: it cannot be loaded.
     """
-    check_config(config)
     return load_dataset(
         config.dataset.name,
         config.category,
         config.dataset.root,
         config.dataset.data_dir,
-        (config.model.input_height, config.model.input_width),
+        config.model.input_size,
         config.dataset.validation_fraction,
         config.seed,
     )

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 from jaxtyping import Float, Int, UInt8
-from ml_collections import ConfigDict
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from efficientad_jax.calibration import IDENTITY
+from efficientad_jax.configuration import read_config
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_configured_dataset, load_images
 from efficientad_jax.detector import Detector
@@ -66,7 +66,7 @@ def calibration_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n 
       InputError: folder or dataset cannot be read.
     """
     if not folder:
-        images = load_configured_dataset(ConfigDict(detector.config)).validation.images
+        images = load_configured_dataset(read_config(detector.config)).validation.images
         return images[_spread(len(images))]
     files = list_images(Path(folder))
     return load_images([files[i] for i in _spread(len(files))], detector.spec.input_size)

@@ -13,7 +13,7 @@ import jax
 
 from efficientad_jax.assessment import evaluate_workdir
 from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import Config, as_dict, read_config
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
 from efficientad_jax.detector import Detector
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
@@ -38,13 +38,13 @@ def read_metrics(results: Path, run: Run, base: Config, inputs: Inputs) -> dict[
         return None
     try:
         metrics = json.loads((folder / METRICS_FILE).read_text())
-        found = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
+        found = as_dict(read_config(json.loads((folder / CONFIG_FILE).read_text())))
+    except (OSError, ValueError, InputError) as error:
         raise InputError(
             f"results {folder}: {METRICS_FILE} or {CONFIG_FILE} cannot be read ({error}); "
             "remove the folder to run it again"
         ) from error
-    expected = json.loads(configuration_of(run, base, inputs).to_json())
+    expected = as_dict(configuration_of(run, base, inputs))
     differing = differences(_without_places(found), _without_places(expected))
     if differing:
         raise InputError(

@@ -1,11 +1,10 @@
 """What there is to run: a name, a folder and a configuration for each run."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
-from efficientad_jax.configuration import Config
+from efficientad_jax.configuration import Config, as_dict, replace
 from efficientad_jax.pdn import Size
 
 Value = float | bool
@@ -41,7 +40,7 @@ def variant_of(config: Config, changes: Mapping[str, Value]) -> Variant:
     flat = {
         f"{section}.{field}": value
         for section in ("losses", "calibration")
-        for field, value in config[section].items()
+        for field, value in as_dict(config)[section].items()
     }
     return Variant(tuple(sorted((f, v) for f, v in changes.items() if flat[f] != v)))
 
@@ -104,12 +103,12 @@ def planned_runs(
 
 def configuration_of(run: Run, base: Config, inputs: Inputs) -> Config:
     """The configuration of a run: `base`, that is `configs/paper.py`, made the run's."""
-    config = deepcopy(base)
-    config.seed = run.seed
-    config.dataset.name = run.dataset
-    config.dataset.root = str(inputs.roots.get(run.dataset, ""))
-    config.category = run.category
-    config.model.size = run.size
-    config.teacher = inputs.teachers.get(run.size, "")
-    config.update_from_flattened_dict(dict(run.variant.changes))
-    return config
+    changes = {
+        "seed": run.seed,
+        "dataset.name": run.dataset,
+        "dataset.root": str(inputs.roots.get(run.dataset, "")),
+        "category": run.category,
+        "model.size": run.size,
+        "teacher": inputs.teachers.get(run.size, ""),
+    }
+    return replace(base, changes | dict(run.variant.changes))

@@ -1,7 +1,7 @@
 """What there is to train: a name, which is also its folder, and a configuration for each."""
 
 from collections.abc import Sequence
-from copy import deepcopy
+from dataclasses import replace
 from typing import NamedTuple
 
 from efficientad_jax.configuration import Config
@@ -57,6 +57,4 @@ def planned_runs(base: Config, categories: Sequence[str], seeds: int) -> list[Sw
 
 
 def _of(base: Config, category: str, seed: int) -> Config:
-    config = deepcopy(base)
-    config.category, config.seed = category, seed
-    return config
+    return replace(base, category=category, seed=seed)

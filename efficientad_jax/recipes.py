@@ -1,0 +1,94 @@
+"""Recipes for CPUs: what they change of the paper's constants, and why.
+
+The figures that each gives are in the head of the file under `configs/` that chooses it.
+"""
+
+from dataclasses import replace
+
+from efficientad_jax.configuration import (
+    Config,
+    DatasetConfig,
+    DistillationConfig,
+    LossConfig,
+    TrainConfig,
+)
+
+# A student that trains for longer learns to imitate the teacher on defects too: on polycrystalline
+# cells, whose good images differ most, the sooner.
+_ELPV_STEPS = {"mono": 1500, "poly": 1000}
+
+_CPU_LOSSES = LossConfig(
+    penalty=False,
+    # After a fiftieth of the paper's steps an autoencoder predicts little yet, and its map, half of
+    # the score, makes the score worse.
+    autoencoder=False,
+)
+_CPU_TRAIN = TrainConfig(
+    steps=2000,
+    # Ten times the paper's rate, as there are so few steps; half of them settle.
+    learning_rate=1e-3,
+    decay_at=0.5,
+    steps_per_dispatch=10,
+    checkpoint_every=500,
+)
+
+
+def folder() -> Config:
+    """A folder in MVTec AD's layout, in minutes."""
+    return Config(losses=_CPU_LOSSES, train=_CPU_TRAIN)
+
+
+def elpv(category: str) -> Config:
+    """ELPV, photographs of solar cells: 'mono' or 'poly'."""
+    return replace(
+        folder(),
+        category=category,
+        dataset=DatasetConfig(name="elpv"),
+        # A category that does not exist is refused where the dataset is loaded.
+        train=replace(_CPU_TRAIN, steps=_ELPV_STEPS.get(category, _ELPV_STEPS["mono"])),
+    )
+
+
+def distillation() -> DistillationConfig:
+    """The packaged PDN-S: two small backbones and some thousand photographs."""
+    return DistillationConfig(
+        images="",
+        worker_count=0,
+        backbone="lite2@256+resnet18@512",
+        target_reduction="pca",
+        held_out_fraction=0.02,
+        statistics_images=500,
+        # Crops of a pool of views that the backbones have described: they cost more than the step.
+        crop=96,
+        pool_views=1500,
+        new_views_per_round=300,
+        steps_per_round=1000,
+        steps_per_dispatch=20,
+        learning_rate=1e-3,
+        schedule="warmup_stable_decay",
+        warmup_steps=200,
+        decay_steps=12_000,
+        # The paper has a thousand times the photographs; here each is seen in many ways. Pictures
+        # of industrial parts can have a tenth of a photograph's contrast.
+        grayscale_probability=0.3,
+        smallest_area=0.25,
+        smallest_contrast=0.1,
+        turns=True,
+        mixup_probability=0.25,
+    )
+
+
+def distillation_on_gpu(size: str) -> DistillationConfig:
+    """The same recipe for minutes on one GPU: whole photographs in every step."""
+    return replace(
+        distillation(),
+        size=size,
+        worker_count=14,  # decoding and resizing 16 views takes 0.1 s of one core
+        steps=20_000,
+        crop=256,
+        pool_views=0,
+        new_views_per_round=0,
+        steps_per_round=2500,
+        steps_per_dispatch=10,
+        decay_steps=5000,
+    )
