@@ -67,10 +67,8 @@ class _Checked:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, f.name)
-            name = f"{self.prefix}{f.name}"
-            value = _typed(value, hints[f.name], name)
-            object.__setattr__(self, f.name, value)
+            name, value = f"{self.prefix}{f.name}", getattr(self, f.name)
+            _typed(value, hints[f.name], name)
             holds = f.metadata.get("holds")
             if holds is not None and value is not None and not holds(value):
                 raise InputError(f"{name} = {value!r}: expected {f.metadata['expected']}")
@@ -371,8 +369,9 @@ def _read(kind: type[Section], given: Mapping[str, Any]) -> Section:
         if is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise InputError(f"{kind.prefix}{name} = {value!r}: expected a section of fields")
-            value = _read(hints[name], value)  # pyright: ignore[reportArgumentType]
-        values[name] = value
+            values[name] = _read(hints[name], value)  # pyright: ignore[reportArgumentType]
+        else:
+            values[name] = _typed(value, hints[name], f"{kind.prefix}{name}")
     return kind(**values)
 
 

@@ -1,0 +1,147 @@
+"""Configurations: the paper's constants, every range, and what the door refuses."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import distill_paper, distill_small, elpv, folder, paper
+from efficientad_jax import recipes
+from efficientad_jax.configuration import (
+    Config,
+    DistillationConfig,
+    as_dict,
+    config_dict,
+    read_config,
+    read_distillation,
+    replace,
+)
+from efficientad_jax.errors import InputError
+
+# A value out of range for every field that has one.
+OUT_OF_RANGE = {
+    "seed": -1,
+    "dataset.validation_fraction": 10.0,
+    "model.size": "large",
+    "model.input_height": 100,
+    "model.input_width": 8192,
+    "model.dtype": "float16",
+    "losses.p_hard": 1.0,
+    "losses.grayscale_probability": 1.5,
+    "train.steps": 0,
+    "train.batch_size": 0,
+    "train.learning_rate": 0.0,
+    "train.decay_at": 0.0,
+    "train.decay_factor": 0.0,
+    "train.weight_decay": -1e-5,
+    "train.steps_per_dispatch": 0,
+    "train.checkpoint_every": 0,
+    "train.checkpoints_kept": 0,
+    "train.feature_cache_gb": -1.0,
+    "calibration.q_a": -0.1,
+    "calibration.q_b": 1.1,
+    "calibration.false_alarm_rate": 0.0,
+}
+
+
+def names(config, prefix=""):
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from names(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE.items())
+def test_a_value_out_of_range_is_refused_by_name(field, value):
+    given = paper.get_config()
+    given.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError) as refused:
+        read_config(given)
+    assert str(refused.value).startswith(f"config.{field} = {value!r}: expected ")
+    assert "\n" not in str(refused.value)
+
+
+def test_every_number_and_choice_of_a_training_has_a_range():
+    """Paths, names and switches have none."""
+    without = {name for name, value in names(Config()) if isinstance(value, bool)}
+    without |= {"category", "teacher", "pretraining_images"}
+    without |= {"dataset.name", "dataset.root", "dataset.data_dir"}
+    assert {name for name, _ in names(Config())} - without == set(OUT_OF_RANGE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"stepz": 1}}, "config.train.stepz: no such field, expected one of: steps, "),
+        ({"stepz": 1}, "config.stepz: no such field, expected one of: seed, "),
+        ({"train": {"steps": "many"}}, "config.train.steps = 'many': expected a value of type int"),
+        ({"train": {"steps": True}}, "config.train.steps = True: expected a value of type int"),
+        ({"train": 7}, "config.train = 7: expected a section of fields"),
+        ({"calibration": {"q_a": 0.999}}, "config.calibration.q_a = 0.999: expected at least 0"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_in_one_line(change, message):
+    given = as_dict(Config())
+    for name, value in change.items():
+        if isinstance(value, dict):
+            given[name] |= value
+        else:
+            given[name] = value
+    with pytest.raises(InputError) as refused:
+        read_config(given)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_configuration_of_something_else_is_refused():
+    with pytest.raises(InputError, match="has no 'category', expected one of a training"):
+        read_config(as_dict(DistillationConfig()))
+    with pytest.raises(InputError, match="has no 'images', expected one of a distillation"):
+        read_distillation(as_dict(Config()))
+
+
+def test_whole_numbers_are_taken_for_fractions():
+    given = as_dict(Config())
+    given["train"]["feature_cache_gb"] = 2
+    assert read_config(given) == Config()
+
+
+@pytest.mark.parametrize("config", [Config(), recipes.folder(), recipes.elpv("poly")])
+def test_what_is_kept_as_json_is_read_back(config):
+    assert read_config(json.loads(json.dumps(as_dict(config)))) == config
+    assert read_config(config_dict(config)) == config
+
+
+def test_files_under_configs_choose_among_the_recipes():
+    assert read_config(paper.get_config()) == Config()
+    assert read_config(folder.get_config()) == recipes.folder()
+    assert read_config(elpv.get_config("poly")) == recipes.elpv("poly")
+    assert read_distillation(distill_small.get_config()) == recipes.distillation()
+    license_ = read_distillation(distill_paper.get_config()).images_license
+    assert read_distillation(distill_paper.get_config()) == dataclasses.replace(
+        DistillationConfig(), images_license=license_
+    )
+
+
+def test_the_paper_s_constants():
+    """Algorithm 1 and Algorithm 3, written down once more."""
+    train, losses, calibration = Config().train, Config().losses, Config().calibration
+    assert (train.steps, train.learning_rate, train.weight_decay) == (70_000, 1e-4, 1e-5)
+    assert (train.batch_size, int(train.decay_at * train.steps)) == (1, 66_500)
+    assert (losses.p_hard, losses.penalty, losses.autoencoder) == (0.999, True, True)
+    assert (calibration.q_a, calibration.q_b) == (0.9, 0.995)
+    distillation = DistillationConfig()
+    assert (distillation.steps, distillation.batch_size) == (60_000, 16)
+    assert (distillation.learning_rate, distillation.weight_decay) == (1e-4, 1e-5)
+    assert (distillation.backbone, distillation.backbone_size) == ("wide_resnet101", 512)
+    assert (distillation.grayscale_probability, distillation.statistics_images) == (0.1, 10_000)
+
+
+def test_fields_are_replaced_by_name():
+    config = replace(Config(), {"seed": 3, "losses.p_hard": 0.5})
+    assert (config.seed, config.losses.p_hard) == (3, 0.5)
+    assert config.train == Config().train
+    with pytest.raises(InputError, match=r"config\.losses\.p_hard = 2\.0"):
+        replace(Config(), {"losses.p_hard": 2.0})
