@@ -12,7 +12,7 @@ result is on record.
 from ml_collections import ConfigDict
 
 from efficientad_jax import recipes
-from efficientad_jax.configuration import config_dict
+from efficientad_jax.config import config_dict
 
 
 def get_config(size: str = "small") -> ConfigDict:

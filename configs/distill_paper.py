@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from efficientad_jax.configuration import DistillationConfig, config_dict
+from efficientad_jax.config import DistillationConfig, config_dict
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ left in the work directory as `teacher.safetensors`: see docs/teacher.md for tim
 from ml_collections import ConfigDict
 
 from efficientad_jax import recipes
-from efficientad_jax.configuration import config_dict
+from efficientad_jax.config import config_dict
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ Mono took 5.3 minutes on 2 cores with AVX-512, training and evaluation together;
 from ml_collections import ConfigDict
 
 from efficientad_jax import recipes
-from efficientad_jax.configuration import config_dict
+from efficientad_jax.config import config_dict
 
 
 def get_config(category: str = "mono") -> ConfigDict:

@@ -14,7 +14,7 @@ logical anomalies, and with time for ten times the steps, add `--config.losses.a
 from ml_collections import ConfigDict
 
 from efficientad_jax import recipes
-from efficientad_jax.configuration import config_dict
+from efficientad_jax.config import config_dict
 
 
 def get_config() -> ConfigDict:

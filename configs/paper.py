@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from efficientad_jax.configuration import Config, DatasetConfig, config_dict
+from efficientad_jax.config import Config, DatasetConfig, config_dict
 
 
 def get_config(dataset_and_category: str = "folder") -> ConfigDict:

@@ -3,16 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from efficientad_jax.autoencoder import Autoencoder
-from efficientad_jax.detector import Detection, Detector
+from efficientad_jax.detection.detector import Detection, Detector
+from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles, normalize_map
+from efficientad_jax.detection.threshold import Threshold, choose_threshold
+from efficientad_jax.detection.tiling import detect_tiled
 from efficientad_jax.errors import InputError
-from efficientad_jax.map_normalization import MapQuantiles, map_quantiles, normalize_map
-from efficientad_jax.pdn import PatchDescriptionNetwork
-from efficientad_jax.threshold import Threshold, choose_threshold
-from efficientad_jax.tiling import detect_tiled
+from efficientad_jax.networks.autoencoder import Autoencoder
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 
 if TYPE_CHECKING:
-    from efficientad_jax.losses import hard_feature_loss
+    from efficientad_jax.training.losses import hard_feature_loss
 
     __version__: str
 
@@ -33,7 +33,7 @@ __all__ = [
 
 # Where the names are that only a training needs: loaded when they are first asked for, so that a
 # detector at work starts without the code of its training.
-_OF_TRAINING = {"hard_feature_loss": "efficientad_jax.losses"}
+_OF_TRAINING = {"hard_feature_loss": "efficientad_jax.training.losses"}
 
 
 # Hidden from type checkers, which would take any name for one of the package's.

@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float16, PyTree, UInt8
 
-from efficientad_jax.calibration import calibrate
-from efficientad_jax.channel_statistics import ChannelStatistics, channel_statistics
-from efficientad_jax.configuration import Config, as_dict
+from efficientad_jax.config import Config, as_dict
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import Dataset, load_images
-from efficientad_jax.detector import Detector
-from efficientad_jax.detector_spec import DetectorSpec, networks_of
+from efficientad_jax.detection.calibration import calibrate
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.inference import DetectorParams
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax.detection.threshold import choose_threshold
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import DetectorParams
-from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
-from efficientad_jax.preprocessing import normalize_images, to_unit_range
-from efficientad_jax.teacher import load_teacher, normalize_teacher
-from efficientad_jax.threshold import choose_threshold
-from efficientad_jax.training import TrainData, TrainState
-from efficientad_jax.training_loop import run_training
-from efficientad_jax.workdir import claim_workdir
+from efficientad_jax.networks.channel_statistics import ChannelStatistics, channel_statistics
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
+from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.networks.teacher import load_teacher, normalize_teacher
+from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.training.loop import run_training
+from efficientad_jax.training.step import TrainData, TrainState
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ The figures that each gives are in the head of the file under `configs/` that ch
 
 from dataclasses import replace
 
-from efficientad_jax.configuration import (
+from efficientad_jax.config import (
     Config,
     DatasetConfig,
     DistillationConfig,

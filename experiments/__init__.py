@@ -5,8 +5,8 @@ from logging import Formatter
 
 from absl import app, logging
 
-from efficientad_jax.compilation_cache import keep_compiled_programs
-from efficientad_jax.ending import one_line_endings
+from efficientad_jax.runs.signals import one_line_endings
+from efficientad_jax.storage.cache import keep_compiled_programs
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:

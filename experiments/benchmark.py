@@ -33,7 +33,7 @@ from efficientad_jax.benchmark.results import Measurement, write_results
 from efficientad_jax.benchmark.start_up import StartUp, start_up
 from efficientad_jax.benchmark.timing import Spread, time_in_turns
 from efficientad_jax.errors import InputError
-from efficientad_jax.pdn import Size
+from efficientad_jax.networks.pdn import Size
 from experiments import run
 
 _OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "folder for the results")

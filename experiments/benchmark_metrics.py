@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32
 from scipy import ndimage
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.region_overlap import PRO_LIMIT, pro_curve
+from efficientad_jax.evaluation.region_overlap import PRO_LIMIT, pro_curve
 from experiments import run
 
 _MAPS = flags.DEFINE_integer("maps", 100, "how many, half of them with defects", lower_bound=2)

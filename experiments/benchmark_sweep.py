@@ -13,11 +13,11 @@ from absl import flags
 
 from efficientad_jax import recipes
 from efficientad_jax.benchmark.side_by_side import time_side_by_side
-from efficientad_jax.configuration import LossConfig
+from efficientad_jax.config import LossConfig
 from efficientad_jax.convolution import Method
 from efficientad_jax.errors import InputError
-from efficientad_jax.pdn import Size
-from efficientad_jax.training_run import configured_optimizer
+from efficientad_jax.networks.pdn import Size
+from efficientad_jax.training.session import configured_optimizer
 from experiments import run
 
 _SIZE = flags.DEFINE_enum("size", "small", ["small", "medium"], "of the networks")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from absl import flags
 
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.threshold import describe
 from efficientad_jax.errors import InputError
-from efficientad_jax.threshold import describe
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string(

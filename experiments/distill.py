@@ -15,11 +15,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from efficientad_jax.configuration import read_distillation
-from efficientad_jax.distillation_loop import distil_teacher
+from efficientad_jax.config import read_distillation
+from efficientad_jax.distillation.loop import distil_teacher
 from efficientad_jax.errors import InputError
-from efficientad_jax.multihost import is_first_process, join_processes
-from efficientad_jax.teacher import save_teacher
+from efficientad_jax.networks.teacher import save_teacher
+from efficientad_jax.runs.processes import is_first_process, join_processes
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")

@@ -16,10 +16,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from efficientad_jax.configuration import DistillationConfig, read_distillation
-from efficientad_jax.distillation_loop import distil_teacher
+from efficientad_jax.config import DistillationConfig, read_distillation
+from efficientad_jax.distillation.loop import distil_teacher
 from efficientad_jax.errors import InputError
-from efficientad_jax.teacher import save_teacher
+from efficientad_jax.networks.teacher import save_teacher
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from efficientad_jax.assessment import evaluate_workdir
 from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from experiments import run
 
 _WORKDIR = flags.DEFINE_string(

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from absl import flags
 
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
-from efficientad_jax.evaluation import evaluate
+from efficientad_jax.evaluation.metrics import evaluate
 from efficientad_jax.export.programs import Program, detector_program, open_program, run_in_batches
 from experiments import run
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from absl import flags
 
-from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.export.stablehlo import stablehlo_bytes
+from efficientad_jax.storage.atomic import write_atomically
 from experiments import run
 
 _FORMAT = flags.DEFINE_enum("format", None, ["onnx", "stablehlo"], "of the file", required=True)

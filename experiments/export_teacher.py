@@ -15,11 +15,11 @@ from typing import cast, get_args
 from absl import flags
 from safetensors.numpy import save
 
-from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.errors import InputError
-from efficientad_jax.pdn import Size
-from efficientad_jax.teacher import load_teacher
-from efficientad_jax.torch_teacher import Layout, torch_state_dict
+from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.teacher import load_teacher
+from efficientad_jax.networks.torch_teacher import Layout, torch_state_dict
+from efficientad_jax.storage.atomic import write_atomically
 from experiments import run
 
 _LAYOUT = flags.DEFINE_enum(

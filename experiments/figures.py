@@ -20,25 +20,29 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_images
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.figures.drawing import check_figure_path, save_figure
+from efficientad_jax.figures.hard_feature_counts import count_hard_features
 from efficientad_jax.figures.hard_features import draw_hard_features
 from efficientad_jax.figures.latency import Point, draw_latency
 from efficientad_jax.figures.maps import draw_maps
 from efficientad_jax.figures.receptive_field import draw_receptive_field
-from efficientad_jax.hard_features import count_hard_features
-from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
-from efficientad_jax.receptive_field import absolute_gradient, mean_feature_map, receptive_window
+from efficientad_jax.figures.receptive_field_gradient import (
+    absolute_gradient,
+    mean_feature_map,
+    receptive_window,
+)
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
+from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.reproduction.rendering import read_cells
 from efficientad_jax.reproduction.speed import read_benchmark
 from efficientad_jax.reproduction.tables import NAMES, SIZES
-from efficientad_jax.teacher import load_teacher
-from efficientad_jax.training_loop import saved_students
+from efficientad_jax.training.loop import saved_students
 from experiments import run
 
 _OUTPUT = flags.DEFINE_string("output", None, "file ending in .png, .pdf or .svg", required=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.teacher import save_teacher
-from efficientad_jax.torch_teacher import read_torch_teacher
+from efficientad_jax.networks.teacher import save_teacher
+from efficientad_jax.networks.torch_teacher import read_torch_teacher
 from experiments import run
 
 

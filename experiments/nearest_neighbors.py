@@ -15,14 +15,14 @@ from absl import flags
 from ml_collections import config_flags
 from sklearn.metrics import roc_auc_score
 
-from efficientad_jax.backbone import load_backbone
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
+from efficientad_jax.distillation.backbones import load_backbone
 from efficientad_jax.errors import InputError
-from efficientad_jax.nearest_neighbors import Describe, nearest_neighbor_scores
-from efficientad_jax.pdn import STRIDE, PatchDescriptionNetwork
-from efficientad_jax.preprocessing import normalize_images, to_unit_range
-from efficientad_jax.teacher import load_teacher
+from efficientad_jax.evaluation.nearest_neighbors import Describe, nearest_neighbor_scores
+from efficientad_jax.networks.pdn import STRIDE, PatchDescriptionNetwork
+from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.networks.teacher import load_teacher
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")

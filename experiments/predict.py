@@ -13,12 +13,12 @@ from pathlib import Path
 
 from absl import flags
 
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.heatmap import HIGH, LOW
+from efficientad_jax.detection.predict_files import plan_pictures, predict_files
+from efficientad_jax.detection.threshold import describe
+from efficientad_jax.detection.tiling import chosen_overlap
 from efficientad_jax.errors import InputError
-from efficientad_jax.heatmap import HIGH, LOW
-from efficientad_jax.prediction import plan_pictures, predict_files
-from efficientad_jax.threshold import describe
-from efficientad_jax.tiling import chosen_overlap
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string(

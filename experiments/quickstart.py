@@ -13,10 +13,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from efficientad_jax.assessment import evaluate_workdir
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.fit import fit_detector
 from experiments import run
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.benchmark.cost import Cost, cost_of
-from efficientad_jax.configuration import Config, read_config, replace
+from efficientad_jax.config import Config, read_config, replace
 from efficientad_jax.data.files import list_images
 from efficientad_jax.errors import InputError
-from efficientad_jax.paper_results import RUNS, SPEED_MEASURED_ON
-from efficientad_jax.pdn import Size
+from efficientad_jax.evaluation.paper_results import RUNS, SPEED_MEASURED_ON
+from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.reproduction.collections_on_disk import (
     COLLECTIONS,
     categories_of,
@@ -44,7 +44,7 @@ from efficientad_jax.reproduction.tables import (
     fill,
     rows_of,
 )
-from efficientad_jax.teacher import load_teacher
+from efficientad_jax.storage.atomic import write_atomically
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", lock_config=True)

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from efficientad_jax.detector import Detector
-from efficientad_jax.detector_spec import DetectorSpec, networks_of
+from efficientad_jax.benchmark.soak import judge_soak
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.inference import Calibration, DetectorParams, jitted_detect
+from efficientad_jax.detection.map_normalization import MapQuantiles
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect
-from efficientad_jax.map_normalization import MapQuantiles
-from efficientad_jax.soak import judge_soak
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string("detector", "", "a folder that experiments.train left")

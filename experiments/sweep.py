@@ -16,10 +16,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.errors import InputError
-from efficientad_jax.multihost import join_processes
+from efficientad_jax.runs.processes import join_processes
+from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.sweep.execution import carry_out
 from efficientad_jax.sweep.plan import planned_runs
 from efficientad_jax.sweep.progress import one_screen

@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector

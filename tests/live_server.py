@@ -14,9 +14,9 @@ import uvicorn
 from PIL import Image
 
 from efficientad_jax import Detector, MapQuantiles
-from efficientad_jax.detector_spec import DetectorSpec, networks_of
-from efficientad_jax.inference import Calibration, DetectorParams
-from efficientad_jax.threshold import Threshold
+from efficientad_jax.detection.inference import Calibration, DetectorParams
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax.detection.threshold import Threshold
 
 SPEC = DetectorSpec("small", 2, (128, 128), False, "float32", autoencoder=False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientad_jax.data.archive import Archive, download_and_extract, extract
+from efficientad_jax.data.datasets.archive import Archive, download_and_extract, extract
 from efficientad_jax.errors import InputError
 
 OTHER = Archive("https://example.org/other.tar", "0" * 64, "https://example.org")

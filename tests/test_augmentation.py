@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficientad_jax.augmentation import grayscale, jitter, random_grayscale
+from efficientad_jax.training.augmentation import grayscale, jitter, random_grayscale
 
 
 def image(seed=0):

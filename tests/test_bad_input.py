@@ -16,9 +16,9 @@ from efficientad_jax.data.decoding import decode_image, decode_mask
 from efficientad_jax.data.examples import Example, generate
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_dataset
-from efficientad_jax.detector_spec import DetectorSpec, abstract_params
-from efficientad_jax.inference import Calibration, DetectorParams
-from efficientad_jax.prediction import plan_pictures, predict_files
+from efficientad_jax.detection.inference import Calibration, DetectorParams
+from efficientad_jax.detection.predict_files import plan_pictures, predict_files
+from efficientad_jax.detection.spec import DetectorSpec, abstract_params
 from tests.bad_images import ANYTHING, RGB, WHOLE_OR_REFUSED, cases, encoded
 from tests.command import command
 

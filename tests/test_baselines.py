@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from efficientad_jax.baselines import mean_brightness_scores, pca_reconstruction_scores
 from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation.baselines import mean_brightness_scores, pca_reconstruction_scores
 
 
 def _gradients(count, size, seed):

@@ -168,10 +168,10 @@ def test_unknown_and_missing_implementations_are_refused(monkeypatch, tmp_path):
 def test_pytorch_s_losses_are_ours():
     torch = pytest.importorskip("torch", reason="a peer is PyTorch: pip install -e '.[bench]'")
     from efficientad_jax.benchmark.torch_networks import EfficientAD, TrainStep
-    from efficientad_jax.layers import float32_features
-    from efficientad_jax.losses import pretraining_penalty, student_teacher_loss
-    from efficientad_jax.model import create_networks
-    from efficientad_jax.preprocessing import normalize_images, to_unit_range
+    from efficientad_jax.networks.layers import float32_features
+    from efficientad_jax.networks.model import create_networks
+    from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+    from efficientad_jax.training.losses import pretraining_penalty, student_teacher_loss
 
     params, calibration = random_detector("small", SIZE)
     step = TrainStep(EfficientAD("small", named_weights(params, calibration), *SIZE))

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from configs import paper
-from efficientad_jax.configuration import read_config
-from efficientad_jax.data.archive import Archive
-from efficientad_jax.data.btad import Btad
+from efficientad_jax.config import read_config
+from efficientad_jax.data.datasets.archive import Archive
+from efficientad_jax.data.datasets.btad import Btad
+from efficientad_jax.data.datasets.mvtec_ad import MvtecAd
+from efficientad_jax.data.datasets.mvtec_ad2 import MvtecAd2
+from efficientad_jax.data.datasets.mvtec_loco import MvtecLoco
+from efficientad_jax.data.datasets.visa import Visa
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset, load_dataset
-from efficientad_jax.data.mvtec_ad import MvtecAd
-from efficientad_jax.data.mvtec_ad2 import MvtecAd2
-from efficientad_jax.data.mvtec_loco import MvtecLoco
-from efficientad_jax.data.visa import Visa
 from efficientad_jax.errors import InputError
 from tests.benchmark_trees import (
     HEIGHT,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax.channel_statistics import channel_statistics
+from efficientad_jax.networks.channel_statistics import channel_statistics
 
 
 def features():

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax.checkpoints import open_checkpoints
 from efficientad_jax.errors import DivergenceError, InputError
+from efficientad_jax.runs.checkpoints import open_checkpoints
 
 
 def state(value):
@@ -93,7 +93,7 @@ def damage(path, how):
 
 def warnings(caplog):
     """Ours; orbax has its own."""
-    return [r.getMessage() for r in caplog.records if r.name == "efficientad_jax.checkpoints"]
+    return [r.getMessage() for r in caplog.records if r.name == "efficientad_jax.runs.checkpoints"]
 
 
 @pytest.mark.parametrize("how", ["a bit flipped", "cut off", "zeros", "gone"])

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from efficientad_jax import choose_threshold, detect_tiled
-from efficientad_jax.assessment import evaluate_workdir
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
-from efficientad_jax.detector import Detection, Detector
+from efficientad_jax.detection.detector import Detection, Detector
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from tests.command import command
 
 SMALL = (

@@ -8,13 +8,13 @@ import sys
 import jax
 import pytest
 
-from efficientad_jax.cache_folder import cache_folder
-from efficientad_jax.compilation_cache import keep_compiled_programs
+from efficientad_jax.storage.cache import keep_compiled_programs
+from efficientad_jax.storage.cache_folder import cache_folder
 
 NAMED = "JAX_COMPILATION_CACHE_DIR"
 PROGRAM = """
 import jax, jax.numpy as jnp
-from efficientad_jax.compilation_cache import keep_compiled_programs
+from efficientad_jax.storage.cache import keep_compiled_programs
 from efficientad_jax.convolution import convolve
 keep_compiled_programs()
 found = []

@@ -7,7 +7,7 @@ import pytest
 
 from configs import distill_paper, distill_small, elpv, folder, paper
 from efficientad_jax import recipes
-from efficientad_jax.configuration import (
+from efficientad_jax.config import (
     Config,
     DistillationConfig,
     as_dict,

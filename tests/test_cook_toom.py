@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from efficientad_jax.convolution import convolve
-from efficientad_jax.cook_toom import cook_toom_convolution, transforms
+from efficientad_jax.convolution.cook_toom import cook_toom_convolution, transforms
 
 
 @pytest.mark.parametrize("r", [2, 3, 4, 5])

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from efficientad_jax import Detector, InputError, MapQuantiles
-from efficientad_jax import detector as detector_module
-from efficientad_jax.detector_spec import DetectorSpec, networks_of
-from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect
+from efficientad_jax.detection import detector as detector_module
+from efficientad_jax.detection.inference import Calibration, DetectorParams, jitted_detect
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from tests.torch_reference import random_params
 
 SPEC = DetectorSpec("small", 2, (128, 128), False, "float32", autoencoder=False)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax.configuration import Config, ModelConfig, TrainConfig, replace
+from efficientad_jax.config import Config, ModelConfig, TrainConfig, replace
 from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.fit import fit_detector
-from efficientad_jax.pdn import PatchDescriptionNetwork
-from efficientad_jax.teacher import Teacher, save_teacher
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.torch_reference import random_params
 
 SIDE = 128

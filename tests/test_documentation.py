@@ -24,7 +24,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     exported = {
         f"{getattr(efficientad_jax, name).__module__}.{name}" for name in efficientad_jax.__all__
     }
-    assert "efficientad_jax.detector.Detector" in exported
+    assert "efficientad_jax.detection.detector.Detector" in exported
     assert {name for name in exported if f'id="{name}"' not in text} == set()
 
 

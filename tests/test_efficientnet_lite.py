@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax.efficientnet_lite import (
+from efficientad_jax.distillation.backbones.efficientnet_lite import (
     EfficientNetLite,
     convert_efficientnet_lite,
     load_efficientnet_lite,

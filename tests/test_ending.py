@@ -8,13 +8,13 @@ import jax
 import pytest
 
 from efficientad_jax.errors import InputError, first_line
-from efficientad_jax.multihost import join_processes
+from efficientad_jax.runs.processes import join_processes
 from tests.command import REPOSITORY
 
 # The signal comes while the garbage collector runs a callback: what is raised there is dropped.
 IN_A_CALLBACK = """
 import gc, os, signal, sys, time
-from efficientad_jax.ending import one_line_endings
+from efficientad_jax.runs.signals import one_line_endings
 
 def callback(phase, info):
     gc.callbacks.remove(callback)

@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.evaluation import evaluate, pixel_auroc
-from efficientad_jax.region_overlap import pro_curve, spro_curve
+from efficientad_jax.evaluation.metrics import evaluate, pixel_auroc
+from efficientad_jax.evaluation.region_overlap import pro_curve, spro_curve
 
 
 def _split(seed=0, good=9, anomalous=7):

@@ -12,8 +12,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from efficientad_jax import Detector, InputError, MapQuantiles, recipes
-from efficientad_jax.configuration import as_dict, replace
-from efficientad_jax.detector import DetectorSpec, networks_of
+from efficientad_jax.config import as_dict, replace
+from efficientad_jax.detection.detector import DetectorSpec, networks_of
+from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.export.int8 import calibration_images, int8_model
 from efficientad_jax.export.onnx_model import onnx_model
 from efficientad_jax.export.programs import (
@@ -23,8 +24,7 @@ from efficientad_jax.export.programs import (
     run_in_batches,
 )
 from efficientad_jax.export.stablehlo import stablehlo_bytes
-from efficientad_jax.inference import Calibration, DetectorParams
-from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.command import command
 from tests.torch_reference import random_params, torch_autoencoder, torch_params, torch_pdn
 

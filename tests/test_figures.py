@@ -10,19 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax import paper_results
-from efficientad_jax.detector import Detection
+from efficientad_jax.detection.detector import Detection
 from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation import paper_results
 from efficientad_jax.figures.drawing import save_figure
+from efficientad_jax.figures.hard_feature_counts import count_hard_features
 from efficientad_jax.figures.hard_features import draw_hard_features
 from efficientad_jax.figures.latency import Point, draw_latency
 from efficientad_jax.figures.maps import draw_maps
 from efficientad_jax.figures.receptive_field import draw_receptive_field
-from efficientad_jax.hard_features import count_hard_features
-from efficientad_jax.model import create_networks
-from efficientad_jax.pdn import PatchDescriptionNetwork, Size
-from efficientad_jax.preprocessing import normalize_images, to_unit_range
-from efficientad_jax.receptive_field import absolute_gradient, mean_feature_map, receptive_window
+from efficientad_jax.figures.receptive_field_gradient import (
+    absolute_gradient,
+    mean_feature_map,
+    receptive_window,
+)
+from efficientad_jax.networks.model import create_networks
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork, Size
+from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from tests.command import command
 from tests.torch_reference import random_params
 

@@ -375,7 +375,7 @@ def test_folder_that_cannot_be_written_to_is_named(root: Path) -> None:
 
 
 def test_magnetic_tiles_are_a_folder(data_root: Path) -> None:
-    from efficientad_jax.data.folder import list_examples
+    from efficientad_jax.data.datasets.folder import list_examples
 
     root = data_root / "magnetic_tile"
     splits = list_examples(root)

@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 
 from efficientad_jax import Detector, InputError, MapQuantiles
-from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.checkpoints import open_checkpoints
-from efficientad_jax.configuration import Config
-from efficientad_jax.data.archive import Archive, extract
+from efficientad_jax.config import Config
+from efficientad_jax.data.datasets.archive import Archive, extract
 from efficientad_jax.data.loading import load_dataset
-from efficientad_jax.detector_spec import DetectorSpec, networks_of
-from efficientad_jax.inference import Calibration, DetectorParams
-from efficientad_jax.prediction import Task, predict_files
-from efficientad_jax.scalars import scalar_log
-from efficientad_jax.teacher import Teacher, load_teacher, save_teacher
-from efficientad_jax.workdir import claim_workdir
+from efficientad_jax.detection.inference import Calibration, DetectorParams
+from efficientad_jax.detection.predict_files import Task, predict_files
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
+from efficientad_jax.runs.checkpoints import open_checkpoints
+from efficientad_jax.runs.tensorboard import scalar_log
+from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.storage.atomic import write_atomically
 from tests.torch_reference import random_params
 
 RNG = np.random.default_rng(0)
@@ -121,7 +121,7 @@ def test_a_detector(disk):
 
 def test_a_teacher(disk):
     file = disk.folder / "teacher.safetensors"
-    from efficientad_jax.pdn import PatchDescriptionNetwork
+    from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 
     params = random_params(PatchDescriptionNetwork("small", 2), (64, 64))
     save_teacher(file, Teacher("small", 2, params, {"n": 1}))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from efficientad_jax import hard_feature_loss
-from efficientad_jax.losses import hard_feature_mask
+from efficientad_jax.training.losses import hard_feature_mask
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
 

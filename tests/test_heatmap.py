@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax.atomic_file import write_atomically
+from efficientad_jax.detection.heatmap import color_indices, overlay, palette, save_picture
 from efficientad_jax.errors import InputError
-from efficientad_jax.heatmap import color_indices, overlay, palette, save_picture
+from efficientad_jax.storage.atomic import write_atomically
 
 
 def _lightness(rgb):

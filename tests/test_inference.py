@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from efficientad_jax import InputError, MapQuantiles, fit
-from efficientad_jax.calibration import calibrate
+from efficientad_jax.detection.calibration import calibrate
+from efficientad_jax.detection.inference import Calibration, DetectorParams, detect, raw_maps
 from efficientad_jax.errors import DivergenceError
-from efficientad_jax.inference import Calibration, DetectorParams, detect, raw_maps
-from efficientad_jax.model import create_networks
-from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from efficientad_jax.networks.model import create_networks
+from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.torch_reference import random_params
 
 SIZE = (128, 160)

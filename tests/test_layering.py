@@ -15,177 +15,39 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "efficientad_jax"
 
-# In the order in which data flows. A module may import from its own layer and from those above it
-# here; within a layer, in any direction that makes no circle.
-LAYERS = {
-    "ground": [
-        "atomic_file",
-        "cache_folder",
-        "compilation_cache",
-        "configuration",
-        "ending",
-        "errors",
-        "interruption",
-        "regular_file",
-        "safetensors_file",
-        "soak",
-        "workdir",
-    ],
-    "data": [
-        "data",
-        "data.archive",
-        "data.btad",
-        "data.builder",
-        "data.decoding",
-        "data.elpv",
-        "data.examples",
-        "data.files",
-        "data.folder",
-        "data.layout",
-        "data.loading",
-        "data.mvtec_ad",
-        "data.mvtec_ad2",
-        "data.mvtec_loco",
-        "data.photographs",
-        "data.saturation",
-        "data.views",
-        "data.visa",
-        "augmentation",
-        "preprocessing",
-        "resize",
-        "torch_weights",
-    ],
-    "convolution": [
-        "channel_statistics",
-        "convolution",
-        "cook_toom",
-        "layers",
-        "native_convolution",
-        "native_library",
-    ],
-    "networks": [
-        "autoencoder",
-        "backbone",
-        "efficientnet_lite",
-        "model",
-        "patch_features",
-        "pdn",
-        "teacher",
-        "torch_teacher",
-        "resnet",
-    ],
-    "losses": ["losses", "optimizer"],
-    "training": [
-        "checkpoints",
-        "distillation",
-        "distillation_batches",
-        "distillation_loop",
-        "map_normalization",
-        "multihost",
-        "pace",
-        "parallel_training",
-        "scalars",
-        "shares",
-        "target_projection",
-        "targets",
-        "training",
-        "training_loop",
-        "training_run",
-        "view_pool",
-    ],
-    "detector": [
-        "calibration",
-        "detector",
-        "detector_file",
-        "detector_spec",
-        "fit",
-        "inference",
-        "recalibration",
-        "threshold",
-        "tiling",
-        "verdict",
-    ],
-    "evaluation": [
-        "baselines",
-        "nearest_neighbors",
-        "evaluation",
-        "hard_features",
-        "heatmap",
-        "receptive_field",
-        "region_overlap",
-    ],
-    "export": [
-        "export",
-        "export.int8",
-        "export.onnx_graph",
-        "export.onnx_model",
-        "export.onnx_networks",
-        "export.programs",
-        "export.stablehlo",
-    ],
-    "report": [
-        "assessment",
-        "figures",
-        "figures.drawing",
-        "figures.hard_features",
-        "figures.latency",
-        "figures.maps",
-        "figures.receptive_field",
-        "paper_results",
-        "prediction",
-        "report",
-    ],
-    "benchmark": [
-        "benchmark",
-        "benchmark.cost",
-        "benchmark.first_map",
-        "benchmark.implementations",
-        "benchmark.peers",
-        "benchmark.results",
-        "benchmark.side_by_side",
-        "benchmark.start_up",
-        "benchmark.timing",
-        "benchmark.torch_networks",
-        "benchmark.weights",
-    ],
-    "reproduction": [
-        "reproduction",
-        "reproduction.aggregation",
-        "reproduction.collections_on_disk",
-        "reproduction.execution",
-        "reproduction.plan",
-        "reproduction.rendering",
-        "reproduction.speed",
-        "reproduction.tables",
-    ],
-    "sweep": [
-        "sweep",
-        "sweep.claims",
-        "sweep.execution",
-        "sweep.plan",
-        "sweep.progress",
-        "sweep.status",
-        "sweep.summary",
-    ],
-    "at work": [
-        "__main__",
-        "serving",
-        "serving.answers",
-        "serving.application",
-        "serving.batching",
-        "serving.limits",
-        "serving.metrics",
-        "serving.scoring",
-        "serving.server",
-        "serving.uploads",
-        "watching",
-        "watching.arrivals",
-        "watching.camera",
-        "watching.journal",
-        "watching.watch",
-    ],
-}
-LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+# In the order in which data flows. A package may import from those above it here; a module in the
+# root counts as a package, and what lies in a package's own folder as a package of its own.
+PACKAGES = [
+    "errors",
+    "config",
+    "optimizer",
+    "storage",
+    "runs",
+    "recipes",
+    "data",
+    "data.datasets",
+    "convolution",
+    "networks",
+    "distillation.backbones",
+    "distillation",
+    "training",
+    "detection",
+    "fit",
+    "evaluation",
+    "export",
+    "serving",
+    "watching",
+    "benchmark",
+    "reproduction",
+    "sweep",
+    "figures",
+    "__main__",
+]
+# Of these none imports another.
+PHASES = {"distillation", "training", "detection"}
+# So many files, of whatever kind, a reader still takes in at a glance.
+MOST_FILES_IN_ROOT = 8
+MOST_FILES = 12
 # The package itself only names the public parts of its modules: all may be imported there, and no
 # module may import it.
 FACADE = ""
@@ -203,14 +65,17 @@ def module_files() -> dict[str, Path]:
 MODULES = module_files()
 
 
-def imported_names(source: str, module: str, is_package: bool) -> set[str]:
-    """The absolute dotted names that a module's source imports, inside functions too.
+def imported_names(
+    source: str, module: str, is_package: bool, in_functions: bool = True
+) -> set[str]:
+    """The absolute dotted names that a module's source imports, inside functions or not.
 
     `from a import b` gives `a.b`, whether `b` is a module or not.
     """
     inside = [PACKAGE, *filter(None, module.split("."))]
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree) if in_functions else tree.body:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -221,10 +86,11 @@ def imported_names(source: str, module: str, is_package: bool) -> set[str]:
     return names
 
 
-def imported_modules(module: str) -> set[str]:
+def imported_modules(module: str, in_functions: bool = True) -> set[str]:
     """The modules of the package that a module of the package imports, by name below it."""
     path = MODULES[module]
-    names = imported_names(path.read_text(), module, path.name == "__init__.py")
+    is_package = path.name == "__init__.py"
+    names = imported_names(path.read_text(), module, is_package, in_functions)
     found = set()
     for name in names:
         top, _, rest = name.partition(".")
@@ -240,13 +106,13 @@ INNER_MODULES = sorted(set(MODULES) - {FACADE})
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import efficientad_jax.pdn as p", {"efficientad_jax.pdn"}),
+        ("import efficientad_jax.optimizer as o", {"efficientad_jax.optimizer"}),
         (
-            "from efficientad_jax import pdn, report",
-            {"efficientad_jax.pdn", "efficientad_jax.report"},
+            "from efficientad_jax import errors, fit",
+            {"efficientad_jax.errors", "efficientad_jax.fit"},
         ),
-        ("def f():\n    from efficientad_jax.pdn import LAYERS", {"efficientad_jax.pdn.LAYERS"}),
-        ("from . import folder", {"efficientad_jax.data.folder"}),
+        ("def f():\n    from efficientad_jax.fit import f", {"efficientad_jax.fit.f"}),
+        ("from . import files", {"efficientad_jax.data.files"}),
         ("from ..errors import InputError", {"efficientad_jax.errors.InputError"}),
     ],
 )
@@ -254,21 +120,78 @@ def test_imports_are_found_in_every_form(source: str, expected: set[str]) -> Non
     assert imported_names(source, "data.loading", is_package=False) == expected
 
 
-def test_every_module_has_a_layer() -> None:
-    without = [name for name in INNER_MODULES if name not in LAYER_OF]
-    gone = [name for name in LAYER_OF if name not in MODULES]
-    assert not without, f"modules without a layer: {without}; add them to LAYERS"
-    assert not gone, f"layers of modules that are gone: {gone}; take them out of LAYERS"
+def package_of(module: str) -> str:
+    """The package that a module is in, the module itself if that is the root."""
+    is_package = MODULES[module].name == "__init__.py"
+    return module if is_package else module.rpartition(".")[0] or module
+
+
+def folder_of(package: str) -> str:
+    """The folder of the root that a package is in."""
+    return package.partition(".")[0]
+
+
+def imported_packages(module: str) -> set[str]:
+    """The other packages that a module imports from.
+
+    Within a folder of the root those count that are imported when the module is.
+    """
+    own = package_of(module)
+    found = {package_of(name) for name in imported_modules(module)}
+    first = {package_of(name) for name in imported_modules(module, in_functions=False)}
+    return {name for name in found if name in first or folder_of(name) != folder_of(own)} - {own}
+
+
+def test_every_package_has_a_place_in_the_flow() -> None:
+    packages = {package_of(module) for module in INNER_MODULES}
+    without, gone = packages - set(PACKAGES), set(PACKAGES) - packages
+    assert not without, f"packages without a place: {without}; add them to PACKAGES"
+    assert not gone, f"packages that are gone: {gone}; take them out of PACKAGES"
 
 
 @pytest.mark.parametrize("module", INNER_MODULES)
-def test_module_imports_nothing_later_in_the_flow(module: str) -> None:
-    order = list(LAYERS)
-    own = order.index(LAYER_OF[module])
+def test_module_imports_from_earlier_packages(module: str) -> None:
     imported = imported_modules(module)
     assert FACADE not in imported, f"{module} imports the package itself; import the module meant"
-    later = {name for name in imported if order.index(LAYER_OF[name]) > own}
-    assert not later, f"{module} is in layer {order[own]!r} and imports from later ones: {later}"
+    place = PACKAGES.index(package_of(module))
+    later = {name for name in imported_packages(module) if PACKAGES.index(name) > place}
+    assert not later, f"{module} imports from later packages: {later}"
+
+
+def test_the_phases_import_nothing_of_each_other() -> None:
+    for module in INNER_MODULES:
+        own = folder_of(package_of(module))
+        if own in PHASES:
+            imported = {folder_of(package_of(name)) for name in imported_modules(module)}
+            others = (PHASES - {own}) & imported
+            assert not others, f"{module} imports {others}"
+
+
+def test_no_packages_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module in INNER_MODULES:
+        graph.setdefault(package_of(module), set()).update(imported_packages(module))
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_folders_can_be_taken_in_at_a_glance() -> None:
+    root = REPOSITORY / PACKAGE
+    folders = [root, *(p for p in root.rglob("*") if p.is_dir() and p.name != "__pycache__")]
+    for folder in folders:
+        files = sorted(path.name for path in folder.iterdir() if path.is_file())
+        most = MOST_FILES_IN_ROOT if folder == root else MOST_FILES
+        assert len(files) <= most, f"{folder}: more than {most} files: {files}"
+
+
+def test_no_name_stands_in_the_place_of_a_module() -> None:
+    # What a package's __init__ imports would hide a module of that name from `import a.b as c`.
+    for package, path in MODULES.items():
+        if path.name == "__init__.py":
+            names = imported_names(path.read_text(), package, is_package=True)
+            for name in names:
+                inside = ".".join(filter(None, [package, name.rpartition(".")[2]]))
+                meant = f"{PACKAGE}.{inside}"
+                assert inside not in MODULES or name == meant, f"{package}: {name} hides {meant}"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -308,23 +231,23 @@ def test_importing_the_package_leaves_heavy_libraries_alone() -> None:
 def test_a_detector_and_its_server_start_without_the_code_of_a_training() -> None:
     pytest.importorskip("starlette", reason="needs the server: pip install -e '.[serve]'")
     at_work = (
-        "calibration",
-        "detector",
+        "detection.calibration",
+        "detection.detector",
         "export.stablehlo",
-        "inference",
-        "prediction",
+        "detection.inference",
+        "detection.predict_files",
         "serving.application",
     )
     of_training = {
         f"{PACKAGE}.{name}"
         for name in (
-            "augmentation",
+            "training.augmentation",
             "fit",
-            "losses",
+            "training.losses",
             "optimizer",
-            "training",
-            "training_loop",
-            "training_run",
+            "training.step",
+            "training.loop",
+            "training.session",
         )
     }
     assert of_training <= {f"{PACKAGE}.{name}" for name in MODULES}
@@ -337,8 +260,8 @@ def test_public_names_are_listed_and_there_at_first_use() -> None:
     # Before it is used, hard_feature_loss is not loaded, but known.
     code = f"""
 import sys, {PACKAGE} as package
-print("{PACKAGE}.losses" in sys.modules, set(package.__all__) <= set(dir(package)))
-print(package.hard_feature_loss.__name__, "{PACKAGE}.losses" in sys.modules)
+print("{PACKAGE}.training.losses" in sys.modules, set(package.__all__) <= set(dir(package)))
+print(package.hard_feature_loss.__name__, "{PACKAGE}.training.losses" in sys.modules)
 print(all(hasattr(package, name) for name in package.__all__), hasattr(package, "no_such"))
 print(package.__version__, "__version__" in dir(package))
 """

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from efficientad_jax import native_library
 from efficientad_jax.convolution import (
     chosen_method,
     convolve,
@@ -19,8 +18,9 @@ from efficientad_jax.convolution import (
     convolve_prepared,
     prepare_kernel,
 )
-from efficientad_jax.native_convolution import Finish
-from efficientad_jax.native_library import _compiled, _compiler
+from efficientad_jax.convolution import native_build as native_library
+from efficientad_jax.convolution.native import Finish
+from efficientad_jax.convolution.native_build import _compiled, _compiler
 
 needs_compiler = pytest.mark.skipif(
     not native_library.native_library(), reason="no C++ compiler here"
@@ -230,8 +230,8 @@ WITHOUT_MEMORY = """
 import resource, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from efficientad_jax.native_convolution import native_filter, native_patch_filter
-from efficientad_jax.native_library import native_library
+from efficientad_jax.convolution.native import native_filter, native_patch_filter
+from efficientad_jax.convolution.native_build import native_library
 
 def taken():
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from efficientad_jax.nearest_neighbors import nearest_neighbor_scores
+from efficientad_jax.evaluation.nearest_neighbors import nearest_neighbor_scores
 
 
 def describe(image):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from efficientad_jax import Autoencoder, PatchDescriptionNetwork
-from efficientad_jax.pdn import RECEPTIVE_FIELD, output_size
+from efficientad_jax.networks.pdn import RECEPTIVE_FIELD, output_size
 from tests.torch_reference import (
     random_params,
     to_torch,

@@ -4,8 +4,8 @@ import statistics
 
 import pytest
 
-from efficientad_jax import paper_results
-from efficientad_jax.paper_results import Figure
+from efficientad_jax.evaluation import paper_results
+from efficientad_jax.evaluation.paper_results import Figure
 from efficientad_jax.reproduction.collections_on_disk import COLLECTIONS
 
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax.patch_features import adaptive_pool_matrix, patch_features
+from efficientad_jax.distillation.backbones.patches import adaptive_pool_matrix, patch_features
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install torch")
 

@@ -8,8 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from efficientad_jax.data.photographs import open_photographs, read_photograph
-from efficientad_jax.data.views import ViewRecipe, view_batches
+from efficientad_jax.distillation.photographs import open_photographs, read_photograph
+from efficientad_jax.distillation.views import ViewRecipe, view_batches
 from efficientad_jax.errors import InputError
 
 RECIPE = ViewRecipe((0, 1), 0.25, 0.5, 0.5, 64)

@@ -10,21 +10,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from efficientad_jax.augmentation import grayscale, jitter, random_grayscale
-from efficientad_jax.channel_statistics import channel_statistics
 from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
-from efficientad_jax.evaluation import evaluate, pixel_auroc
-from efficientad_jax.heatmap import color_indices, overlay
-from efficientad_jax.losses import (
+from efficientad_jax.detection.heatmap import color_indices, overlay
+from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles, normalize_map
+from efficientad_jax.evaluation.metrics import evaluate, pixel_auroc
+from efficientad_jax.networks.channel_statistics import channel_statistics
+from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.networks.resize import bilinear_matrix, resize_bilinear
+from efficientad_jax.training.augmentation import grayscale, jitter, random_grayscale
+from efficientad_jax.training.losses import (
     hard_feature_loss,
     hard_feature_mask,
     mean_squared_difference,
     pretraining_penalty,
     student_teacher_loss,
 )
-from efficientad_jax.map_normalization import MapQuantiles, map_quantiles, normalize_map
-from efficientad_jax.preprocessing import normalize_images, to_unit_range
-from efficientad_jax.resize import bilinear_matrix, resize_bilinear
 
 # Shapes are few, for each is compiled; values are any.
 FEW = settings(

@@ -3,10 +3,10 @@
 import numpy as np
 
 from efficientad_jax.benchmark.implementations import random_detector, random_images
-from efficientad_jax.calibration import calibrate
-from efficientad_jax.detector import Detector
-from efficientad_jax.detector_spec import DetectorSpec
-from efficientad_jax.recalibration import CalibrationChoice, recalibrated_scores
+from efficientad_jax.detection.calibration import calibrate
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.spec import DetectorSpec
+from efficientad_jax.reproduction.recalibration import CalibrationChoice, recalibrated_scores
 
 SIZE = (128, 128)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from efficientad_jax.region_overlap import pro_curve, spro_curve
+from efficientad_jax.evaluation.region_overlap import pro_curve, spro_curve
 
 
 def _touching(mask):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.evaluation import evaluate
-from efficientad_jax.report import ScoredImages, write_report
+from efficientad_jax.evaluation.metrics import evaluate
+from efficientad_jax.evaluation.report import ScoredImages, write_report
 
 _VOID = {"meta", "link", "img", "input", "br", "wbr"}
 _ATTACK = '<script>alert("x")</script>'

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from efficientad_jax.evaluation import evaluate
-from efficientad_jax.report import ScoredImages, write_report
+from efficientad_jax.evaluation.metrics import evaluate
+from efficientad_jax.evaluation.report import ScoredImages, write_report
 from tests.chromium import chromium
 
 GOOD, SCRATCHED, DENTED = 14, 6, 4

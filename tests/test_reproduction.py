@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-from efficientad_jax.configuration import Config, DatasetConfig, ModelConfig, as_dict, replace
+from efficientad_jax.config import Config, DatasetConfig, ModelConfig, as_dict, replace
 from efficientad_jax.errors import InputError
 from efficientad_jax.reproduction import execution
 from efficientad_jax.reproduction.execution import carry_out, read_metrics

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs import paper
-from efficientad_jax.configuration import (
+from efficientad_jax.config import (
     CalibrationConfig,
     Config,
     DatasetConfig,

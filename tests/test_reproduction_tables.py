@@ -13,9 +13,9 @@ from efficientad_jax.benchmark.implementations import OURS
 from efficientad_jax.benchmark.results import Measurement, write_results
 from efficientad_jax.benchmark.start_up import StartUp
 from efficientad_jax.benchmark.timing import Spread
-from efficientad_jax.configuration import Config
+from efficientad_jax.config import Config
 from efficientad_jax.errors import InputError
-from efficientad_jax.paper_results import Figure
+from efficientad_jax.evaluation.paper_results import Figure
 from efficientad_jax.reproduction.aggregation import (
     Measured,
     collection_figure,

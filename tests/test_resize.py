@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax.resize import bilinear_matrix, resize_bilinear
+from efficientad_jax.networks.resize import bilinear_matrix, resize_bilinear
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
 

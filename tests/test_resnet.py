@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from efficientad_jax.errors import InputError
-from efficientad_jax.patch_features import patch_features
-from efficientad_jax.resnet import (
+from efficientad_jax.distillation.backbones.patches import patch_features
+from efficientad_jax.distillation.backbones.resnet import (
     ARCHITECTURES,
     ResNet,
     convert_resnet,
@@ -16,6 +15,7 @@ from efficientad_jax.resnet import (
     preprocess,
     preprocess_packaged,
 )
+from efficientad_jax.errors import InputError
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install torch")
 nn = torch.nn

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax.pdn import PatchDescriptionNetwork
-from efficientad_jax.teacher import Teacher, save_teacher
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.torch_reference import random_params
 
 KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "3"))

@@ -18,15 +18,15 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from efficientad_jax.detection.heatmap import HIGH, LOW, color_indices, palette
+from efficientad_jax.detection.verdict import verdict_of
 from efficientad_jax.errors import InputError
-from efficientad_jax.heatmap import HIGH, LOW, color_indices, palette
 from efficientad_jax.serving import application as application_module
 from efficientad_jax.serving.application import create_application
 from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.scoring import score_batch
 from efficientad_jax.serving.server import serve
-from efficientad_jax.verdict import verdict_of
 from tests.command import REPOSITORY
 from tests.live_server import encoded, picture, running, small_detector, with_threshold
 

@@ -1,6 +1,6 @@
 """A short soak, and what the long one is judged by."""
 
-from efficientad_jax.soak import judge_soak
+from efficientad_jax.benchmark.soak import judge_soak
 from tests.command import command
 
 

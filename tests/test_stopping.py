@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from efficientad_jax.pdn import PatchDescriptionNetwork
-from efficientad_jax.teacher import Teacher, save_teacher
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.benchmark_trees import write_mvtec_ad
 from tests.command import REPOSITORY
 

@@ -13,10 +13,16 @@ import pytest
 from safetensors.numpy import save
 
 from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
-from efficientad_jax.detector_spec import DetectorSpec, networks_of
-from efficientad_jax.inference import Calibration, DetectorParams
-from efficientad_jax.pdn import PatchDescriptionNetwork
-from efficientad_jax.teacher import FORMAT, Teacher, layer_shapes, load_teacher, save_teacher
+from efficientad_jax.detection.inference import Calibration, DetectorParams
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.teacher import (
+    FORMAT,
+    Teacher,
+    layer_shapes,
+    load_teacher,
+    save_teacher,
+)
 from tests.torch_reference import random_params
 
 SIZE = (128, 128)
@@ -243,8 +249,8 @@ def test_arrays_of_another_type_or_not_finite_are_refused(folder, dtype, fill, m
 LIMITED = """
 import resource, sys
 from efficientad_jax import Detector, InputError
-from efficientad_jax.teacher import load_teacher
-from efficientad_jax.torch_weights import read_torch_checkpoint
+from efficientad_jax.networks.teacher import load_teacher
+from efficientad_jax.storage.torch_checkpoint import read_torch_checkpoint
 import jax; jax.devices()
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 
 from efficientad_jax import recipes
-from efficientad_jax.configuration import Config, as_dict, replace
+from efficientad_jax.config import Config, as_dict, replace
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fit import fit_detector
-from efficientad_jax.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.sweep import execution
 from efficientad_jax.sweep.execution import Outcome, carry_out, is_done
 from efficientad_jax.sweep.plan import SweepRun, planned_runs
 from efficientad_jax.sweep.status import Status
-from efficientad_jax.teacher import Teacher, save_teacher
 from tests.benchmark_trees import write_mvtec_ad
 from tests.command import REPOSITORY
 
@@ -113,7 +113,7 @@ def changes(folder: Path) -> dict[Path, int]:
 
 SEPARATELY = """
 import json, pathlib, sys
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fit import fit_detector
 for workdir, config in json.load(sys.stdin).items():

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from efficientad_jax import recipes
-from efficientad_jax.configuration import Config, replace
+from efficientad_jax.config import Config, replace
 from efficientad_jax.errors import InputError
 from efficientad_jax.sweep.claims import Claims
 from efficientad_jax.sweep.plan import SweepRun, planned_runs

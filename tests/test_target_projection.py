@@ -6,7 +6,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from efficientad_jax.target_projection import (
+from efficientad_jax.distillation.target_projection import (
     fit_projection,
     project,
     save_projection,

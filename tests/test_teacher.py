@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from efficientad_jax import InputError, PatchDescriptionNetwork
-from efficientad_jax.channel_statistics import ChannelStatistics
-from efficientad_jax.teacher import Teacher, load_teacher, normalize_teacher, save_teacher
+from efficientad_jax.networks.channel_statistics import ChannelStatistics
+from efficientad_jax.networks.teacher import Teacher, load_teacher, normalize_teacher, save_teacher
 
 
 def small_teacher():

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from efficientad_jax import teacher as teacher_module
-from efficientad_jax.configuration import Config, LossConfig, ModelConfig, TrainConfig
+from efficientad_jax.config import Config, LossConfig, ModelConfig, TrainConfig
 from efficientad_jax.data.loading import Dataset, ImageSet
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector
-from efficientad_jax.pdn import PatchDescriptionNetwork
-from efficientad_jax.teacher import Teacher, load_teacher, save_teacher
+from efficientad_jax.networks import teacher as teacher_module
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from tests.torch_reference import random_params
 
 SIDE = 128

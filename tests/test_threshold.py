@@ -9,10 +9,10 @@ from scipy import stats
 
 from configs import elpv, paper
 from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
-from efficientad_jax.configuration import read_config
-from efficientad_jax.detector_spec import DetectorSpec, networks_of
-from efficientad_jax.inference import Calibration, DetectorParams
-from efficientad_jax.threshold import describe, judge
+from efficientad_jax.config import read_config
+from efficientad_jax.detection.inference import Calibration, DetectorParams
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax.detection.threshold import describe, judge
 from tests.torch_reference import random_params
 
 SPEC = DetectorSpec("small", 1, (128, 128), False, "float32", autoencoder=False)

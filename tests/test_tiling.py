@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold, detect_tiled
-from efficientad_jax.detector_spec import DetectorSpec, networks_of
-from efficientad_jax.inference import (
+from efficientad_jax.detection.inference import (
     Anomalies,
     Calibration,
     DetectorParams,
     jitted_detect,
     raw_maps,
 )
-from efficientad_jax.model import create_networks
-from efficientad_jax.prediction import Task, predict_files
-from efficientad_jax.tiling import blend_shares, chosen_overlap, tile_offsets
+from efficientad_jax.detection.predict_files import Task, predict_files
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax.detection.tiling import blend_shares, chosen_overlap, tile_offsets
+from efficientad_jax.networks.model import create_networks
 from tests.bad_images import encoded
 from tests.torch_reference import random_params
 

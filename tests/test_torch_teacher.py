@@ -8,8 +8,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from efficientad_jax import InputError, PatchDescriptionNetwork
-from efficientad_jax.teacher import load_teacher
-from efficientad_jax.torch_teacher import read_torch_teacher, torch_state_dict
+from efficientad_jax.networks.teacher import load_teacher
+from efficientad_jax.networks.torch_teacher import read_torch_teacher, torch_state_dict
 from tests.command import command
 from tests.torch_reference import to_torch, torch
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.torch_weights import read_torch_checkpoint
+from efficientad_jax.storage.torch_checkpoint import read_torch_checkpoint
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install torch")
 

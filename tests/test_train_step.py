@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax import autoencoder
-from efficientad_jax.augmentation import jitter, random_grayscale
-from efficientad_jax.configuration import LossConfig
-from efficientad_jax.model import create_networks
+from efficientad_jax.config import LossConfig
+from efficientad_jax.networks import autoencoder
+from efficientad_jax.networks.model import create_networks
+from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from efficientad_jax.optimizer import adam_with_l2
-from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from efficientad_jax.training import (
+from efficientad_jax.training.augmentation import jitter, random_grayscale
+from efficientad_jax.training.step import (
     Batch,
     TrainData,
     TrainState,

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from efficientad_jax import InputError, recipes, training_loop, training_run
-from efficientad_jax.configuration import replace
+from efficientad_jax import InputError, recipes
+from efficientad_jax.config import replace
 from efficientad_jax.errors import DivergenceError, StoppedError
-from efficientad_jax.interruption import interruption
-from efficientad_jax.losses import Losses
-from efficientad_jax.model import create_networks
-from efficientad_jax.scalars import scalar_log
-from efficientad_jax.training import TrainData
-from efficientad_jax.workdir import claim_workdir
+from efficientad_jax.networks.model import create_networks
+from efficientad_jax.runs.interruption import interruption
+from efficientad_jax.runs.tensorboard import scalar_log
+from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.training import loop as training_loop
+from efficientad_jax.training import session as training_run
+from efficientad_jax.training.losses import Losses
+from efficientad_jax.training.step import TrainData
 from tests.torch_reference import random_params
 
 SIZE = (128, 128)

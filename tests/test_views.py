@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax.data.views import VIEW_SIZE, ViewRecipe, random_view
+from efficientad_jax.distillation.views import VIEW_SIZE, ViewRecipe, random_view
 
 WHOLE = ViewRecipe(
     seed=(0,),

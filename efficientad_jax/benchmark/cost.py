@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from efficientad_jax.model import create_networks
-from efficientad_jax.pdn import Size
+from efficientad_jax.networks.model import create_networks
+from efficientad_jax.networks.pdn import Size
 
 
 class Cost(NamedTuple):

@@ -43,7 +43,7 @@ def main(task: dict[str, Any]) -> None:
 def _ours(folder: Path, size: Any, image_size: tuple[int, int], dtype: str) -> Detect:
     from efficientad_jax.benchmark.implementations import our_detector
     from efficientad_jax.benchmark.weights import read_weights
-    from efficientad_jax.compilation_cache import keep_compiled_programs
+    from efficientad_jax.storage.cache import keep_compiled_programs
 
     keep_compiled_programs()
     params, calibration = read_weights(folder / WEIGHTS_FILE)

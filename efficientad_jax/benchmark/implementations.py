@@ -25,11 +25,16 @@ from efficientad_jax.benchmark.peers import (
 )
 from efficientad_jax.benchmark.weights import named_weights
 from efficientad_jax.convolution import Method
+from efficientad_jax.detection.inference import (
+    Calibration,
+    DetectorParams,
+    jitted_detect,
+    prepared_params,
+)
+from efficientad_jax.detection.map_normalization import MapQuantiles
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import Calibration, DetectorParams, jitted_detect, prepared_params
-from efficientad_jax.map_normalization import MapQuantiles
-from efficientad_jax.model import create_networks
-from efficientad_jax.pdn import Size
+from efficientad_jax.networks.model import create_networks
+from efficientad_jax.networks.pdn import Size
 
 OURS = "efficientad_jax"
 LAX = "jax, lax.conv"
@@ -146,9 +151,9 @@ def train_step_of(name: str, size: Size, image_size: tuple[int, int]) -> Callabl
 def _our_train_step(
     name: str, size: Size, image_size: tuple[int, int], params: DetectorParams
 ) -> Callable[[], Any]:
-    from efficientad_jax.configuration import LossConfig
+    from efficientad_jax.config import LossConfig
     from efficientad_jax.optimizer import adam_with_l2
-    from efficientad_jax.training import TrainData, TrainState, train_steps
+    from efficientad_jax.training.step import TrainData, TrainState, train_steps
 
     method = "auto" if name == OURS else "direct"
     networks = create_networks(size, 384, image_size, convolution=method)

@@ -11,13 +11,13 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.benchmark.cost import Cost
 from efficientad_jax.benchmark.implementations import LAX, OURS
 from efficientad_jax.benchmark.start_up import StartUp
 from efficientad_jax.benchmark.timing import Spread
-from efficientad_jax.paper_results import EFFICIENT_AD, SPEED_MEASURED_ON
-from efficientad_jax.pdn import Size
+from efficientad_jax.evaluation.paper_results import EFFICIENT_AD, SPEED_MEASURED_ON
+from efficientad_jax.networks.pdn import Size
+from efficientad_jax.storage.atomic import write_atomically
 
 TITLE = {"small": "S", "medium": "M"}
 

@@ -11,12 +11,12 @@ import optax
 from jaxtyping import PyTree
 
 from efficientad_jax.benchmark.timing import Spread, time_in_turns
-from efficientad_jax.configuration import LossConfig
+from efficientad_jax.config import LossConfig
 from efficientad_jax.convolution import Method
-from efficientad_jax.model import Networks, create_networks
-from efficientad_jax.parallel_training import Steps, resident_on, train_side_by_side
-from efficientad_jax.pdn import Size
-from efficientad_jax.training import (
+from efficientad_jax.networks.model import Networks, create_networks
+from efficientad_jax.networks.pdn import Size
+from efficientad_jax.training.parallel import Steps, resident_on, train_side_by_side
+from efficientad_jax.training.step import (
     TrainData,
     TrainState,
     create_train_state,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientad_jax.inference import Calibration, DetectorParams
-from efficientad_jax.map_normalization import MapQuantiles
-from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from efficientad_jax.detection.inference import Calibration, DetectorParams
+from efficientad_jax.detection.map_normalization import MapQuantiles
+from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 def named_weights(params: DetectorParams, calibration: Calibration) -> dict[str, np.ndarray]:

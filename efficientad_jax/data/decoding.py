@@ -13,7 +13,7 @@ from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.regular_file import require_regular_file
+from efficientad_jax.storage.regular import require_regular_file
 
 # What an image can be given as: a path, encoded bytes, a PIL image or an array.
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray

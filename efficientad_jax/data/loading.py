@@ -9,7 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from efficientad_jax.configuration import Config
+from efficientad_jax.config import Config
 from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
 from efficientad_jax.errors import InputError
 
@@ -110,7 +110,7 @@ def categories_of(name: str, root: str) -> list[str]:
     Raises:
       InputError: there is no such dataset, or no such folder.
     """
-    from efficientad_jax.data import elpv, folder
+    from efficientad_jax.data.datasets import elpv, folder
 
     benchmarks = _benchmarks()
     if name in benchmarks:
@@ -133,7 +133,7 @@ def load_images(paths: Sequence[Path], image_size: tuple[int, int]) -> UInt8[np.
 
 
 def _builder(name: str, category: str, root: str, data_dir: str | None) -> Any:
-    from efficientad_jax.data import elpv, folder
+    from efficientad_jax.data.datasets import elpv, folder
 
     benchmarks = _benchmarks()
     if name in benchmarks:
@@ -151,7 +151,7 @@ def _builder(name: str, category: str, root: str, data_dir: str | None) -> Any:
 
 
 def _benchmarks() -> dict[str, Any]:
-    from efficientad_jax.data import btad, mvtec_ad, mvtec_ad2, mvtec_loco, visa
+    from efficientad_jax.data.datasets import btad, mvtec_ad, mvtec_ad2, mvtec_loco, visa
 
     return {
         "mvtec_ad": mvtec_ad.MvtecAd,

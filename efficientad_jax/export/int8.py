@@ -16,17 +16,17 @@ from jaxtyping import Float, Int, UInt8
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from efficientad_jax.calibration import IDENTITY
-from efficientad_jax.configuration import read_config
+from efficientad_jax.config import read_config
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_configured_dataset, load_images
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.calibration import IDENTITY
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.inference import Calibration
+from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles
 from efficientad_jax.errors import InputError
 from efficientad_jax.export.onnx_model import onnx_model, with_calibration
 from efficientad_jax.export.programs import onnx_program, run_in_batches
-from efficientad_jax.inference import Calibration
-from efficientad_jax.map_normalization import MapQuantiles, map_quantiles
-from efficientad_jax.pdn import output_size
+from efficientad_jax.networks.pdn import output_size
 
 _MOST_IMAGES = 100
 

@@ -11,7 +11,7 @@ import onnx
 from jaxtyping import Float
 from onnx import helper, numpy_helper
 
-from efficientad_jax.resize import bilinear_matrix
+from efficientad_jax.networks.resize import bilinear_matrix
 
 # Old enough for the runtimes in use: everything the graph needs is in it.
 OPSET = 17

@@ -9,13 +9,13 @@ import onnx
 from jaxtyping import Float32, PyTree
 from onnx import numpy_helper
 
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.inference import Calibration
+from efficientad_jax.detection.map_normalization import MapQuantiles
 from efficientad_jax.export.onnx_graph import Graph, apply, constant, halves, resize, to_model
 from efficientad_jax.export.onnx_networks import add_autoencoder, add_pdn
-from efficientad_jax.inference import Calibration
-from efficientad_jax.map_normalization import MapQuantiles
-from efficientad_jax.pdn import LAYERS, STRIDE, output_size
-from efficientad_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from efficientad_jax.networks.pdn import LAYERS, STRIDE, output_size
+from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 def onnx_model(detector: Detector) -> onnx.ModelProto:

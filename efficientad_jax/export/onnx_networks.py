@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import PyTree
 
-from efficientad_jax import autoencoder, pdn
 from efficientad_jax.export.onnx_graph import Graph, apply, convolution, resize
+from efficientad_jax.networks import autoencoder, pdn
 
 
 def add_pdn(graph: Graph, x: str, params: PyTree, size: str, padding: bool, name: str) -> str:

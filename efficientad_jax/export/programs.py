@@ -9,10 +9,10 @@ import jax.export
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from efficientad_jax.detector import BATCH_SIZE, Detector
+from efficientad_jax.detection.detector import BATCH_SIZE, Detector
+from efficientad_jax.detection.inference import Anomalies
 from efficientad_jax.errors import InputError
-from efficientad_jax.inference import Anomalies
-from efficientad_jax.regular_file import require_regular_file
+from efficientad_jax.storage.regular import require_regular_file
 
 
 class Program(NamedTuple):

@@ -5,10 +5,10 @@ import jax.export
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.inference import detect
 from efficientad_jax.export.programs import named_outputs
-from efficientad_jax.inference import detect
-from efficientad_jax.model import Networks
+from efficientad_jax.networks.model import Networks
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.errors import InputError
+from efficientad_jax.storage.atomic import write_atomically
 
 # Widths of a column and of a page of the conference's format, inches.
 COLUMN, PAGE = 3.25, 6.875

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from efficientad_jax.errors import InputError
 from efficientad_jax.figures.drawing import PAGE, STYLE, hide_frame
-from efficientad_jax.pdn import RECEPTIVE_FIELD, STRIDE
+from efficientad_jax.networks.pdn import RECEPTIVE_FIELD, STRIDE
 
 
 def draw_hard_features(

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from efficientad_jax import paper_results
+from efficientad_jax.evaluation import paper_results
 from efficientad_jax.figures.drawing import COLUMN, STYLE
 
 _OURS, _PAPER, _OTHERS = "#c0392b", "#1f5f9c", "#7f8c8d"

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from efficientad_jax.detector import Detection
+from efficientad_jax.detection.detector import Detection
 from efficientad_jax.errors import InputError
 from efficientad_jax.figures.drawing import PAGE, STYLE, hide_frame
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from efficientad_jax.pdn import Size
+from efficientad_jax.networks.pdn import Size
 from efficientad_jax.reproduction.collections_on_disk import COLLECTIONS
 from efficientad_jax.reproduction.plan import Run, Variant
 

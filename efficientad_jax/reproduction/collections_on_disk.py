@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from efficientad_jax.data.builder import Benchmark
-from efficientad_jax.data.mvtec_ad import MvtecAd
-from efficientad_jax.data.mvtec_loco import MvtecLoco
-from efficientad_jax.data.visa import Visa
+from efficientad_jax.data.datasets.builder import Benchmark
+from efficientad_jax.data.datasets.mvtec_ad import MvtecAd
+from efficientad_jax.data.datasets.mvtec_loco import MvtecLoco
+from efficientad_jax.data.datasets.visa import Visa
 from efficientad_jax.errors import InputError
 
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import jax
 
-from efficientad_jax.assessment import evaluate_workdir
-from efficientad_jax.atomic_file import write_atomically
-from efficientad_jax.configuration import Config, as_dict, read_config
+from efficientad_jax.config import Config, as_dict, read_config
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
-from efficientad_jax.detector import Detector
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
-from efficientad_jax.evaluation import evaluate
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
+from efficientad_jax.evaluation.metrics import evaluate
 from efficientad_jax.fit import fit_detector
-from efficientad_jax.recalibration import CalibrationChoice, recalibrated_scores
 from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of
-from efficientad_jax.workdir import CONFIG_FILE, METRICS_FILE, claim_workdir, differences
+from efficientad_jax.reproduction.recalibration import CalibrationChoice, recalibrated_scores
+from efficientad_jax.runs.workdir import CONFIG_FILE, METRICS_FILE, claim_workdir, differences
+from efficientad_jax.storage.atomic import write_atomically
 
 # Where files lie is no part of what a run is: results may be moved, and read without the data.
 _PLACES = ("root", "data_dir")

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from efficientad_jax.configuration import Config, as_dict, replace
-from efficientad_jax.pdn import Size
+from efficientad_jax.config import Config, as_dict, replace
+from efficientad_jax.networks.pdn import Size
 
 Value = float | bool
 

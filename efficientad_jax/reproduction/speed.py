@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from efficientad_jax.benchmark.implementations import OURS
 from efficientad_jax.errors import InputError
-from efficientad_jax.pdn import Size
+from efficientad_jax.networks.pdn import Size
 from efficientad_jax.reproduction.aggregation import Measured
 
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 16

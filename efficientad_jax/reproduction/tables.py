@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from efficientad_jax import paper_results
 from efficientad_jax.benchmark.cost import Cost
-from efficientad_jax.configuration import Config
-from efficientad_jax.paper_results import Figure, Method
-from efficientad_jax.pdn import Size
+from efficientad_jax.config import Config
+from efficientad_jax.evaluation import paper_results
+from efficientad_jax.evaluation.paper_results import Figure, Method
+from efficientad_jax.networks.pdn import Size
 from efficientad_jax.reproduction.aggregation import (
     LOCO_KINDS,
     Measured,

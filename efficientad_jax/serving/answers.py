@@ -9,11 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from efficientad_jax.heatmap import HIGH, LOW, encode_heat
-from efficientad_jax.resize import resize_map
+from efficientad_jax.detection.heatmap import HIGH, LOW, encode_heat
+from efficientad_jax.detection.threshold import Threshold
+from efficientad_jax.detection.verdict import score_fields
+from efficientad_jax.networks.resize import resize_map
 from efficientad_jax.serving.scoring import Scored
-from efficientad_jax.threshold import Threshold
-from efficientad_jax.verdict import score_fields
 
 _JSON = "application/json"
 MAP_TYPES = {"png": "image/png", "npy": "application/x-npy"}

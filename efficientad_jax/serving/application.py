@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from efficientad_jax.data.decoding import resize_image
-from efficientad_jax.detector import BATCH_SIZE, Detector
+from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.errors import printable
 from efficientad_jax.serving.answers import chosen_type, create_answer
 from efficientad_jax.serving.batching import Batcher

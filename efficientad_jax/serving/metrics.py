@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from efficientad_jax.detector import BATCH_SIZE
+from efficientad_jax.detection.detector import BATCH_SIZE
 
 # From one image on a GPU to a full queue on a small CPU.
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from efficientad_jax.detector import BATCH_SIZE, Detector
-from efficientad_jax.pdn import STRIDE
+from efficientad_jax.detection.detector import BATCH_SIZE, Detector
+from efficientad_jax.networks.pdn import STRIDE
 
 
 class Scored(NamedTuple):

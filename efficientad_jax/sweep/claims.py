@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from efficientad_jax.atomic_file import write_atomically
 from efficientad_jax.errors import InputError
+from efficientad_jax.storage.atomic import write_atomically
 
 
 class Claims:

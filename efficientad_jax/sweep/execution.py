@@ -18,26 +18,26 @@ from typing import Any, NamedTuple
 import jax
 from filelock import BaseFileLock
 
-from efficientad_jax.assessment import evaluate_workdir
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
-from efficientad_jax.detector_spec import networks_of
+from efficientad_jax.detection.spec import networks_of
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.fit import Prepared, finish_fit, prepare_fit
-from efficientad_jax.interruption import interruption
-from efficientad_jax.losses import Losses
-from efficientad_jax.parallel_training import (
+from efficientad_jax.runs.interruption import interruption
+from efficientad_jax.runs.workdir import METRICS_FILE, claim_workdir
+from efficientad_jax.sweep.claims import Claims
+from efficientad_jax.sweep.plan import SweepRun
+from efficientad_jax.sweep.status import Status, Tell
+from efficientad_jax.training.losses import Losses
+from efficientad_jax.training.parallel import (
     Device,
     Resident,
     Steps,
     resident_on,
     train_side_by_side,
 )
-from efficientad_jax.sweep.claims import Claims
-from efficientad_jax.sweep.plan import SweepRun
-from efficientad_jax.sweep.status import Status, Tell
-from efficientad_jax.training import TrainState
-from efficientad_jax.training_run import TrainingRun, image_counts, open_training
-from efficientad_jax.workdir import METRICS_FILE, claim_workdir
+from efficientad_jax.training.session import TrainingRun, image_counts, open_training
+from efficientad_jax.training.step import TrainState
 
 _POLL_SECONDS = 1.0
 # What a user can cause: its message says all.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from efficientad_jax.configuration import Config
+from efficientad_jax.config import Config
 from efficientad_jax.data.loading import categories_of
 from efficientad_jax.errors import InputError
 

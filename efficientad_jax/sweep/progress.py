@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from efficientad_jax.atomic_file import write_atomically
+from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.sweep.plan import SweepRun
 from efficientad_jax.sweep.status import Status, Tell
 

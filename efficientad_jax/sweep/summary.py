@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from efficientad_jax.runs.workdir import METRICS_FILE
 from efficientad_jax.sweep.plan import SweepRun
-from efficientad_jax.workdir import METRICS_FILE
 
 # As they are named in `metrics.json`, and here.
 FIGURES = {

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from efficientad_jax.data.files import find_images, is_image
+from efficientad_jax.detection.heatmap import PICTURE_SUFFIX
 from efficientad_jax.errors import InputError
-from efficientad_jax.heatmap import PICTURE_SUFFIX
 
 # How often what is not yet known to be complete is looked at.
 _LOOK_MS = 250

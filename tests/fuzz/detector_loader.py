@@ -20,13 +20,13 @@ with atheris.instrument_imports(include=["efficientad_jax", "json"]):
     import numpy as np
     from safetensors.numpy import save
 
-    from efficientad_jax import detector_file as module
-    from efficientad_jax.detector import Detector
-    from efficientad_jax.detector_spec import DetectorSpec, abstract_params
+    from efficientad_jax.detection import file as module
+    from efficientad_jax.detection.detector import Detector
+    from efficientad_jax.detection.inference import Calibration, DetectorParams
+    from efficientad_jax.detection.map_normalization import MapQuantiles
+    from efficientad_jax.detection.spec import DetectorSpec, abstract_params
+    from efficientad_jax.detection.threshold import choose_threshold
     from efficientad_jax.errors import InputError
-    from efficientad_jax.inference import Calibration, DetectorParams
-    from efficientad_jax.map_normalization import MapQuantiles
-    from efficientad_jax.threshold import choose_threshold
 
 # The first byte says which file the rest is for, and whether the digest is made to fit: a fuzzer
 # does not guess a SHA-256.

@@ -1,0 +1,126 @@
+"""Anomaly maps as colors over the image."""
+
+import io
+import os
+from collections.abc import Sequence
+from functools import cache
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from efficientad_jax.errors import InputError
+from efficientad_jax.storage.atomic import write_atomically
+
+# Where colors begin and end unless told otherwise, in the unit of a detector's maps.
+LOW, HIGH = 0.05, 0.25
+# By which the file of a picture is told from that of an image.
+PICTURE_SUFFIX = "_heatmap.png"
+
+_STRIP = 64  # Rows of an image that are coloured at once.
+
+
+@cache
+def palette() -> UInt8[np.ndarray, "256 4"]:
+    """The 256 colors of a heat map, as RGBA: matplotlib's `inferno` with growing alpha.
+
+    The lightness of `inferno` grows evenly, so equal steps of the anomaly map look equal, also
+    in grayscale print and to color-blind readers. Its darkest quarter is left out: over a
+    photograph it would read as shadow. Alpha grows from 0 to 255, so that normal regions show
+    the image as it is; it grows as the square root, so that a faint response is seen at all.
+    """
+    colors = matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256))
+    colors[:, 3] = np.sqrt(np.linspace(0.0, 1.0, 256))
+    return np.round(colors * 255).astype(np.uint8)
+
+
+def color_indices(
+    anomaly_map: Float[np.ndarray, "h w"], low: float, high: float
+) -> UInt8[np.ndarray, "h w"]:
+    """Rows of `palette` for a map: 0 at `low` and below, 255 at `high` and above.
+
+    Raises:
+      InputError: `low` is not below `high`.
+    """
+    if not low < high:
+        raise InputError(f"Heat map: the range is {low:g} to {high:g}, expected low < high.")
+    fraction = np.clip((anomaly_map - low) / (high - low), 0.0, 1.0)
+    return np.round(fraction * 255).astype(np.uint8)
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    anomaly_map: Float[np.ndarray, "h w"],
+    low: float,
+    high: float,
+    opacity: float = 0.5,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with its anomaly map blended over it.
+
+    Args:
+      image: uint8 RGB.
+      anomaly_map: of the image's height and width, in the unit of `low` and `high`.
+      low: value from which color begins; the image is untouched where the map is below.
+      high: value at which the color ends, bright yellow.
+      opacity: share of the color where the map reaches `high`, in [0, 1].
+
+    Raises:
+      InputError: `low` is not below `high`.
+    """
+    blended = np.empty_like(image)
+    # In strips: the floats of a whole photograph would take ten times its memory.
+    for start in range(0, len(image), _STRIP):
+        rows = slice(start, start + _STRIP)
+        colors = palette()[color_indices(anomaly_map[rows], low, high)].astype(np.float32)
+        alpha = opacity * colors[..., 3:] / 255
+        blended[rows] = np.round((1 - alpha) * image[rows] + alpha * colors[..., :3])
+    return blended
+
+
+def encode_heat(anomaly_map: Float[np.ndarray, "h w"], low: float, high: float) -> bytes:
+    """A PNG of the colors alone, transparent where the map is `low`: to lie over the image.
+
+    Args:
+      anomaly_map: in the unit of `low` and `high`.
+      low: as in `overlay`.
+      high: as in `overlay`.
+
+    Raises:
+      InputError: `low` is not below `high`.
+    """
+    # A palette takes a quarter of the bytes of RGBA.
+    picture = Image.fromarray(color_indices(anomaly_map, low, high))
+    picture.putpalette(palette().tobytes(), rawmode="RGBA")
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    return encoded.getvalue()
+
+
+def save_picture(
+    path: str | os.PathLike[str],
+    image: UInt8[np.ndarray, "h w 3"],
+    maps: Sequence[Float[np.ndarray, "h w"]],
+    low: float,
+    high: float,
+    opacity: float = 0.5,
+) -> None:
+    """Writes a PNG: the image, and to its right one overlay for each of `maps`.
+
+    Args:
+      path: where to write; the folder is made if need be and the file appears complete or not at
+        all.
+      image: uint8 RGB.
+      maps: anomaly maps of the image's size, e.g. the combined one alone, or the local, the
+        global and the combined one as in the paper's Figure 5.
+      low: as in `overlay`, the same for all maps.
+      high: as in `overlay`.
+      opacity: as in `overlay`.
+
+    Raises:
+      InputError: `low` is not below `high`.
+    """
+    panels = [image, *(overlay(image, one, low, high, opacity) for one in maps)]
+    encoded = io.BytesIO()
+    Image.fromarray(np.concatenate(panels, axis=1)).save(encoded, format="PNG")
+    write_atomically(path, encoded.getvalue())

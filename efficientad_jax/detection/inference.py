@@ -1,0 +1,181 @@
+"""From uint8 images to anomaly maps and scores, in one jitted function (paper, Algorithm 2)."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from efficientad_jax.convolution import chosen_method
+from efficientad_jax.detection.map_normalization import MapQuantiles, normalize_map
+from efficientad_jax.networks.layers import float32_features, prepared
+from efficientad_jax.networks.model import Networks
+from efficientad_jax.networks.pdn import STRIDE
+from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.networks.resize import resize_bilinear
+
+
+class DetectorParams(NamedTuple):
+    """Parameters of the three networks; the teacher's are those of the normalised teacher.
+
+    `autoencoder` is None for a detector that was trained without one.
+    """
+
+    teacher: PyTree
+    student: PyTree
+    autoencoder: PyTree | None
+
+
+class Calibration(NamedTuple):
+    """How maps become comparable.
+
+    Attributes:
+      local: quantiles of the student-teacher map.
+      global_: quantiles of the autoencoder-student map, None without an autoencoder.
+      upsample_first: whether maps are resized to the input's size before their quantiles are
+        taken and they are combined, as the paper does, or afterwards.
+    """
+
+    local: MapQuantiles
+    global_: MapQuantiles | None
+    upsample_first: bool = False
+
+
+class RawMaps(NamedTuple):
+    """Mean squared differences at the resolution of the features, before normalisation."""
+
+    local: Float[Array, "n oh ow"]
+    global_: Float[Array, "n oh ow"] | None
+
+
+class Anomalies(NamedTuple):
+    """What the detector says of a batch.
+
+    Attributes:
+      scores: the maximum of each combined map, before it is padded.
+      combined: normalised maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
+        A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0.
+      local: of the student against the teacher.
+      global_: of the autoencoder against the student, None without an autoencoder.
+    """
+
+    scores: Float[Array, " n"]
+    combined: Float[Array, "n h w"]
+    local: Float[Array, "n h w"]
+    global_: Float[Array, "n h w"] | None
+
+
+def computes_singly(networks: Networks) -> bool:
+    """Whether the images of a batch are computed one after another.
+
+    On a CPU they are: one fills the machine, and several do not fit its caches.
+    """
+    return chosen_method(networks.teacher.convolution) != "direct"
+
+
+def raw_maps(
+    networks: Networks,
+    params: DetectorParams,
+    images: UInt8[Array, "n h w 3"],
+    upsample_first: bool = False,
+) -> RawMaps:
+    """The two maps of each image (Algorithm 2, lines 2-7).
+
+    Args:
+      networks: their modules.
+      params: their parameters.
+      images: RGB at the networks' input size.
+      upsample_first: whether to resize the maps to that size.
+    """
+    # That first: the program of `export.stablehlo` is traced without a number of images.
+    if computes_singly(networks) and len(images) > 1:
+        one = partial(raw_maps, networks, params, upsample_first=upsample_first)
+        maps = jax.lax.map(lambda image: one(image[None]), images)
+        return jax.tree.map(lambda m: m[:, 0], maps)
+    x = normalize_images(to_unit_range(images))
+    half = networks.teacher.out_channels
+    teacher = float32_features(networks.teacher, params.teacher, x)
+    channels = slice(0, half) if params.autoencoder is None else None
+    student = float32_features(networks.student, params.student, x, channels)
+    local = jnp.square(teacher - student[..., :half]).mean(-1)
+    if params.autoencoder is None:
+        maps = RawMaps(local, None)
+    else:
+        predicted = float32_features(networks.autoencoder, params.autoencoder, x)
+        maps = RawMaps(local, jnp.square(predicted - student[..., half:]).mean(-1))
+    if not upsample_first:
+        return maps
+    size = (images.shape[1], images.shape[2])
+    return jax.tree.map(lambda m: resize_bilinear(m[..., None], size)[..., 0], maps)
+
+
+def detect(
+    networks: Networks,
+    params: DetectorParams,
+    calibration: Calibration,
+    images: UInt8[Array, "n h w 3"],
+) -> Anomalies:
+    """Scores and normalised maps (Algorithm 2).
+
+    Args:
+      networks: their modules.
+      params: their parameters.
+      calibration: quantiles of the validation maps.
+      images: RGB at the networks' input size.
+    """
+    maps = raw_maps(networks, params, images, calibration.upsample_first)
+    combined, local, global_ = combine_maps(maps, calibration)
+    scores = combined.max((1, 2))
+    if calibration.upsample_first:
+        return Anomalies(scores, combined, local, global_)
+    size = (images.shape[1] // STRIDE, images.shape[2] // STRIDE)
+    pad = partial(_pad_to, size=size)
+    return Anomalies(scores, pad(combined), pad(local), None if global_ is None else pad(global_))
+
+
+def combine_maps(
+    maps: RawMaps, calibration: Calibration
+) -> tuple[Float[Array, "n oh ow"], Float[Array, "n oh ow"], Float[Array, "n oh ow"] | None]:
+    """Normalises both maps and takes their mean (Algorithm 2, lines 8-10).
+
+    Returns:
+      The combined, the local and the global map, the last None without an autoencoder.
+    """
+    local = normalize_map(maps.local, calibration.local)
+    if maps.global_ is None or calibration.global_ is None:
+        return local, local, None
+    global_ = normalize_map(maps.global_, calibration.global_)
+    return 0.5 * local + 0.5 * global_, local, global_
+
+
+def _pad_to(maps: Array, size: tuple[int, int]) -> Array:
+    """Zeros on each side, so that every pixel of a map lies over the patch it describes."""
+    margins = [((s - m) // 2,) * 2 for s, m in zip(size, maps.shape[1:], strict=True)]
+    return jnp.pad(maps, ((0, 0), *margins))
+
+
+@partial(jax.jit, static_argnames=("networks", "image_size"))
+def prepared_params(
+    networks: Networks, params: DetectorParams, image_size: tuple[int, int]
+) -> DetectorParams:
+    """Parameters with what need not be computed of them again for each image.
+
+    On a CPU: kernels as its convolutions use them, three times the parameters' memory and more.
+    Elsewhere nothing is added.
+
+    Args:
+      networks: their modules.
+      params: their parameters.
+      image_size: height and width of the images that will be given.
+    """
+    return DetectorParams(
+        *(
+            None if of is None else prepared(network, of, image_size)
+            for network, of in zip(networks, params, strict=True)
+        )
+    )
+
+
+jitted_raw_maps = jax.jit(raw_maps, static_argnames=("networks", "upsample_first"))
+jitted_detect = jax.jit(detect, static_argnames=("networks", "calibration"))

@@ -1,0 +1,166 @@
+"""Images far larger than the networks' input: tiles that overlap, and one map without seams.
+
+An output of an unpadded PDN depends on 33x33 pixels alone, and the next one on those 4 pixels
+further (paper, Section 3.1). Tiles that begin at multiples of 4 pixels therefore give the very
+features that the network would give on the whole image, and with an overlap of 32 pixels all of
+them: without an autoencoder the map is that of the whole image, up to rounding. An autoencoder sees
+a tile as a whole; its maps of neighbouring tiles differ where they overlap, and are blended there
+by weights that fall linearly to each tile's border.
+
+A cell is a place of the map: 4x4 pixels. The outer 4 cells of a tile are unknown to an unpadded
+network, and known to a padded one by zeros instead of pixels: they count only at the border of the
+image, as they do in an image that is not tiled.
+"""
+
+from itertools import product
+
+import jax
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
+from efficientad_jax.detection.detector import Detection, Detector
+from efficientad_jax.detection.spec import DetectorSpec
+from efficientad_jax.errors import InputError
+from efficientad_jax.networks.pdn import RECEPTIVE_FIELD, STRIDE
+from efficientad_jax.networks.resize import resize_map
+
+# Cells on each side of a tile whose patch reaches over its border.
+MARGIN = RECEPTIVE_FIELD // 2 // STRIDE
+SMALLEST_OVERLAP = 2 * MARGIN * STRIDE
+
+
+def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = None) -> Detection:
+    """Detects in an image at its own scale, in tiles of the detector's input size.
+
+    An image of the input's size gives what `detector(image)` gives. A side that is shorter than the
+    input's is resized to it, as there; the other is not.
+
+    Beside the image and its maps it takes the memory of the tiles of one batch, whatever the size
+    of the image. Two compiled programs serve every size, as in `Detector.batch_size`.
+
+    Args:
+      detector: trained and calibrated.
+      image: as for `Detector.__call__`, of any size.
+      overlap: pixels that neighbouring tiles have in common, at least; None for 32, and with an
+        autoencoder an eighth of the shorter side of the input more, over which maps are blended.
+
+    Returns:
+      The score is the maximum of the whole map, so that it is that of the most anomalous tile.
+
+    Raises:
+      InputError: the image cannot be decoded, or the overlap does not suit.
+    """
+    overlap = chosen_overlap(detector.spec, overlap)
+    pixels = decode_image(image)
+    size, tile = pixels.shape[:2], detector.spec.input_size
+    pixels = resize_image(pixels, max(size[0], tile[0]), max(size[1], tile[1]))
+    rows, columns = (tile_offsets(pixels.shape[i], tile[i], overlap) for i in (0, 1))
+    shares_down, shares_across = blend_shares(rows, tile[0]), blend_shares(columns, tile[1])
+    shape = ((rows[-1] + tile[0]) // STRIDE, (columns[-1] + tile[1]) // STRIDE)
+    combined = np.zeros(shape, np.float32)
+    # Without an autoencoder the combined map is the local one.
+    parts = [np.zeros(shape, np.float32) for _ in range(2 if detector.spec.autoencoder else 0)]
+    places = list(product(range(len(rows)), range(len(columns))))
+    batch = detector.batch_size(len(places))
+    for start in range(0, len(places), batch):
+        chosen = places[start : start + batch]
+        tiles = [cut_tile(pixels, rows[i], columns[j], tile) for i, j in chosen]
+        tiles += tiles[-1:] * (batch - len(tiles))
+        found = jax.device_get(detector.detect_tiles(np.stack(tiles)))
+        for k, (i, j) in enumerate(chosen):  # those that fill the batch are left out
+            top, left = rows[i] // STRIDE, columns[j] // STRIDE
+            window = np.s_[top : top + tile[0] // STRIDE, left : left + tile[1] // STRIDE]
+            share = np.outer(shares_down[i], shares_across[j])
+            combined[window] += share * found.combined[k]
+            for part, of_tiles in zip(parts, (found.local, found.global_), strict=False):
+                part[window] += share * of_tiles[k]
+    return _detection(detector, combined, parts, pixels.shape[:2], size)
+
+
+def chosen_overlap(spec: DetectorSpec, overlap: int | None) -> int:
+    """The overlap in pixels, where it is given, or the one that suits the detector.
+
+    Raises:
+      InputError: with it tiles would leave gaps in the map, or not advance.
+    """
+    shorter = min(spec.input_size)
+    if overlap is None:
+        return SMALLEST_OVERLAP + (shorter // 8 if spec.autoencoder else 0)
+    if not SMALLEST_OVERLAP <= overlap <= shorter - STRIDE:
+        raise InputError(
+            f"overlap {overlap}: expected {SMALLEST_OVERLAP} to {shorter - STRIDE} pixels for "
+            f"tiles of {spec.input_size[0]}x{spec.input_size[1]}"
+        )
+    return overlap
+
+
+def tile_offsets(side: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along one side of an image, evenly spread, in pixels: multiples of 4.
+
+    The last may reach up to 3 pixels beyond the image; no feature of an unpadded network sees them.
+
+    Args:
+      side: of the image, at least `tile`.
+      tile: side of a tile, a multiple of 4.
+      overlap: that two neighbours have at least, from 32 to `tile - 4`.
+    """
+    last = -(-(side - tile) // STRIDE)
+    steps = -(-last // ((tile - overlap) // STRIDE))
+    return [STRIDE * (i * last // max(steps, 1)) for i in range(steps + 1)]
+
+
+def blend_shares(offsets: list[int], tile: int) -> Float32[np.ndarray, "t c"]:
+    """What each tile along one side counts for in each of its cells; for any cell they sum to 1.
+
+    Args:
+      offsets: of `tile_offsets`.
+      tile: side of a tile in pixels.
+    """
+    cells = tile // STRIDE
+    rising = np.maximum(np.arange(cells) - MARGIN + 1.0, 0)
+    # Towards the border of the image nothing is to fade into: no other tile knows of it.
+    weights = np.full((len(offsets), cells), float(cells))
+    weights[1:] = rising
+    weights[:-1] = np.minimum(weights[:-1], rising[::-1])
+    windows = [slice(offset // STRIDE, offset // STRIDE + cells) for offset in offsets]
+    total = np.zeros(windows[-1].stop)
+    for window, of_tile in zip(windows, weights, strict=True):
+        total[window] += of_tile
+    return np.stack(
+        [of_tile / total[window] for window, of_tile in zip(windows, weights, strict=True)]
+    ).astype(np.float32)
+
+
+def cut_tile(
+    image: UInt8[np.ndarray, "h w 3"], top: int, left: int, tile: tuple[int, int]
+) -> UInt8[np.ndarray, "th tw 3"]:
+    """A tile of an image; the last row and column are repeated where it reaches beyond."""
+    part = image[top : top + tile[0], left : left + tile[1]]
+    missing = [(0, tile[i] - part.shape[i]) for i in (0, 1)]
+    return np.pad(part, (*missing, (0, 0)), mode="edge")
+
+
+def _detection(
+    detector: Detector,
+    combined: Float32[np.ndarray, "c d"],
+    parts: list[Float32[np.ndarray, "c d"]],
+    tiled_size: tuple[int, int],
+    size: tuple[int, int],
+) -> Detection:
+    """Score and maps at the image's own size by maps of cells of the image that was tiled."""
+    margin = 0 if detector.spec.padding else MARGIN
+    inner = np.s_[margin : combined.shape[0] - margin, margin : combined.shape[1] - margin]
+
+    def enlarge(cells: np.ndarray) -> np.ndarray:
+        if detector.calibration.upsample_first:
+            return resize_map(resize_map(cells[inner], tiled_size), size)
+        # A cell stands for 4x4 pixels, also where the last ones reach beyond the image.
+        return resize_map(cells, size, (0.0, 0.0, tiled_size[1] / STRIDE, tiled_size[0] / STRIDE))
+
+    scored = combined[inner]
+    if detector.calibration.upsample_first:
+        scored = resize_map(scored, tiled_size)
+    anomaly_map = enlarge(combined)
+    local, global_ = map(enlarge, parts) if parts else (anomaly_map, None)
+    return Detection(float(scored.max()), anomaly_map, local, global_)

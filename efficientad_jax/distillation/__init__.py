@@ -1,0 +1,1 @@
+"""Phase 1: a teacher learns the patch features of a backbone (Algorithm 3)."""

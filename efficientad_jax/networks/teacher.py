@@ -1,0 +1,168 @@
+"""Teachers as files: a safetensors file with the parameters and the record of how they came to be.
+
+Layers are named as in the paper (`conv1.kernel`, `conv1.bias`, ...), kernels are stored
+`[height, width, in, out]`. The file's metadata holds the size of the network and the record.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+from safetensors.numpy import save
+
+from efficientad_jax.errors import InputError
+from efficientad_jax.networks.channel_statistics import ChannelStatistics
+from efficientad_jax.networks.pdn import LAYERS, PatchDescriptionNetwork, Size
+from efficientad_jax.storage.atomic import write_atomically
+from efficientad_jax.storage.safetensors import read_safetensors
+
+FORMAT = "efficientad_jax teacher 1"
+# Ten times the paper's: a file that claims more is not believed.
+MOST_CHANNELS = 4096
+
+
+class Teacher(NamedTuple):
+    """A trained patch description network.
+
+    Attributes:
+      size: 'small' or 'medium'.
+      out_channels: features of a patch.
+      params: parameters of `PatchDescriptionNetwork(size, out_channels)`, float32.
+      record: how it was made: backbone, images, steps, losses, licenses.
+      sha256: of the file that it was read from, in hexadecimal; "" for one that was not read.
+    """
+
+    size: Size
+    out_channels: int
+    params: PyTree
+    record: dict[str, Any]
+    sha256: str = ""
+
+
+def save_teacher(path: Path, teacher: Teacher, dtype: type[np.floating] = np.float16) -> None:
+    """Writes a teacher; with the default float16, PDN-S takes 5.4 MB.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    flat = flatten_dict(teacher.params["params"], sep=".")
+    tensors = {name: np.ascontiguousarray(value, dtype) for name, value in flat.items()}
+    metadata = {
+        "format": FORMAT,
+        "size": teacher.size,
+        "out_channels": str(teacher.out_channels),
+        "record": json.dumps(teacher.record),
+    }
+    write_atomically(path, save(tensors, metadata))
+
+
+def packaged_teacher(size: Size) -> Path:
+    """Where the package has its teacher of this size, if it has one."""
+    return Path(
+        str(resources.files("efficientad_jax.networks") / "pretrained" / f"pdn_{size}.safetensors")
+    )
+
+
+def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
+    """Reads a teacher.
+
+    Args:
+      path: the file; empty for the teacher of this `size` that comes with the package.
+      size: which packaged teacher; with a path, the size the file must have.
+
+    Raises:
+      InputError: there is no such teacher, or the file is not one of this format and size.
+    """
+    if not path:
+        path = packaged_teacher(size)
+        if not path.is_file():
+            raise InputError(
+                f"no teacher of size {size!r} comes with the package: distil one with "
+                f"`python -m experiments.distill` and give its file as config.teacher"
+            )
+    path = Path(path)
+    found: list[tuple[int, dict[str, Any]]] = []
+
+    def expected(metadata: Mapping[str, str]) -> Mapping[str, tuple[int, ...]]:
+        found.append(_read_metadata(path, metadata, size))
+        return layer_shapes(size, found[0][0])
+
+    _, tensors = read_safetensors(path, f"teacher {path}", expected, ("F16", "F32"))
+    out_channels, record = found[0]
+    flat = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
+    params = {"params": unflatten_dict(flat, sep=".")}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Teacher(size, out_channels, params, record, digest)
+
+
+def layer_shapes(size: Size, out_channels: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a PDN, by names such as 'conv1.kernel'."""
+    network = PatchDescriptionNetwork(size, out_channels)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), image)
+    leaves: dict[str, Any] = flatten_dict(params["params"], sep=".")
+    return {name: leaf.shape for name, leaf in leaves.items()}
+
+
+def check_shapes(path: Path, params: PyTree, size: Size, out_channels: int) -> None:
+    """Checks that parameters read from a file are those of a PDN of this size.
+
+    Raises:
+      InputError: a layer is missing, is one too many or has another shape.
+    """
+    wanted = layer_shapes(size, out_channels)
+    leaves: dict[str, Any] = flatten_dict(params["params"], sep=".")
+    found = {name: jnp.shape(value) for name, value in leaves.items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise InputError(
+                f"teacher {path}: {name} has shape {found.get(name)}, "
+                f"expected {wanted.get(name)} in a PDN of size {size!r}"
+            )
+
+
+def _read_metadata(
+    path: Path, metadata: Mapping[str, str], size: Size
+) -> tuple[int, dict[str, Any]]:
+    """Number of channels, and the record."""
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"teacher {path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata.get("size") != size:
+        raise InputError(
+            f"teacher {path}: a PDN of size {metadata.get('size')!r}, expected {size!r}"
+        )
+    try:
+        out_channels, record = int(metadata["out_channels"]), json.loads(metadata["record"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise InputError(f"teacher {path}: its metadata cannot be read ({error!r})") from error
+    if not 1 <= out_channels <= MOST_CHANNELS or not isinstance(record, dict):
+        raise InputError(
+            f"teacher {path}: {out_channels} channels and a record of type "
+            f"{type(record).__name__}, expected 1 to {MOST_CHANNELS} and a dict"
+        )
+    return out_channels, record
+
+
+def normalize_teacher(params: PyTree, size: Size, statistics: ChannelStatistics) -> PyTree:
+    """Folds `(T(I) - mean) / std` into the last layer, so that it costs nothing.
+
+    Returns:
+      Parameters of the same network whose output is the normalised teacher output of the paper
+      (Algorithm 1, line 12; Algorithm 2, line 3).
+    """
+    name = LAYERS[size][-1].name
+    last = params["params"][name]
+    folded = {
+        "kernel": last["kernel"] / statistics.std,
+        "bias": (last["bias"] - statistics.mean) / statistics.std,
+    }
+    return {"params": {**params["params"], name: folded}}

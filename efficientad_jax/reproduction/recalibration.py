@@ -1,0 +1,62 @@
+"""A trained detector with other quantiles: the maps are computed once for all of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from efficientad_jax.detection.calibration import (
+    calibration_of_maps,
+    collect_raw_maps,
+    scores_of_maps,
+)
+from efficientad_jax.detection.detector import Detector
+
+
+class CalibrationChoice(NamedTuple):
+    """What `calibration.calibrate` lets choose.
+
+    Attributes:
+      q_a: which quantile becomes 0.
+      q_b: which quantile becomes 0.1.
+      normalize: False leaves maps as they are.
+    """
+
+    q_a: float
+    q_b: float
+    normalize: bool
+
+
+def recalibrated_scores(
+    detector: Detector,
+    validation_images: UInt8[np.ndarray, "v h w 3"],
+    test_images: UInt8[np.ndarray, "n h w 3"],
+    choices: Sequence[CalibrationChoice],
+) -> list[Float[np.ndarray, " n"]]:
+    """Image scores of the test images under each calibration, as new detectors would give them.
+
+    Args:
+      detector: trained; of its calibration only `upsample_first` is kept.
+      validation_images: normal images to calibrate with, at the detector's input size.
+      test_images: images to score, at the detector's input size.
+      choices: the calibrations.
+
+    Raises:
+      InputError: a map is the same everywhere on all validation images.
+    """
+    upsample_first = detector.calibration.upsample_first
+    validation, test = (
+        collect_raw_maps(detector.networks, detector.params, images, upsample_first)
+        for images in (validation_images, test_images)
+    )
+
+    return [
+        scores_of_maps(
+            test,
+            calibration_of_maps(
+                validation, choice.q_a, choice.q_b, upsample_first, choice.normalize
+            ),
+        )
+        for choice in choices
+    ]

@@ -1,0 +1,1 @@
+"""What every long run needs: its folder, checkpoints, logs, signals, processes."""

@@ -1,0 +1,35 @@
+"""Programs that XLA compiled are kept: the second start of a command takes them from there."""
+
+import hashlib
+import logging
+import os
+
+import jax
+
+from efficientad_jax.storage.cache_folder import cache_folder, processor_features
+
+_log = logging.getLogger(__name__)
+
+
+def keep_compiled_programs() -> None:
+    """Switches JAX's persistent compilation cache on, in a folder for this processor.
+
+    JAX keys a program by what it computes, its own version and the backend. The package's C++ is
+    called by name and not part of a program, and what is asked of it is: a program from the cache
+    calls the C++ that is registered now, as it would if it were compiled anew.
+
+    A folder that the user named (`JAX_COMPILATION_CACHE_DIR`) is left as it is. Where none can be
+    had, nothing is kept.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    processor = hashlib.sha256(processor_features().encode()).hexdigest()[:16]
+    try:
+        folder = cache_folder() / f"programs-{processor}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        _log.warning("compiled programs are not kept: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

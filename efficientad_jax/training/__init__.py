@@ -1,0 +1,1 @@
+"""Phase 2: student and autoencoder learn the normal images (Algorithm 1, to line 34)."""
