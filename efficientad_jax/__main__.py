@@ -14,8 +14,7 @@ from typing import Any
 
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
-from efficientad_jax.runs.interruption import interruption
-from efficientad_jax.runs.signals import one_line_endings
+from efficientad_jax.runs.signals import interruption, one_line_endings
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.storage.cache import keep_compiled_programs
 from efficientad_jax.watching.watch import PICTURES, Options, watch

@@ -8,8 +8,7 @@ import sys
 import jax
 import pytest
 
-from efficientad_jax.storage.cache import keep_compiled_programs
-from efficientad_jax.storage.cache_folder import cache_folder
+from efficientad_jax.storage.cache import cache_folder, keep_compiled_programs
 
 NAMED = "JAX_COMPILATION_CACHE_DIR"
 PROGRAM = """

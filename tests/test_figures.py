@@ -14,13 +14,12 @@ from efficientad_jax.detection.detector import Detection
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation import paper_results
 from efficientad_jax.figures.drawing import save_figure
-from efficientad_jax.figures.hard_feature_counts import count_hard_features
-from efficientad_jax.figures.hard_features import draw_hard_features
+from efficientad_jax.figures.hard_features import count_hard_features, draw_hard_features
 from efficientad_jax.figures.latency import Point, draw_latency
 from efficientad_jax.figures.maps import draw_maps
-from efficientad_jax.figures.receptive_field import draw_receptive_field
-from efficientad_jax.figures.receptive_field_gradient import (
+from efficientad_jax.figures.receptive_field import (
     absolute_gradient,
+    draw_receptive_field,
     mean_feature_map,
     receptive_window,
 )

@@ -9,8 +9,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image
-from efficientad_jax.data.examples import prepare
 from efficientad_jax.data.loading import Dataset, load_dataset
+from efficientad_jax.data.prepare import prepare
 from efficientad_jax.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
@@ -306,7 +306,7 @@ def test_copy_finished_by_another_process_before_the_preparation_is_taken(
             load(pending.pop())
         prepare(builder)
 
-    monkeypatch.setattr("efficientad_jax.data.examples.prepare", prepare_after_the_other)
+    monkeypatch.setattr("efficientad_jax.data.prepare.prepare", prepare_after_the_other)
     assert len(train_names(load(root))) == 4
     assert not pending
 

@@ -19,7 +19,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from efficientad_jax.detection.heatmap import HIGH, LOW, color_indices, palette
-from efficientad_jax.detection.verdict import verdict_of
+from efficientad_jax.detection.threshold import verdict_of
 from efficientad_jax.errors import InputError
 from efficientad_jax.serving import application as application_module
 from efficientad_jax.serving.application import create_application

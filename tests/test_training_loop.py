@@ -16,7 +16,7 @@ from efficientad_jax import InputError, recipes
 from efficientad_jax.config import replace
 from efficientad_jax.errors import DivergenceError, StoppedError
 from efficientad_jax.networks.model import create_networks
-from efficientad_jax.runs.interruption import interruption
+from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.tensorboard import scalar_log
 from efficientad_jax.runs.workdir import claim_workdir
 from efficientad_jax.training import loop as training_loop

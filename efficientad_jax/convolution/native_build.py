@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from efficientad_jax.convolution.cook_toom import OUTPUT_TILE, transforms
-from efficientad_jax.storage.cache_folder import cache_folder, processor_features
+from efficientad_jax.storage.cache import cache_folder, processor_features
 
 _SOURCE = Path(__file__).with_name("native.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")

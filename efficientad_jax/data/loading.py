@@ -74,7 +74,7 @@ def load_dataset(
       InputError: dataset, category, a folder or an image cannot be used.
     """
     # Slow to import, and needed for nothing else.
-    from efficientad_jax.data.examples import prepare
+    from efficientad_jax.data.prepare import prepare
 
     builder = _builder(name, category, root, data_dir or None)
     prepare(builder)

@@ -20,11 +20,11 @@ from efficientad_jax.detection.inference import (
     jitted_detect,
     prepared_params,
 )
+from efficientad_jax.detection.maps import resize_map
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.detection.threshold import Threshold, choose_threshold
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.model import Networks
-from efficientad_jax.networks.resize import resize_map
 
 # Images that are computed in one go, at most.
 BATCH_SIZE = 8

@@ -14,8 +14,8 @@ from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.files import list_images
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
+from efficientad_jax.detection.threshold import verdict_of
 from efficientad_jax.detection.tiling import detect_tiled
-from efficientad_jax.detection.verdict import verdict_of
 from efficientad_jax.errors import InputError, stops_all_writing
 from efficientad_jax.storage.atomic import write_atomically
 

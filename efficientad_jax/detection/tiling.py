@@ -20,10 +20,10 @@ from jaxtyping import Float32, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
 from efficientad_jax.detection.detector import Detection, Detector
+from efficientad_jax.detection.maps import resize_map
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.pdn import RECEPTIVE_FIELD, STRIDE
-from efficientad_jax.networks.resize import resize_map
 
 # Cells on each side of a tile whose patch reaches over its border.
 MARGIN = RECEPTIVE_FIELD // 2 // STRIDE

@@ -47,8 +47,8 @@ from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, load_teacher
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine, warmup_stable_decay
 from efficientad_jax.runs.checkpoints import open_checkpoints
-from efficientad_jax.runs.interruption import interruption
 from efficientad_jax.runs.processes import any_process, is_first_process, wait_for_processes
+from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.tensorboard import scalar_log
 from efficientad_jax.runs.workdir import claim_workdir
 

@@ -1,12 +1,85 @@
-"""What a feature sees: gradient, mean image, mean feature map (paper, Figure 3)."""
+"""What a feature sees of an image (paper, Figure 3): its gradient, and mean feature maps."""
 
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Array, Float, Float32, PyTree, UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from efficientad_jax.figures.drawing import PAGE, STYLE, hide_frame
+from efficientad_jax.networks.layers import float32_features
+from efficientad_jax.networks.pdn import (
+    RECEPTIVE_FIELD,
+    STRIDE,
+    PatchDescriptionNetwork,
+    output_size,
+)
+from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+
+
+def receptive_window(row: int, column: int) -> tuple[slice, slice]:
+    """Rows and columns of the image that an output of an unpadded PDN sees."""
+    top, left = STRIDE * row, STRIDE * column
+    return slice(top, top + RECEPTIVE_FIELD), slice(left, left + RECEPTIVE_FIELD)
+
+
+def absolute_gradient(
+    network: PatchDescriptionNetwork,
+    params: PyTree,
+    images: UInt8[np.ndarray, "n h w 3"],
+    position: tuple[int, int] | None = None,
+    channels: Sequence[int] = (0,),
+) -> Float32[np.ndarray, "h w"]:
+    """Absolute gradient of the features at one position with respect to the image.
+
+    Args:
+      network: whose features; the gradient is taken of the convolutions computed directly, as only
+        then it is exactly 0 where it is.
+      params: of the network.
+      images: RGB.
+      position: row and column of the output, its centre unless given.
+      channels: of the output.
+
+    Returns:
+      The mean over channels, the colours of a pixel, and images.
+    """
+    network = network.clone(convolution="direct")
+    if position is None:
+        rows, columns = output_size(images.shape[1], images.shape[2], network.padding)
+        position = rows // 2, columns // 2
+
+    def feature(x: Float[Array, "h w 3"], channel: Array) -> Float[Array, ""]:
+        return float32_features(network, params, x[None])[0, *position, channel]
+
+    @jax.jit
+    def of_one(image: UInt8[Array, "h w 3"]) -> Float[Array, "h w"]:
+        x = normalize_images(to_unit_range(image))
+        gradients = jax.lax.map(partial(jax.grad(feature), x), jnp.asarray(channels))
+        return jnp.abs(gradients).mean((0, -1))
+
+    return np.stack([of_one(image) for image in images]).mean(0)
+
+
+def mean_feature_map(
+    network: PatchDescriptionNetwork,
+    params: PyTree,
+    images: UInt8[np.ndarray, "n h w 3"],
+    channel: int = 0,
+) -> Float32[np.ndarray, "oh ow"]:
+    """One channel of the output, mean over images: flat, unless the network makes artefacts."""
+
+    @jax.jit
+    def of_one(image: UInt8[Array, "h w 3"]) -> Float[Array, "oh ow"]:
+        x = normalize_images(to_unit_range(image))
+        one = slice(channel, channel + 1)
+        return float32_features(network, params, x[None], one)[0, ..., 0]
+
+    return np.stack([of_one(image) for image in images]).mean(0)
 
 
 def draw_receptive_field(

@@ -8,8 +8,7 @@ from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
-from PIL import Image
+from jaxtyping import Array, Float
 
 
 @cache
@@ -41,20 +40,3 @@ def resize_bilinear(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[
     columns = jnp.asarray(bilinear_matrix(x.shape[2], size[1]), x.dtype)
     x = jnp.einsum("ph,nhwc->npwc", rows, x)
     return jnp.einsum("qw,npwc->npqc", columns, x)
-
-
-def resize_map(
-    cells: Float32[np.ndarray, "c d"],
-    size: tuple[int, int],
-    box: tuple[float, float, float, float] | None = None,
-) -> Float32[np.ndarray, "h w"]:
-    """Resizes one map on the host, bilinearly; where it shrinks with antialiasing.
-
-    Args:
-      cells: the map.
-      size: height and width that it gets.
-      box: left, top, right and bottom of the part to take, None for all of it.
-    """
-    height, width = size
-    resized = Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR, box)
-    return np.asarray(resized)

@@ -1,4 +1,4 @@
-"""How a command ends: what a user can cause gives one line and a status of its own."""
+"""Ctrl-C and SIGTERM: a loop is ended after its step, a command by one line and a status."""
 
 import os
 import signal
@@ -11,6 +11,39 @@ from types import FrameType
 from typing import Any
 
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], int]]:
+    """While open, the first Ctrl-C or SIGTERM is only noted; the next one does what it did before.
+
+    SIGTERM is what a scheduler sends ahead of taking the machine away.
+
+    Yields:
+      A function that gives the number of the signal that came, 0 before any. Usable in the main
+      thread alone, as Python handles signals there.
+    """
+    came = 0
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def note(signal_number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = signal_number
+        restore()
+
+    for number in _SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield lambda: came
+    finally:
+        restore()
+
 
 # Exit status after Ctrl-C, and after SIGTERM, by which a scheduler takes a machine away: the one
 # that sysexits.h has for what is to be tried again.

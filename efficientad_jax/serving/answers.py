@@ -10,9 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from efficientad_jax.detection.heatmap import HIGH, LOW, encode_heat
-from efficientad_jax.detection.threshold import Threshold
-from efficientad_jax.detection.verdict import score_fields
-from efficientad_jax.networks.resize import resize_map
+from efficientad_jax.detection.maps import resize_map
+from efficientad_jax.detection.threshold import Threshold, score_fields
 from efficientad_jax.serving.scoring import Scored
 
 _JSON = "application/json"

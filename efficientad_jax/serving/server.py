@@ -7,7 +7,7 @@ import uvicorn
 
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
-from efficientad_jax.runs.interruption import interruption
+from efficientad_jax.runs.signals import interruption
 from efficientad_jax.serving.application import create_application
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.scoring import warm_up

@@ -23,7 +23,7 @@ from efficientad_jax.detection.spec import networks_of
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.fit import Prepared, finish_fit, prepare_fit
-from efficientad_jax.runs.interruption import interruption
+from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.workdir import METRICS_FILE, claim_workdir
 from efficientad_jax.sweep.claims import Claims
 from efficientad_jax.sweep.plan import SweepRun

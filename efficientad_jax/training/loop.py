@@ -12,7 +12,7 @@ from efficientad_jax.config import Config
 from efficientad_jax.errors import StoppedError
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.runs.checkpoints import open_checkpoints
-from efficientad_jax.runs.interruption import interruption
+from efficientad_jax.runs.signals import interruption
 from efficientad_jax.training.session import configured_optimizer, image_counts, open_training
 from efficientad_jax.training.step import TrainData, TrainState, create_train_state, train_steps
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from efficientad_jax.data.decoding import ImageSource, decode_image
 from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW, PICTURE_SUFFIX, save_picture
-from efficientad_jax.detection.verdict import WORDS, score_fields
+from efficientad_jax.detection.threshold import WORDS, score_fields
 from efficientad_jax.errors import InputError, printable, stops_all_writing
 from efficientad_jax.watching.arrivals import completed_files
 from efficientad_jax.watching.camera import camera_frames, public_name
