@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import efficientad_jax
-from tests.command import REPOSITORY
+from tests.helpers.command import REPOSITORY
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):

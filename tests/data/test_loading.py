@@ -1,0 +1,160 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientad_jax.data.decoding import decode_image, resize_image
+from efficientad_jax.data.files import list_images
+from efficientad_jax.data.loading import Dataset, load_dataset, load_images
+from efficientad_jax.errors import InputError
+
+GENERATOR = np.random.default_rng(0)
+
+
+def write_image(path: Path, height: int = 6, width: int = 9) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(GENERATOR.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "bottle"
+    for i in range(10):
+        write_image(root / f"train/good/{i}.png", height=5 + i)
+    write_image(root / "test/good/0.png")
+    write_image(root / "test/crack/0.png")
+    return root
+
+
+def load(
+    root: Path, fraction: float = 0.2, seed: int = 0, image_size: tuple[int, int] = (8, 12)
+) -> Dataset:
+    where = str(root.parent / "prepared")
+    return load_dataset("folder", "", str(root), where, image_size, fraction, seed)
+
+
+def test_images_are_those_of_the_files(root: Path) -> None:
+    dataset = load(root)
+    for split in dataset:
+        assert split.images.dtype == np.uint8
+        assert split.images.shape == (len(split.names), 8, 12, 3)
+        assert len(split.labels) == len(split.defects) == len(split.masks) == len(split.sizes)
+        for image, name, size in zip(split.images, split.names, split.sizes, strict=True):
+            with Image.open(root / name) as stored:
+                assert size == (stored.height, stored.width)
+                resized = stored.resize((12, 8), Image.Resampling.BILINEAR)
+            np.testing.assert_array_equal(image, np.asarray(resized))
+
+
+def test_images_are_ordered_by_name(root: Path) -> None:
+    write_image(root / "train/good/A.png")
+    for split in load(root):
+        assert split.names == sorted(split.names)
+
+
+def test_loading_repeats(root: Path) -> None:
+    first, second = load(root), load(root)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+        assert a.names == b.names
+
+
+@pytest.mark.parametrize(
+    ("fraction", "held_out"), [(0.0, 1), (0.01, 1), (0.2, 2), (0.5, 5), (0.99, 9), (1.0, 9)]
+)
+def test_validation_is_a_part_of_train(root: Path, fraction: float, held_out: int) -> None:
+    train, validation, test = load(root, fraction)
+    assert len(validation.names) == held_out
+    assert not set(train.names) & set(validation.names)
+    every = {f"train/good/{i}.png" for i in range(10)}
+    assert set(train.names) | set(validation.names) == every
+    assert test.names == ["test/crack/0.png", "test/good/0.png"]
+    # Every field is split alike.
+    for split in (train, validation):
+        for image, name, size in zip(split.images, split.names, split.sizes, strict=True):
+            stored = decode_image(root / name)
+            assert size == stored.shape[:2]
+            np.testing.assert_array_equal(image, resize_image(stored, 8, 12))
+
+
+def test_seed_decides_what_is_held_out(root: Path) -> None:
+    def held_out(seed: int) -> tuple[str, ...]:
+        return tuple(load(root, seed=seed).validation.names)
+
+    assert held_out(0) == held_out(0)
+    assert len({held_out(seed) for seed in range(5)}) > 1
+
+
+def test_one_prepared_copy_serves_every_size(root: Path) -> None:
+    assert load(root).test.images.shape == (2, 8, 12, 3)
+    assert load(root, image_size=(20, 16)).test.images.shape == (2, 20, 16, 3)
+    assert len(list((root.parent / "prepared").glob("mvtec_folder/*"))) == 1
+
+
+def test_default_folder_is_that_of_tensorflow_datasets(root: Path) -> None:
+    home = root.parent / "home"
+    code = (
+        "from efficientad_jax.data.loading import load_dataset\n"
+        f"load_dataset('folder', '', {str(root)!r}, '', (8, 8), 0.2, 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"HOME": str(home), "PATH": "", "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list((home / "tensorflow_datasets/mvtec_folder").glob("bottle-*/1.0.0"))) == 1
+
+
+def test_unknown_dataset_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'mvtec'.*expected one of: mvtec_ad, .*, folder"):
+        load_dataset("mvtec", "", "", str(tmp_path), (8, 8), 0.1, 0)
+
+
+def test_unknown_category_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'thin_film'.*expected one of: mono, poly"):
+        load_dataset("elpv", "thin_film", "", str(tmp_path), (8, 8), 0.1, 0)
+
+
+def test_files_are_loaded_in_the_order_given(root: Path) -> None:
+    paths = [root / f"train/good/{i}.png" for i in (7, 2, 9, 0)]
+    found = load_images(paths, (8, 12))
+    assert found.dtype == np.uint8
+    expected = [resize_image(decode_image(path), 8, 12) for path in paths]
+    np.testing.assert_array_equal(found, np.stack(expected))
+
+
+def test_broken_file_is_named(root: Path) -> None:
+    broken = root / "train/good/3.png"
+    broken.write_bytes(b"text")
+    with pytest.raises(InputError, match=r"3\.png: not an image") as caught:
+        load_images([root / "train/good/0.png", broken], (8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_images_are_listed_in_order_and_from_all_folders(tmp_path: Path) -> None:
+    names = ["b.png", "a/z.JPG", "a/b/c.tiff", "c.png"]
+    for name in names:
+        write_image(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "._b.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    write_image(tmp_path / ".ipynb_checkpoints/b-checkpoint.png")
+    assert list_images(tmp_path) == sorted(tmp_path / name for name in names)
+
+
+def test_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere.*no such folder"):
+        list_images(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match="no images, expected files ending in"):
+        list_images(tmp_path)
+    with pytest.raises(InputError, match=r"notes\.txt.*no such folder"):
+        list_images(tmp_path / "notes.txt")

@@ -1,0 +1,127 @@
+"""The detector as people use it: on images of every kind, saved and loaded."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientad_jax import Detector, InputError, MapQuantiles
+from efficientad_jax.detection import detector as detector_module
+from efficientad_jax.detection.inference import Calibration, DetectorParams, jitted_detect
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from tests.helpers.torch_reference import random_params
+
+SPEC = DetectorSpec("small", 2, (128, 128), False, "float32", autoencoder=False)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    networks = networks_of(SPEC)
+    teacher, student, _ = (random_params(n, (128, 128), seed=i) for i, n in enumerate(networks))
+    calibration = Calibration(MapQuantiles(0.5, 2.0), None)
+    return Detector(SPEC, DetectorParams(teacher, student, None), calibration, {"seed": 1}, {})
+
+
+def picture(height=70, width=90, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_maps_have_the_size_of_each_image(detector, tmp_path):
+    rgb = picture()
+    gray = rgb[..., 0]
+    encoded = io.BytesIO()
+    Image.fromarray(rgb).save(encoded, "PNG")
+    (tmp_path / "a.png").write_bytes(encoded.getvalue())
+    kinds = [
+        rgb,
+        gray,
+        np.dstack([rgb, gray]),
+        gray.astype(np.uint16) * 257,
+        Image.fromarray(rgb),
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        encoded.getvalue(),
+        picture(200, 40),
+    ]
+    found = detector(kinds)
+    assert [d.anomaly_map.shape for d in found] == [(70, 90)] * 8 + [(200, 40)]
+    assert all(d.global_map is None for d in found)
+    scores = [d.score for d in found]
+    # The same picture, whatever it comes as; gray in 8 and 16 bits is the same too.
+    assert scores[0] == scores[2] == scores[4] == scores[5] == scores[6] == scores[7]
+    assert scores[1] == scores[3] != scores[0]
+
+
+def test_one_image_alone_is_as_in_a_list(detector):
+    one = detector(picture())
+    among = detector([picture(seed=1), picture(), picture(seed=2)])[1]
+    assert one.score == pytest.approx(among.score, rel=1e-5)
+    np.testing.assert_allclose(one.anomaly_map, among.anomaly_map, atol=1e-5)
+    assert detector([]) == []
+
+
+@pytest.mark.parametrize("singly", [True, False])
+def test_any_number_of_images_takes_two_compiled_programs_at_most(detector, monkeypatch, singly):
+    # As on a CPU, and as elsewhere, where the last batch is filled up.
+    monkeypatch.setattr(detector_module, "computes_singly", lambda networks: singly)
+    jitted_detect.clear_cache()
+    alone = [detector(picture(64 + i, 64)).score for i in range(11)]
+    for count in (1, 2, 5, 8, 11, 1):
+        found = detector([picture(64 + i, 64) for i in range(count)])
+        np.testing.assert_allclose([one.score for one in found], alone[:count], rtol=1e-5)
+    assert jitted_detect._cache_size() == (1 if singly else 2)
+
+
+def test_round_trip_is_exact(detector, tmp_path):
+    measured = detector.with_metrics({"image_auroc": 0.5})
+    measured.save(tmp_path / "detector")
+    measured.save(tmp_path / "detector")  # replaces
+    loaded = Detector.load(tmp_path / "detector")
+    assert (loaded.spec, loaded.calibration) == (SPEC, detector.calibration)
+    assert (loaded.config, loaded.metrics) == ({"seed": 1}, {"image_auroc": 0.5})
+    for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(detector.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def change(folder, **fields):
+    file = folder / "detector.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def test_what_is_no_detector_is_refused_in_one_line(detector, tmp_path):
+    folder = tmp_path / "detector"
+
+    def refused(match):
+        with pytest.raises(InputError, match=match) as error:
+            Detector.load(folder)
+        assert "\n" not in str(error.value)
+
+    refused("no detector.json")
+    detector.save(folder)
+    change(folder, version=99)
+    refused("version 99, this package reads version 2")
+    detector.save(folder)
+    change(folder, spec={"size": "small"})
+    refused("not as version 2 has it")
+    (folder / "detector.json").write_text('{"format": ')
+    refused("cannot be read as JSON")
+    (folder / "detector.json").write_text("[]")
+    refused("not a detector's record")
+    detector.save(folder)
+    (arrays,) = folder.glob("arrays-*.safetensors")
+    content = arrays.read_bytes()
+    arrays.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused("damaged, its bytes are not those that were saved")
+    arrays.write_bytes(content[:-1])
+    refused("cannot be read as safetensors")
+    arrays.unlink()
+    refused("no such file")
+
+
+def test_an_image_that_cannot_be_read_is_named(detector, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(InputError, match=r"broken\.png"):
+        detector([picture(), tmp_path / "broken.png"])

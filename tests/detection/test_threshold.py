@@ -1,0 +1,154 @@
+"""The threshold against its definition, simulation and the binomial distribution."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from configs import elpv, paper
+from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
+from efficientad_jax.config import read_config
+from efficientad_jax.detection.inference import Calibration, DetectorParams
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax.detection.threshold import describe, judge
+from tests.helpers.torch_reference import random_params
+
+SPEC = DetectorSpec("small", 1, (128, 128), False, "float32", autoencoder=False)
+
+
+def ranks_alarmed(count, rate):
+    """How many of the scores 1, 2, ... count the threshold is reached by."""
+    threshold = choose_threshold(np.arange(1.0, count + 1), rate)
+    return sum(score >= threshold.value for score in range(1, count + 1))
+
+
+@pytest.mark.parametrize(
+    ("count", "rate", "alarmed"),
+    # One less than k: the k-th highest itself lies below.
+    [(99, 0.1, 9), (98, 0.1, 8), (99, 0.29, 28), (99, 0.07, 6), (1000, 0.01, 9), (9, 0.999, 8)],
+)
+def test_the_rank_is_the_highest_that_keeps_the_rate(count, rate, alarmed):
+    assert ranks_alarmed(count, rate) == alarmed
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
+def test_verdicts_are_those_of_conformal_p_values_also_where_scores_are_the_same(rate):
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 12, 60) / 8
+    threshold = choose_threshold(scores, rate)
+    for new in rng.integers(-1, 14, 200) / 8:
+        p_value = (1 + (scores >= new).sum()) / (len(scores) + 1)
+        assert (new >= threshold.value) == (p_value <= rate)
+
+
+@pytest.mark.parametrize(("count", "rate"), [(77, 0.05), (300, 0.01), (30, 0.01)])
+def test_the_true_rate_is_in_the_interval_as_often_as_it_says(count, rate):
+    rng = np.random.default_rng(1)
+    chosen = [choose_threshold(rng.lognormal(size=count), rate) for _ in range(2000)]
+    true = stats.lognorm.sf([threshold.value for threshold in chosen], 1)
+    inside = [t.low <= rate <= t.high for t, rate in zip(chosen, true, strict=True)]
+    # Four standard errors of a part of 2000.
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+    expected = max(int(rate * (count + 1)), 1) / (count + 1)
+    assert true.mean() == pytest.approx(expected, rel=0.1)
+    assert expected <= rate or count < 1 / rate
+
+
+def test_the_bounds_are_those_of_the_binomial_distribution():
+    threshold = choose_threshold(np.arange(200.0), 0.05)
+    assert (threshold.false_alarm_rate, threshold.images) == (0.05, 200)
+    # With a true rate p, k = 10 or more of the 200 lie above the p-quantile with this probability.
+    assert stats.binom.sf(9, 200, threshold.low) == pytest.approx(0.025)
+    assert stats.binom.sf(9, 200, threshold.high) == pytest.approx(0.975)
+
+
+def test_too_few_images_are_told_in_one_line_and_enough_are_not(caplog):
+    scores = np.random.default_rng(0).normal(size=100)
+    choose_threshold(scores, 0.01)
+    assert not caplog.records
+    threshold = choose_threshold(scores[:99], 0.01)
+    (record,) = caplog.records
+    assert "for a false-alarm rate of 1 %: 99, expected at least 100" in record.getMessage()
+    assert record.getMessage().isprintable()
+    assert (scores[:99] < threshold.value).all()
+    # 1 - 0.025 ** (1 / 99)
+    assert threshold.high == pytest.approx(1 - 0.025 ** (1 / 99))
+
+
+def test_a_value_survives_float32():
+    scores = np.random.default_rng(0).normal(size=50).astype(np.float32)
+    value = choose_threshold(scores.tolist(), 0.1).value
+    assert np.float32(value) == value
+    assert (scores >= np.float32(value)).sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "match"),
+    [
+        ([], 0.1, "0 validation scores"),
+        ([1.0, float("nan")], 0.1, "1 of them finite"),
+        ([1.0, 1e300], 0.1, "1 of them finite"),
+        ([1.0], 0.0, "false-alarm rate 0.0: expected"),
+        ([1.0], 1.0, "false-alarm rate 1.0: expected"),
+        ([1.0], float("nan"), "false-alarm rate nan: expected"),
+    ],
+)
+def test_what_no_threshold_can_be_chosen_by_is_refused(scores, rate, match):
+    with pytest.raises(InputError, match=match):
+        choose_threshold(scores, rate)
+
+
+def test_verdicts_are_counted():
+    threshold = choose_threshold([0.0, 1.0, 2.0], 0.5)  # just above 1
+    assert judge(threshold, np.array([0.5, 2.0, 2.0, 1.0, 3.0]), np.array([0, 0, 1, 1, 1])) == (
+        *(1, 2),
+        *(2, 3),
+    )
+    assert describe(threshold).startswith("1 for 50 % false alarms; the true rate is 9.4 % to 91 %")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    teacher, student, _ = (random_params(n, (128, 128), i) for i, n in enumerate(networks_of(SPEC)))
+    calibration = Calibration(MapQuantiles(0.5, 2.0), None)
+    return Detector(SPEC, DetectorParams(teacher, student, None), calibration, {}, {})
+
+
+def test_a_detector_keeps_its_threshold_and_can_have_another(detector, tmp_path):
+    scores = tuple(np.random.default_rng(0).normal(size=20).astype(np.float32).tolist())
+    saved = replace(detector, validation_scores=scores).with_threshold(0.2)
+    saved.save(tmp_path / "detector")
+    loaded = Detector.load(tmp_path / "detector")
+    assert loaded.threshold == saved.threshold == choose_threshold(scores, 0.2)
+    assert loaded.validation_scores == scores
+    assert loaded.with_threshold(0.5).threshold == choose_threshold(scores, 0.5)
+    assert loaded.params is loaded.with_threshold(0.5).params
+
+
+def test_a_detector_without_scores_has_no_threshold(detector, tmp_path):
+    detector.save(tmp_path / "detector")
+    file = tmp_path / "detector" / "detector.json"
+    record = json.loads(file.read_text())
+    assert (record.pop("threshold"), record.pop("validation_scores")) == (None, [])
+    file.write_text(json.dumps(record))  # as it was before there were thresholds
+    loaded = Detector.load(tmp_path / "detector")
+    assert (loaded.threshold, loaded.validation_scores) == (None, ())
+    with pytest.raises(InputError, match="holds no scores of validation images"):
+        loaded.with_threshold(0.1)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
+def test_a_rate_out_of_range_is_refused_before_training(rate):
+    config = elpv.get_config()
+    read_config(config)
+    config.calibration.false_alarm_rate = rate
+    with pytest.raises(InputError, match=r"config\.calibration\.false_alarm_rate = "):
+        read_config(config)
+
+
+def test_a_configuration_from_before_there_was_a_rate_is_taken():
+    config = paper.get_config().to_dict()
+    del config["calibration"]["false_alarm_rate"]
+    assert read_config(config).calibration.false_alarm_rate is None

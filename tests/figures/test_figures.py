@@ -1,0 +1,215 @@
+"""What the figures show: computed as defined, drawn where and as bright as it is."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientad_jax.detection.detector import Detection
+from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation import paper_results
+from efficientad_jax.figures.drawing import save_figure
+from efficientad_jax.figures.hard_features import count_hard_features, draw_hard_features
+from efficientad_jax.figures.latency import Point, draw_latency
+from efficientad_jax.figures.maps import draw_maps
+from efficientad_jax.figures.receptive_field import (
+    absolute_gradient,
+    draw_receptive_field,
+    mean_feature_map,
+    receptive_window,
+)
+from efficientad_jax.networks.model import create_networks
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork, Size
+from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+from tests.helpers.command import command
+from tests.helpers.torch_reference import random_params
+
+SIZE = (48, 48)
+CHANNELS = 3
+
+
+def random_images(count: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
+
+
+def made(size: Size) -> tuple[PatchDescriptionNetwork, dict]:
+    network = PatchDescriptionNetwork(size, CHANNELS, convolution="direct")
+    return network, random_params(network, SIZE)
+
+
+# Receptive field.
+
+
+@pytest.mark.parametrize(("size", "channels"), [("small", range(CHANNELS)), ("medium", [0])])
+def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
+    size: Size, channels: Sequence[int]
+) -> None:
+    network, params = made(size)
+    position = (1, 2)
+    gradient = absolute_gradient(network, params, random_images(1), position, channels)
+    rows, columns = receptive_window(*position)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (33, 33)
+    inside = np.zeros(SIZE, bool)
+    inside[rows, columns] = True
+    np.testing.assert_array_equal(gradient[~inside], 0)
+    assert np.all(gradient[inside] > 0)
+
+
+def test_the_gradient_is_how_much_the_feature_changes() -> None:
+    network, params = made("small")
+    images = random_images(2)
+    position, channel = (2, 2), 1
+    gradient = absolute_gradient(network, params, images, position, [channel])
+    np.testing.assert_array_equal(
+        gradient, absolute_gradient(network, params, images, None, [channel])
+    )
+    y, x, step = 22, 27, 1e-2
+    slopes = []
+    for image in images:
+        normalized = np.asarray(normalize_images(to_unit_range(jnp.asarray(image))))
+        changed = np.repeat(normalized[None], 6, axis=0)
+        for color in range(3):
+            changed[2 * color, y, x, color] += step
+            changed[2 * color + 1, y, x, color] -= step
+        described = network.apply(params, jnp.asarray(changed))
+        features = np.asarray(described, np.float64)[:, *position, channel]
+        slopes.append(np.abs(features[::2] - features[1::2]) / (2 * step))
+    assert gradient[y, x] == pytest.approx(np.mean(slopes), rel=0.02)
+
+
+def test_a_mean_feature_map_is_the_mean_of_the_maps() -> None:
+    network, params = made("small")
+    images = random_images(3)
+    features = network.apply(params, normalize_images(to_unit_range(jnp.asarray(images))))
+    found = mean_feature_map(network, params, images, channel=2)
+    np.testing.assert_allclose(found, np.asarray(features)[..., 2].mean(0), rtol=1e-4, atol=1e-5)
+
+
+# Hard features.
+
+
+def test_hard_features_are_counted_of_each_patch() -> None:
+    networks = create_networks("small", CHANNELS, (128, 128), convolution="direct")
+    teacher, student = (random_params(network, SIZE) for network in networks[:2])
+    images = random_images(2)
+    for p_hard in (0.0, 0.9):
+        counts = count_hard_features(networks, teacher, student, images, p_hard)
+        for image, found in zip(images, counts, strict=True):
+            x = normalize_images(to_unit_range(jnp.asarray(image)))[None]
+            described, imitated = (
+                np.asarray(jax.jit(partial(network.apply, params))(x)[0], np.float64)
+                for network, params in ((networks.teacher, teacher), (networks.student, student))
+            )
+            squared = (described - imitated[..., :CHANNELS]) ** 2
+            hard = squared >= np.quantile(squared, p_hard)
+            np.testing.assert_array_equal(found, hard.sum(-1))
+
+
+# Drawings.
+
+
+def detection(value: float, size: tuple[int, int], has_global: bool = True) -> Detection:
+    one = np.full(size, value, np.float32)
+    return Detection(value, one, one + 1, one + 2 if has_global else None)
+
+
+def test_maps_are_drawn_on_one_scale() -> None:
+    images = [random_images(1, size)[0] for size in ((8, 12), (10, 6))]
+    detections = [
+        detection(value, image.shape[:2]) for value, image in zip((0.1, 0.4), images, strict=True)
+    ]
+    figure = draw_maps(images, detections)
+    rows = np.array(figure.axes[:8]).reshape(2, 4)
+    assert [axis.get_title() for axis in rows[0]] == ["image", "local", "global", "combined"]
+    for row, image, one in zip(rows, images, detections, strict=True):
+        shown = [axis.images[0] for axis in row]
+        np.testing.assert_array_equal(shown[0].get_array(), image)
+        for drawn, expected in zip(
+            shown[1:], (one.local_map, one.global_map, one.anomaly_map), strict=True
+        ):
+            np.testing.assert_array_equal(drawn.get_array(), expected)
+            assert drawn.get_clim() == (0, pytest.approx(0.4))
+    assert draw_maps(images, detections, high=0.3).axes[1].images[0].get_clim() == (0, 0.3)
+    without = draw_maps(images[:1], [detection(0.1, (8, 12), has_global=False)])
+    assert [axis.get_title() for axis in without.axes[:2]] == ["image", "combined"]
+    np.testing.assert_array_equal(without.axes[1].images[0].get_array(), np.float32(0.1))
+    with pytest.raises(InputError, match="above 0"):
+        draw_maps(images, detections, high=0.0)
+    with pytest.raises(InputError, match="no images"):
+        draw_maps([], [])
+
+
+@pytest.mark.parametrize(("padding", "first"), [(False, 14.5), (True, 0)])
+def test_masks_lie_over_what_their_patches_see(padding: bool, first: float) -> None:
+    images = random_images(2)
+    side = 12 if padding else 4
+    counts = {name: np.full((2, side, side), i) for i, name in enumerate(("step 1", "step 2"), 1)}
+    figure = draw_hard_features(images, counts, CHANNELS, padding)
+    axes = np.array(figure.axes[:6]).reshape(2, 3)
+    assert [axis.get_title() for axis in axes[0]] == ["image", "step 1", "step 2"]
+    for row in axes:
+        for i, axis in enumerate(row[1:], 1):
+            (mask,) = axis.images
+            np.testing.assert_array_equal(mask.get_array(), i)
+            assert mask.get_extent() == [first, first + 4 * side, first + 4 * side, first]
+            assert mask.get_clim() == (0, 2)
+    # The first patch of an unpadded network is centred on the middle of its 33 pixels.
+    if not padding:
+        rows, _ = receptive_window(0, 0)
+        assert first + 2 == (rows.start + rows.stop) / 2
+
+
+def test_the_receptive_field_is_framed() -> None:
+    gradient = np.random.default_rng(0).random(SIZE, np.float32)
+    window = (slice(4, 37), slice(12, 45))
+    images = random_images(3)
+    figure = draw_receptive_field(gradient, window, images, gradient[:8, :8])
+    left, middle, right = figure.axes[:3]
+    (frame,) = left.patches
+    assert (frame.get_y(), frame.get_x()) == (3.5, 11.5)
+    assert (frame.get_height(), frame.get_width()) == (33, 33)
+    np.testing.assert_allclose(middle.images[0].get_array(), images.mean(0) / 255)
+    np.testing.assert_array_equal(right.images[0].get_array(), gradient[:8, :8])
+
+
+def test_methods_stand_at_their_latency_and_auroc() -> None:
+    figure = draw_latency({"mine": Point(3.5, 94.5, 0.2)}, "an abacus")
+    (axis,) = figure.axes
+    texts = {text.get_text().replace("\n", " "): text.xy for text in axis.texts}
+    assert texts.pop("mine") == (3.5, 94.5)
+    methods = paper_results.OTHER_METHODS | {
+        f"EfficientAD-{size[0].upper()}": of for size, of in paper_results.EFFICIENT_AD.items()
+    }
+    assert texts == {name: (of.latency.mean, of.detection.mean) for name, of in methods.items()}
+    assert "ours (an abacus)" in axis.get_legend_handles_labels()[1]
+
+
+def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:
+    starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+    for suffix, start in starts.items():
+        for name in ("a", "b"):
+            save_figure(draw_latency({}, ""), tmp_path / (name + suffix))
+        content = (tmp_path / ("a" + suffix)).read_bytes()
+        assert content.startswith(start)
+        assert content == (tmp_path / ("b" + suffix)).read_bytes()
+    with pytest.raises(InputError, match=r"\.tiff"):
+        save_figure(draw_latency({}, ""), tmp_path / "figure.tiff")
+
+
+def test_the_command_draws_what_a_teacher_sees(tmp_path: Path) -> None:
+    for i, image in enumerate(random_images(2)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    output = tmp_path / "figures" / "field.svg"
+    # It computes more than it compiles.
+    optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    result = command("figures", "receptive_field", tmp_path, f"--output={output}", **optimized)
+    assert result.returncode == 0, result.stderr
+    assert "mean of 2 images" in output.read_text()
+    result = command("figures", "receptive", tmp_path, f"--output={output}")
+    assert result.returncode == 2
+    assert "error: figure 'receptive': expected one of latency, " in result.stderr

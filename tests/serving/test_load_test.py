@@ -1,0 +1,66 @@
+"""A short load on a server, and what a long one is judged by."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from efficientad_jax.errors import InputError
+from efficientad_jax.serving import application as application_module
+from efficientad_jax.serving.application import create_application
+from efficientad_jax.serving.limits import Limits
+from efficientad_jax.serving.scoring import score_batch
+from experiments import load_test
+from tests.helpers.command import command
+from tests.helpers.live_server import running, small_detector
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return small_detector()
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Exit status of a short load on an address."""
+
+    def load(address):
+        given = {"URL": address, "DETECTOR": "", "IMAGES": "", "CLIENTS": 6, "SECONDS": 0.5}
+        for name, value in given.items():
+            monkeypatch.setattr(load_test, f"_{name}", SimpleNamespace(value=value))
+        return load_test.main(["load_test"])
+
+    return load
+
+
+def test_a_server_is_started_loaded_and_stopped(detector, tmp_path):
+    detector.save(tmp_path / "detector")
+    arguments = (f"--detector={tmp_path / 'detector'}", "--clients=6", "--seconds=0.5")
+    result = command("load_test", *arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    found = re.match(r"6 clients, .* s: (\d+) requests answered, .*, 0 errors\n", result.stdout)
+    assert int(found[1]) >= 6
+    p50, p95, p99 = map(float, re.findall(r"p\d\d (\S+) s", result.stdout))
+    assert 0 < p50 <= p95 <= p99
+    *memory, most = map(int, re.findall(r"(\d+) MB", result.stdout))
+    assert len(memory) == 3
+    assert all(100 < megabytes <= most for megabytes in memory)
+
+
+def test_refusals_and_exchanged_answers_are_errors(detector, monkeypatch, load, capsys):
+    def exchanged(detector, images):
+        scored = score_batch(detector, images)
+        return scored[-1:] + scored[:-1]
+
+    monkeypatch.setattr(application_module, "score_batch", exchanged)
+    with running(create_application(detector, Limits(requests=4))) as address:
+        assert load(address) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"^  \d+ x status 503$", said, re.MULTILINE)
+    assert re.search(r"^  \d+ x another score$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nonsense"])
+def test_no_server_is_one_line(load, url):
+    with pytest.raises(InputError, match=rf"^{url}: no answer \(.+\)"):
+        load(url)

@@ -1,0 +1,187 @@
+"""One whole step of Algorithm 1 against PyTorch, and what a step can leave out."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from efficientad_jax.config import LossConfig
+from efficientad_jax.networks import autoencoder
+from efficientad_jax.networks.model import create_networks
+from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from efficientad_jax.optimizer import adam_with_l2
+from efficientad_jax.training.augmentation import jitter, random_grayscale
+from efficientad_jax.training.step import (
+    Batch,
+    TrainData,
+    TrainState,
+    compute_losses,
+    train_steps,
+)
+from tests.helpers.torch_reference import (
+    random_params,
+    to_torch,
+    torch,
+    torch_autoencoder,
+    torch_params,
+    torch_pdn,
+)
+
+SIZE = (128, 128)
+CHANNELS = 8
+NETWORKS = create_networks("small", CHANNELS, SIZE, convolution="direct")
+OBJECTIVE = LossConfig(p_hard=0.99)
+
+
+def uint8_images(count, seed):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(0, 256, (count, *SIZE, 3), np.uint8))
+
+
+def teacher_params():
+    return random_params(NETWORKS.teacher, SIZE, seed=5)
+
+
+def student_params():
+    return {
+        "student": random_params(NETWORKS.student, SIZE, seed=6),
+        "autoencoder": random_params(NETWORKS.autoencoder, SIZE, seed=7),
+    }
+
+
+def normalized(images):
+    return to_torch((np.asarray(images) - IMAGENET_MEAN) / IMAGENET_STD)
+
+
+def torch_losses(teacher, student, ae, images, augmented, pretraining):
+    """Algorithm 1, lines 12-32, with the random changes already made."""
+    target = torch_pdn(teacher, normalized(images), "small", False).detach()
+    difference = (
+        target - torch_pdn(student, normalized(images), "small", False)[:, :CHANNELS]
+    ) ** 2
+    hard = difference[difference >= torch.quantile(difference, OBJECTIVE.p_hard)].mean()
+    outside = torch_pdn(student, normalized(pretraining), "small", False)[:, :CHANNELS]
+    x = normalized(augmented)
+    target = torch_pdn(teacher, x, "small", False).detach()
+    predicted = torch_autoencoder(ae, x, (24, 24))
+    second = torch_pdn(student, x, "small", False)[:, CHANNELS:]
+    return (
+        hard,
+        (outside**2).mean(),
+        ((target - predicted) ** 2).mean(),
+        ((predicted - second) ** 2).mean(),
+    )
+
+
+def assert_near(ours, theirs):
+    theirs = theirs.detach().numpy()
+    assert np.abs(np.asarray(ours) - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_losses_gradients_and_update_are_pytorchs(monkeypatch):
+    # Two frameworks cannot draw the same dropout; the rest of the randomness is given to both.
+    monkeypatch.setattr(autoencoder, "DROPOUT_RATE", 0.0)
+    key = jax.random.key(3)
+    jitter_key, gray_key, _ = jax.random.split(key, 3)
+    images, others = uint8_images(1, 0), uint8_images(1, 1)
+    augmented = jitter(jitter_key, images / 255.0)
+    pretraining = random_grayscale(gray_key, others / 255.0, OBJECTIVE.grayscale_probability)
+    params, batch = student_params(), Batch(images, None, others)
+
+    def total(params):
+        losses = compute_losses(NETWORKS, OBJECTIVE, teacher_params(), params, batch, key)
+        return losses.total, losses
+
+    gradients, losses = jax.jit(jax.grad(total, has_aux=True))(params)
+
+    student, ae = (torch_params(params[name]) for name in ("student", "autoencoder"))
+    expected = torch_losses(
+        torch_params(teacher_params()), student, ae, images / 255.0, augmented, pretraining
+    )
+    sum(expected).backward()
+    for ours, theirs in zip(losses, expected, strict=True):
+        assert_near(ours, theirs)
+    for name, layers in (("student", student), ("autoencoder", ae)):
+        for layer, (kernel, bias) in layers.items():
+            ours = gradients[name]["params"][layer]
+            assert_near(ours["kernel"], kernel.grad.permute(2, 3, 1, 0))
+            assert_near(ours["bias"], bias.grad)
+
+    optimizer = adam_with_l2(1e-3, 1e-2)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    leaves = [tensor for layers in (student, ae) for pair in layers.values() for tensor in pair]
+    before = student["conv2"][0].detach().clone()
+    torch.optim.Adam(leaves, lr=1e-3, weight_decay=1e-2).step()
+    moved = (student["conv2"][0].detach() - before).permute(2, 3, 1, 0).numpy()
+    ours = np.asarray(updates["student"]["params"]["conv2"]["kernel"])
+    # Adam's first step is the sign of the gradient where that is not near zero.
+    assert np.mean(np.abs(ours - moved) < 1e-5) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("objective", "zero"),
+    [
+        (LossConfig(penalty=False), {"penalty"}),
+        (LossConfig(autoencoder=False), {"autoencoder", "student_autoencoder"}),
+        (
+            LossConfig(penalty=False, autoencoder=False),
+            {"penalty", "autoencoder", "student_autoencoder"},
+        ),
+    ],
+)
+def test_each_loss_can_be_switched_off(objective, zero):
+    batch = Batch(uint8_images(2, 0), None, uint8_images(2, 1))
+    losses = compute_losses(
+        NETWORKS, objective, teacher_params(), student_params(), batch, jax.random.key(0)
+    )
+    assert {name for name, loss in losses._asdict().items() if loss == 0} == zero
+
+
+def test_plain_mean_in_place_of_mining():
+    batch = Batch(uint8_images(1, 0), None, None)
+    arguments = (teacher_params(), student_params(), batch, jax.random.key(0))
+    off = LossConfig(p_hard=0.0, penalty=False, autoencoder=False)
+    plain = compute_losses(NETWORKS, off, *arguments).hard
+    x = (batch.images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+    teacher = NETWORKS.teacher.apply(teacher_params(), x)
+    student = NETWORKS.student.apply(student_params()["student"], x)[..., :CHANNELS]
+    assert plain == pytest.approx(float(np.square(teacher - student).mean()), rel=1e-5)
+
+
+def test_penalty_without_photographs_is_refused():
+    batch = Batch(uint8_images(1, 0), None, None)
+    with pytest.raises(ValueError, match="pretraining images"):
+        compute_losses(
+            NETWORKS, OBJECTIVE, teacher_params(), student_params(), batch, jax.random.key(0)
+        )
+
+
+def test_many_steps_a_dispatch_and_cached_features_change_nothing():
+    networks = create_networks("small", CHANNELS, SIZE, convolution="native")
+    optimizer = adam_with_l2(1e-4, 1e-5)
+    images = uint8_images(3, 0)
+    x = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+    features = jax.jit(networks.teacher.apply)(teacher_params(), x).astype(jnp.float16)
+    objective = LossConfig(penalty=False, autoencoder=False)
+    step = partial(train_steps, networks, objective, optimizer, teacher_params())
+    chosen, none = np.array([[2], [1]], np.int32), np.zeros((2, 1), np.int32)
+    key = jax.random.key(1)
+    params = student_params()
+
+    def fresh():
+        copied = jax.tree.map(jnp.array, params)
+        return TrainState(copied, optimizer.init(copied), jnp.zeros((), jnp.int32))
+
+    data = TrainData(images, None, None)
+    together, losses = step(data, fresh(), chosen, none, key)
+    state = fresh()
+    for i in range(2):
+        state, _ = step(data, state, chosen[i : i + 1], none[i : i + 1], key)
+    assert int(together.step) == int(state.step) == 2
+    for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    _, from_cache = step(TrainData(images, features, None), fresh(), chosen, none, key)
+    np.testing.assert_allclose(from_cache.hard, losses.hard, rtol=2e-3)
+    assert not np.array_equal(from_cache.hard, losses.hard)
