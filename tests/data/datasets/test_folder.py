@@ -10,7 +10,7 @@ from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.loading import Dataset, load_dataset
-from efficientad_jax.data.prepare import prepare
+from efficientad_jax.data.prepare import write_dataset
 from efficientad_jax.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
@@ -278,7 +278,7 @@ def test_preparing_prints_nothing(
     assert [record for record in caplog.records if record.levelname != "INFO"] == []
 
 
-def test_copy_finished_by_another_process_meanwhile_is_taken(
+def test_copy_finished_by_another_process_in_the_meantime_is_used(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pending = [root]
@@ -296,17 +296,17 @@ def test_copy_finished_by_another_process_meanwhile_is_taken(
     assert sorted(copy.parent.iterdir()) == [copy]
 
 
-def test_copy_finished_by_another_process_before_the_preparation_is_taken(
+def test_copy_finished_by_another_process_before_writing_is_used(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pending = [root]
 
-    def prepare_after_the_other(builder: tfds.core.DatasetBuilder) -> None:
+    def write_after_the_other(builder: tfds.core.DatasetBuilder) -> None:
         if pending:
             load(pending.pop())
-        prepare(builder)
+        write_dataset(builder)
 
-    monkeypatch.setattr("efficientad_jax.data.prepare.prepare", prepare_after_the_other)
+    monkeypatch.setattr("efficientad_jax.data.prepare.write_dataset", write_after_the_other)
     assert len(train_names(load(root))) == 4
     assert not pending
 
@@ -321,7 +321,7 @@ def test_unchanged_folder_is_prepared_once(root: Path) -> None:
     assert {path: path.stat().st_mtime_ns for copy in copies for path in copy.iterdir()} == times
 
 
-def test_changed_folder_is_prepared_anew(root: Path) -> None:
+def test_changed_folder_is_prepared_again(root: Path) -> None:
     def pixels(dataset: Dataset) -> dict[str, bytes]:
         images = [*dataset.train.images, *dataset.validation.images, *dataset.test.images]
         names = dataset.train.names + dataset.validation.names + dataset.test.names
