@@ -83,7 +83,7 @@ def _serve(given: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise _missing("serve", error) from error
     limits = Limits(given.max_bytes, given.max_pixels, given.max_requests)
-    serve(Detector.load(given.detector), given.host, given.port, limits, _say)
+    serve(Detector.load(given.detector), given.host, given.port, limits=limits, report=_say)
 
 
 def _watch(given: argparse.Namespace) -> None:
