@@ -92,7 +92,13 @@ def _watch(given: argparse.Namespace) -> None:
     with interruption() as came:
         try:
             scored, failed = watch(
-                detector, given.source, given.output, options, lambda: bool(came()), _say, _complain
+                detector,
+                given.source,
+                given.output,
+                options=options,
+                stopped=lambda: bool(came()),
+                report=_say,
+                report_error=_complain,
             )
         except ModuleNotFoundError as error:
             raise _missing("watch", error) from error
