@@ -79,7 +79,7 @@ def completed_files(
     for changed in changes:
         if not folder.is_dir():
             raise InputError(
-                f"image folder {folder}: is gone, expected it to exist while it is watched; restore it "
+                f"image folder {folder}: is gone, expected it to exist during a watch; restore it "
                 "and start the watch again"
             )
         if candidates is None:
