@@ -33,12 +33,12 @@ from efficientad_jax.benchmark.results import Measurement, write_results
 from efficientad_jax.benchmark.start_up import StartUp, start_up
 from efficientad_jax.benchmark.timing import Spread, time_in_turns
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import SIZES, Size
 from experiments import run
 
 _OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "folder for the results")
 _TRAIN = flags.DEFINE_bool("train", False, "time train steps, not detection")
-_SIZES = flags.DEFINE_multi_enum("size", ["small", "medium"], ["small", "medium"], "networks")
+_SIZES = flags.DEFINE_multi_enum("size", SIZES, SIZES, "networks")
 _BATCHES = flags.DEFINE_multi_integer("batch", [1, 16], "images a call")
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 15, "how often each is timed; a third as often with several images", lower_bound=1

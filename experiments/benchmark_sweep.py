@@ -14,9 +14,9 @@ from absl import flags
 from efficientad_jax import recipes
 from efficientad_jax.benchmark.side_by_side import time_side_by_side
 from efficientad_jax.config import LossConfig
-from efficientad_jax.convolution import Method
+from efficientad_jax.convolution import ConvolutionMethod
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import LETTERS, Size
 from efficientad_jax.training.session import configured_optimizer
 from experiments import run
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     """Times and prints."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
-    size, convolution = cast(Size, _SIZE.value), cast(Method, _CONVOLUTION.value)
+    size, convolution = cast(Size, _SIZE.value), cast(ConvolutionMethod, _CONVOLUTION.value)
     found = time_side_by_side(
         size,
         _SIDE.value,
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     device = jax.local_devices()[0]
     steps = _TRAININGS.value * _STEPS.value
     print(
-        f"{_TRAININGS.value} trainings of PDN-{size[0].upper()} at {_SIDE.value} pixels, "
+        f"{_TRAININGS.value} trainings of PDN-{LETTERS[size]} at {_SIDE.value} pixels, "
         f"{jax.local_device_count()} x {device.device_kind}"
     )
     first = found["one after another"].median

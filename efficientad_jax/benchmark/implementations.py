@@ -24,7 +24,7 @@ from efficientad_jax.benchmark.peers import (
     write_models,
 )
 from efficientad_jax.benchmark.weights import named_weights
-from efficientad_jax.convolution import Method
+from efficientad_jax.convolution import ConvolutionMethod
 from efficientad_jax.detection.inference import (
     Calibration,
     DetectorParams,
@@ -94,7 +94,7 @@ def our_detector(
     size: Size,
     image_size: tuple[int, int],
     dtype: str,
-    method: Method,
+    method: ConvolutionMethod,
 ) -> Detect:
     """This project, with its own convolutions ('auto') or XLA's ('direct')."""
     networks = create_networks(size, 384, image_size, dtype=dtype, convolution=method)

@@ -16,10 +16,8 @@ from efficientad_jax.benchmark.implementations import LAX, OURS
 from efficientad_jax.benchmark.start_up import StartUp
 from efficientad_jax.benchmark.timing import Spread
 from efficientad_jax.evaluation.paper_results import EFFICIENT_AD, SPEED_MEASURED_ON
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import LETTERS, NAMES, Size
 from efficientad_jax.storage.atomic import write_atomically
-
-TITLE = {"small": "S", "medium": "M"}
 
 
 class Measurement(NamedTuple):
@@ -51,7 +49,9 @@ def markdown(measurements: Sequence[Measurement]) -> str:
     """A row an implementation, a column a measurement: median (quartiles), ms an image."""
     names = list(dict.fromkeys(name for m in measurements for name in m.times))
     lines = [
-        "| ms an image | " + " | ".join(f"{TITLE[m.size]}, {m.what}" for m in measurements) + " |",
+        "| ms an image | "
+        + " | ".join(f"{LETTERS[m.size]}, {m.what}" for m in measurements)
+        + " |",
         "|---" * (len(measurements) + 1) + "|",
     ]
     for name in names:
@@ -79,7 +79,7 @@ def summary(
     """
     own = sorted((m for m in measurements if m.size == size), key=lambda m: m.images)
     lines = [
-        f"| EfficientAD-{TITLE[size]} | latency, ms | images/s, batch {own[-1].images} "
+        f"| {NAMES[size]} | latency, ms | images/s, batch {own[-1].images} "
         "| parameters, M | GFLOP | memory, MB | first start, s | second start, s |",
         "|---" * 8 + "|",
     ]
@@ -175,7 +175,7 @@ def _plot(path: Path, measurements: Sequence[Measurement]) -> None:
         ]
         colors = ["#c0392b" if name == OURS else "#7f8c8d" for name in names]
         axis.barh(names, medians, xerr=errors, color=colors)
-        axis.set_title(f"EfficientAD-{m.size[0].upper()}, {m.what}", fontsize=9)
+        axis.set_title(f"{NAMES[m.size]}, {m.what}", fontsize=9)
         axis.set_xlabel("ms an image")
         axis.tick_params(labelsize=7)
     figure.tight_layout()

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from efficientad_jax.benchmark.timing import Spread, time_in_turns
 from efficientad_jax.config import LossConfig
-from efficientad_jax.convolution import Method
+from efficientad_jax.convolution import ConvolutionMethod
 from efficientad_jax.networks.model import Networks, create_networks
 from efficientad_jax.networks.pdn import Size
 from efficientad_jax.training.parallel import Steps, resident_on, train_side_by_side
@@ -36,7 +36,7 @@ def time_side_by_side(
     optimizer: optax.GradientTransformation,
     steps: int,
     rounds: int,
-    convolution: Method = "auto",
+    convolution: ConvolutionMethod = "auto",
 ) -> dict[str, Spread]:
     """Times `steps` train steps of each of some trainings, in three ways.
 

@@ -19,6 +19,7 @@ from efficientad_jax.evaluation.metrics import NO_SATURATION_AREAS, Metrics, eva
 from efficientad_jax.evaluation.nearest_neighbors import nearest_neighbor_scores
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 from efficientad_jax.networks.layers import float32_features
+from efficientad_jax.networks.pdn import NAMES
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.runs.workdir import METRICS_FILE
 from efficientad_jax.storage.atomic import write_atomically
@@ -130,7 +131,7 @@ def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> str:
         "validation images": f"{len(dataset.validation.names)}",
         "input": f"{config.model.input_height} x {config.model.input_width} pixels",
     }
-    title = f"EfficientAD-{config.model.size[0].upper()} on {facts['dataset']}"
+    title = f"{NAMES[config.model.size]} on {facts['dataset']}"
     if detector.threshold is not None:
         facts["threshold"] = describe(detector.threshold)
     metrics, baselines, verdicts = assess(detector, dataset, workdir, title, facts)

@@ -50,7 +50,7 @@ def picture(height, width, seed=0):
 def whole_map(detector, image):
     """The map of the networks applied to the image at once, directly: a value each 4 pixels."""
     spec = detector.spec
-    networks = create_networks("small", 1, SIZE, spec.padding, convolution="direct")
+    networks = create_networks("small", 1, SIZE, padding=spec.padding, convolution="direct")
     params = detector.params._replace(autoencoder=None)
     raw = raw_maps(networks, params, jnp.asarray(image[None])).local[0]
     return 0.1 * (np.asarray(raw) - 0.5) / 1.5
