@@ -12,12 +12,13 @@ from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.scoring import score_batch
 from experiments import load_test
 from tests.helpers.command import command
-from tests.helpers.live_server import running, small_detector
+from tests.helpers.detectors import random_detector
+from tests.helpers.live_server import running
 
 
 @pytest.fixture(scope="module")
 def detector():
-    return small_detector()
+    return random_detector()
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import pytest
 
 from efficientad_jax.serving.application import create_application
 from tests.helpers.chromium import chromium
-from tests.helpers.live_server import encoded, picture, running, small_detector, with_threshold
+from tests.helpers.detectors import random_detector, with_threshold
+from tests.helpers.images import encoded, picture
+from tests.helpers.live_server import running
 
 PICTURES = [picture(300, 400, seed=i) for i in range(3)]
 
@@ -13,7 +15,7 @@ PICTURES = [picture(300, 400, seed=i) for i in range(3)]
 @pytest.fixture(scope="module")
 def detector():
     """Its threshold lies between the scores of the pictures."""
-    plain = small_detector()
+    plain = random_detector()
     scores = sorted(plain(pixels).score for pixels in PICTURES)
     return with_threshold(plain, (scores[0] + scores[1]) / 2)
 

@@ -28,14 +28,16 @@ from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.scoring import score_batch
 from efficientad_jax.serving.server import serve
 from tests.helpers.command import REPOSITORY
-from tests.helpers.live_server import encoded, picture, running, small_detector, with_threshold
+from tests.helpers.detectors import random_detector, with_threshold
+from tests.helpers.images import encoded, picture
+from tests.helpers.live_server import running
 
 PNG = encoded(picture())
 
 
 @pytest.fixture(scope="module")
 def detector():
-    return small_detector()
+    return random_detector()
 
 
 @pytest.fixture(scope="module")

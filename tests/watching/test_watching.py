@@ -16,14 +16,15 @@ from efficientad_jax.watching.arrivals import completed_files
 from efficientad_jax.watching.camera import camera_frames, public_name
 from efficientad_jax.watching.journal import append_line, read_arrivals
 from efficientad_jax.watching.watch import Options, watch
-from tests.helpers.live_server import encoded, picture, small_detector, with_threshold
+from tests.helpers.detectors import random_detector, with_threshold
+from tests.helpers.images import encoded, picture
 
 SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def detector():
-    return small_detector()
+    return random_detector()
 
 
 def records(output):

@@ -21,14 +21,12 @@ from efficientad_jax.data.datasets.visa import Visa
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset, load_dataset
 from efficientad_jax.errors import InputError
 from tests.helpers.benchmark_trees import (
-    HEIGHT,
     TREES,
-    WIDTH,
     write_btad,
-    write_image,
     write_mask,
     write_mvtec_ad,
 )
+from tests.helpers.images import HEIGHT, WIDTH, write_image
 
 BUILDERS = {
     "mvtec_ad": MvtecAd,

@@ -12,24 +12,9 @@ from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.loading import Dataset, load_dataset
 from efficientad_jax.data.prepare import write_dataset
 from efficientad_jax.errors import InputError
+from tests.helpers.images import HEIGHT, WIDTH, write_image, write_mask
 
 GENERATOR = np.random.default_rng(0)
-
-
-def write_image(path: Path, height: int = 6, width: int = 9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = GENERATOR.integers(0, 256, (height, width, 3), np.uint8)
-    # Not compressed, so that files of one shape have one size.
-    Image.fromarray(pixels).save(path, compress_level=0)
-    return path
-
-
-def write_mask(path: Path, height: int = 6, width: int = 9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask = np.zeros((height, width), np.uint8)
-    mask[1:3, 2:5] = 255
-    Image.fromarray(mask).save(path)
-    return path
 
 
 @pytest.fixture
@@ -110,7 +95,7 @@ def test_size_and_kind_of_image_are_free(root: Path) -> None:
         )
     )
     assert len(sizes) == 4 + 7 + 1
-    assert sizes["train/good/000.png"] == (6, 9)
+    assert sizes["train/good/000.png"] == (HEIGHT, WIDTH)
     assert sizes["train/good/gray_1.GIF"] == (30, 11)
     assert sizes["train/good/sixteen_bits.png"] == (5, 4)
 
@@ -226,8 +211,8 @@ def test_mask_that_fits_two_images_is_refused(root: Path) -> None:
 
 
 def test_mask_of_another_size_is_refused(root: Path) -> None:
-    path = write_mask(root / "ground_truth/crack/000_mask.png", height=9, width=6)
-    with pytest.raises(InputError, match=rf"mask {re.escape(str(path))}: 9x6 .* expected the 6x9"):
+    path = write_mask(root / "ground_truth/crack/000_mask.png", size=(9, 6))
+    with pytest.raises(InputError, match=rf"mask {re.escape(str(path))}: 9x6 .* the 12x18"):
         load(root)
 
 
