@@ -1,9 +1,9 @@
 """The settings of a training and of a distillation, as frozen dataclasses.
 
-The defaults are the paper's, each with its line of Algorithm 1, 2 or 3. `recipes.py` overrides
-them for CPUs. Commands read a configuration of `ml_collections` once, by `read_config` or
-`read_distillation`; every function after that gets the dataclass, or the section that it needs.
-Every range is checked here, whenever a dataclass is made.
+The defaults are those of the paper, each with its line in Algorithm 1, 2 or 3. `recipes.py`
+overrides them for CPUs. Commands convert a configuration of `ml_collections` once, with
+`read_config` or `read_distillation`; all other functions get the dataclass or the section that they
+need. Creating a dataclass checks all types and ranges.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from efficientad_jax.errors import InputError
 
-# Of the networks' input; at the larger, the autoencoder's last encoder kernel takes 268 MB.
+# Limits of the networks' input in pixels. At the upper one, the kernel of the autoencoder's last
+# encoder layer takes 268 MB.
 SMALLEST_SIDE, LARGEST_SIDE = 128, 4096
 
 Size = Literal["small", "medium"]  # PDN-S, PDN-M
@@ -27,7 +28,7 @@ Section = TypeVar("Section", bound="_Checked")
 
 
 def _value(default: Any, expected: str, holds: Callable[[Any], bool]) -> Any:
-    """A field with a default and a range."""
+    """A field with a default and a check; `expected` describes the check in messages."""
     return field(default=default, metadata={"expected": expected, "holds": holds})
 
 
@@ -39,8 +40,8 @@ def _above(low: int, default: Any) -> Any:
     return _value(default, f"above {low}", lambda x: x > low)
 
 
-def _part(default: float, interval: str = "[0, 1]") -> Any:
-    """A field in `interval`: a fraction or a probability."""
+def _fraction(default: float, interval: str = "[0, 1]") -> Any:
+    """A field for a fraction or a probability in `interval`."""
     low = (lambda x: x >= 0) if interval[0] == "[" else (lambda x: x > 0)
     high = (lambda x: x <= 1) if interval[-1] == "]" else (lambda x: x < 1)
     return _value(default, f"in {interval}", lambda x: low(x) and high(x))
@@ -55,13 +56,13 @@ def _side(default: int) -> Any:
 
 
 class _Checked:
-    """Checks types and ranges of its fields when it is made.
+    """Checks the types and ranges of its fields at creation.
 
     Raises:
-      InputError: a field has another type or is out of range; the message names it.
+      InputError: a field has a wrong type or is out of range; the message names the field.
     """
 
-    # What stands before the field's name in messages.
+    # The prefix of field names in messages.
     prefix: ClassVar[str] = "config."
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class _Checked:
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
-    """The value, an int as float where a float is wanted."""
+    """Checks a value's type; returns the value, with an int converted if a float is expected."""
     if get_origin(hint) is Literal:
         values = get_args(hint)
         if value not in values:
@@ -92,16 +93,16 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(_Checked):
-    """Which images. The paper: MVTec AD, VisA and MVTec LOCO AD.
+    """The dataset. The paper uses MVTec AD, VisA and MVTec LOCO AD.
 
     Attributes:
       name: 'mvtec_ad', 'mvtec_ad2', 'mvtec_loco', 'visa', 'btad' or 'elpv', or 'folder' for a
         folder in MVTec AD's layout.
-      root: the folder; of a published dataset an extracted folder, an archive, or '' to download
-        it. Not read for 'elpv'.
-      data_dir: where prepared datasets are kept, '' for the folder of tensorflow-datasets.
-      validation_fraction: part of the training images that is held out, unless the dataset has
-        validation images of its own (Section 4).
+      root: the folder. For a published dataset: an extracted folder, an archive, or '' to download
+        it. Not used for 'elpv'.
+      data_dir: folder of prepared datasets, '' for that of tensorflow-datasets.
+      validation_fraction: fraction of the training images that is held out for validation, if the
+        dataset has no validation images (Section 4).
     """
 
     prefix: ClassVar[str] = "config.dataset."
@@ -109,18 +110,18 @@ class DatasetConfig(_Checked):
     name: str = "folder"
     root: str = ""
     data_dir: str = ""
-    validation_fraction: float = _part(0.1, "(0, 1)")
+    validation_fraction: float = _fraction(0.1, "(0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Checked):
-    """Which networks (Section 3.1 and supplement).
+    """The networks (Section 3.1 and supplement).
 
     Attributes:
       size: of the PDN, 'small' or 'medium'.
-      input_height: of the images that the networks see, in pixels.
-      input_width: in pixels.
-      padding: whether the PDN is padded; the paper's cost figures are the unpadded one's.
+      input_height: height of the networks' input in pixels.
+      input_width: width of the networks' input in pixels.
+      padding: whether the PDN pads; the costs in the paper are those without padding.
       dtype: of the computation; parameters are float32.
     """
 
@@ -140,38 +141,39 @@ class ModelConfig(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(_Checked):
-    """Which losses (Algorithm 1, lines 13-32).
+    """The losses (Algorithm 1, lines 13-32).
 
     Attributes:
-      p_hard: the part of the features that the hard feature loss leaves out; 0 is the plain mean.
-      penalty: whether the student is penalized for features of pretraining images.
-      autoencoder: whether the global branch is trained: it finds logical anomalies.
-      grayscale_probability: of a pretraining image.
+      p_hard: fraction of the features that the hard feature loss ignores; 0 averages all features.
+      penalty: whether the student is penalized for its features on pretraining images.
+      autoencoder: whether to train the global branch, which detects logical anomalies.
+      grayscale_probability: probability that a pretraining image is converted to grayscale.
     """
 
     prefix: ClassVar[str] = "config.losses."
 
-    p_hard: float = _part(0.999, "[0, 1)")  # line 15
+    p_hard: float = _fraction(0.999, "[0, 1)")  # line 15
     penalty: bool = True  # lines 18-21
     autoencoder: bool = True  # lines 22-31
-    grayscale_probability: float = _part(0.3)  # line 19
+    grayscale_probability: float = _fraction(0.3)  # line 19
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(_Checked):
-    """How the losses are minimized (Algorithm 1).
+    """The optimization (Algorithm 1).
 
     Attributes:
-      steps: of the optimizer.
+      steps: number of optimizer steps.
       batch_size: images per step.
       learning_rate: of Adam.
-      decay_at: part of the steps after which the rate decays.
-      decay_factor: of the rate.
+      decay_at: fraction of the steps after which the learning rate decays.
+      decay_factor: by which the learning rate is multiplied then.
       weight_decay: factor of the L2 term in the gradient.
-      steps_per_dispatch: steps that one compiled program makes.
-      checkpoint_every: so many steps.
-      checkpoints_kept: the newest ones; more than 2 only for a figure of the training.
-      feature_cache_gb: memory for the teacher's features of the training images, in GB.
+      steps_per_dispatch: steps per call of the compiled program.
+      checkpoint_every: steps between two checkpoints.
+      checkpoints_kept: number of newest checkpoints that are kept; plots of a training need more
+        than 2.
+      feature_cache_gb: memory in GB for cached teacher features of the training images.
     """
 
     prefix: ClassVar[str] = "config.train."
@@ -179,8 +181,8 @@ class TrainConfig(_Checked):
     steps: int = _at_least(1, 70_000)  # line 13
     batch_size: int = _at_least(1, 1)  # line 14
     learning_rate: float = _above(0, 1e-4)  # line 12
-    decay_at: float = _part(0.95, "(0, 1]")  # line 33: after 66,500 of 70,000 steps
-    decay_factor: float = _part(0.1, "(0, 1]")  # line 33
+    decay_at: float = _fraction(0.95, "(0, 1]")  # line 33: after 66,500 of 70,000 steps
+    decay_factor: float = _fraction(0.1, "(0, 1]")  # line 33
     weight_decay: float = _at_least(0, 1e-5)  # line 12
     steps_per_dispatch: int = _at_least(1, 100)
     checkpoint_every: int = _at_least(1, 5000)
@@ -190,25 +192,25 @@ class TrainConfig(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig(_Checked):
-    """What is read off the validation images (Algorithm 1, lines 36-46).
+    """Map normalization and threshold, from the validation images (Algorithm 1, lines 36-46).
 
     Attributes:
-      q_a: the quantile of a map's values that becomes 0.
-      q_b: the quantile that becomes 0.1.
-      upsample_first: whether quantiles are those of maps resized to the image, as printed, or of
-        the maps as they are: see docs/method.md.
-      normalize: whether maps are normalized before they are added; False is the paper's ablation.
-      false_alarm_rate: part of the good images that may count as anomalous, by which the threshold
-        is chosen; None chooses none. Not in the paper.
+      q_a: the quantile of a map's values that normalization maps to 0.
+      q_b: the quantile that normalization maps to 0.1.
+      upsample_first: whether to resize maps to the image before their quantiles are computed, as
+        in Algorithm 1; see docs/method.md.
+      normalize: whether to normalize maps before they are added; False is an ablation of the paper.
+      false_alarm_rate: target fraction of normal images whose score reaches the threshold; None for
+        no threshold. Not in the paper.
     """
 
     prefix: ClassVar[str] = "config.calibration."
 
-    q_a: float = _part(0.9)  # line 40
-    q_b: float = _part(0.995)  # line 41
+    q_a: float = _fraction(0.9)  # line 40
+    q_b: float = _fraction(0.995)  # line 41
     upsample_first: bool = False
     normalize: bool = True
-    false_alarm_rate: float | None = _part(0.01, "(0, 1)")
+    false_alarm_rate: float | None = _fraction(0.01, "(0, 1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -224,15 +226,15 @@ class Config(_Checked):
     """A training, from images to a calibrated detector (Algorithm 1).
 
     Attributes:
-      seed: of everything random.
-      category: of the dataset; of a folder, a folder inside `dataset.root` or ''.
-      dataset: which images.
-      model: which networks.
-      teacher: a file, '' for the one in the package.
-      pretraining_images: folder of photographs for `losses.penalty`; the paper takes ImageNet.
-      losses: which losses.
-      train: how they are minimized.
-      calibration: what follows from validation images.
+      seed: of all random numbers.
+      category: of the dataset; for 'folder', a folder inside `dataset.root` or ''.
+      dataset: the images.
+      model: the networks.
+      teacher: a teacher's file, '' for the one in the package.
+      pretraining_images: folder of photographs for `losses.penalty`; the paper uses ImageNet.
+      losses: the losses.
+      train: the optimization.
+      calibration: map normalization and threshold.
     """
 
     seed: int = _at_least(0, 0)
@@ -251,43 +253,43 @@ class DistillationConfig(_Checked):
     """A distillation, from photographs to a teacher (Algorithm 3).
 
     Attributes:
-      seed: of everything random.
+      seed: of all random numbers.
       images: a folder of photographs, or 'tfds:NAME' for the split `train` of a dataset of
         tensorflow-datasets with a feature `image`.
-      images_license: for the teacher's record, where the dataset does not state it.
-      data_dir: where prepared datasets are kept, '' for the folder of tensorflow-datasets.
-      worker_count: processes that read and resize images, 0 for threads of this one.
+      images_license: license of the images for the teacher's file, if the dataset states none.
+      data_dir: folder of prepared datasets, '' for that of tensorflow-datasets.
+      worker_count: number of processes that load and resize images, 0 for threads of this process.
       size: of the PDN, 'small' or 'medium'.
-      channels: features of a patch.
-      start_from: a teacher's file to start from, '' for random parameters.
-      backbone: networks and the height and width at which each sees a view, joined by `+`, such
-        as 'lite2@256+resnet18@512'.
+      channels: number of the teacher's features per patch.
+      start_from: a teacher's file with the initial parameters, '' for random parameters.
+      backbone: names of the backbones, each with the height and width in pixels to which its views
+        are resized, joined by `+`, such as 'lite2@256+resnet18@512'.
       backbone_weights: file of torchvision, for a ResNet that is not in the package.
-      backbone_size: height and width of a view for networks that name no size; the PDN sees it
-        at 256 pixels.
-      target_reduction: how features become targets where they are more than `channels`: 'average'
-        of neighboring ones, or 'pca'.
-      held_out_fraction: part of the photographs that measure the loss and are never trained on.
-      statistics_images: photographs that the targets are normalized by.
-      steps: of the optimizer.
+      backbone_size: height and width of the views of backbones without a size; the PDN's views
+        have 256 pixels.
+      target_reduction: how to reduce the backbone's features to `channels`: 'average' of
+        neighboring ones, or 'pca'.
+      held_out_fraction: fraction of the photographs that is held out to measure the loss.
+      statistics_images: number of photographs from which the targets' mean and standard deviation
+        are computed.
+      steps: number of optimizer steps.
       batch_size: views, or crops of views, per step.
-      crop: their height and width, in pixels.
+      crop: height and width of the crops in pixels.
       learning_rate: of Adam.
-      schedule: of the rate: 'constant', 'warmup_cosine' or 'warmup_stable_decay'.
-      warmup_steps: in which the rate rises from 0.
-      decay_steps: in which it falls at the end of 'warmup_stable_decay'.
+      schedule: of the learning rate: 'constant', 'warmup_cosine' or 'warmup_stable_decay'.
+      warmup_steps: steps during which the learning rate rises from 0.
+      decay_steps: steps at the end during which it falls, for 'warmup_stable_decay'.
       weight_decay: factor of the L2 term in the gradient.
-      grayscale_probability: of a view.
-      smallest_area: the part of a photograph's area that a view shows is drawn from here to 1.
-      smallest_contrast: the part of the range of brightness that a view keeps is drawn from here
-        to 1.
-      turns: whether views are turned by random quarter turns.
-      mixup_probability: how often a view is a blend of two photographs.
-      pool_views: views in memory with their targets, 3.3 MB each, which the steps take crops of;
-        0 makes new views for each step, which the backbone sees in the step.
-      new_views_per_round: how many of them are renewed per round.
+      grayscale_probability: probability that a view is converted to grayscale.
+      smallest_area: lower bound of the random fraction of a photograph's area that a view shows.
+      smallest_contrast: lower bound of the random factor of a view's contrast.
+      turns: whether to rotate views by random multiples of 90 degrees.
+      mixup_probability: probability that a view is a blend of two photographs.
+      pool_views: number of views kept in memory with their targets, 3.3 MB each, from which the
+        steps take crops; 0 creates new views and targets in each step.
+      new_views_per_round: number of views in the pool that are replaced per round.
       steps_per_round: steps between two checkpoints.
-      steps_per_dispatch: steps that one compiled program makes.
+      steps_per_dispatch: steps per call of the compiled program.
     """
 
     seed: int = _at_least(0, 0)
@@ -302,7 +304,9 @@ class DistillationConfig(_Checked):
     backbone_weights: str = ""
     backbone_size: int = _at_least(32, 512)  # line 17
     target_reduction: Reduction = "average"
-    held_out_fraction: float = _part(0.0002, "(0, 1)")  # 256 of ImageNet's; the paper has none
+    held_out_fraction: float = _fraction(
+        0.0002, "(0, 1)"
+    )  # 256 images of ImageNet; not in the paper
     statistics_images: int = _at_least(1, 10_000)  # lines 3-11
     steps: int = _at_least(1, 60_000)  # line 14
     batch_size: int = _at_least(1, 16)  # line 14
@@ -314,11 +318,11 @@ class DistillationConfig(_Checked):
     warmup_steps: int = _at_least(0, 0)
     decay_steps: int = _at_least(0, 0)
     weight_decay: float = _at_least(0, 1e-5)  # line 13
-    grayscale_probability: float = _part(0.1)  # line 15
-    smallest_area: float = _part(1.0, "(0, 1]")
-    smallest_contrast: float = _part(1.0, "(0, 1]")
+    grayscale_probability: float = _fraction(0.1)  # line 15
+    smallest_area: float = _fraction(1.0, "(0, 1]")
+    smallest_contrast: float = _fraction(1.0, "(0, 1]")
     turns: bool = False
-    mixup_probability: float = _part(0.0)
+    mixup_probability: float = _fraction(0.0)
     pool_views: int = _at_least(0, 0)
     new_views_per_round: int = _at_least(0, 0)
     steps_per_round: int = _at_least(1, 2500)
@@ -326,18 +330,18 @@ class DistillationConfig(_Checked):
 
 
 def read_config(raw: ConfigDict | Mapping[str, Any]) -> Config:
-    """Reads a training's configuration, of a command's flags, a work directory or a detector.
+    """Converts a training's configuration: of flags, of a work directory or of a detector.
 
-    A field that an older version did not have takes its default; without a `false_alarm_rate` no
-    threshold is chosen, as by the versions that did not have it.
+    Fields that are missing, because an older version did not have them, get their defaults; but
+    without a `false_alarm_rate` no threshold is chosen, as in those versions.
 
     Raises:
-      InputError: a field is unknown, of another type or out of range.
+      InputError: a field is unknown, has a wrong type or is out of range.
     """
     given = _plain(raw)
     for name in ("seed", "category", "dataset", "losses"):
         if name not in given:
-            raise InputError(f"configuration: has no {name!r}, expected one of a training")
+            raise InputError(f"configuration: has no field {name!r}, expected that of a training")
     calibration = given.get("calibration")
     if isinstance(calibration, dict):
         given["calibration"] = {"false_alarm_rate": None, **calibration}
@@ -345,11 +349,13 @@ def read_config(raw: ConfigDict | Mapping[str, Any]) -> Config:
 
 
 def read_distillation(raw: ConfigDict | Mapping[str, Any]) -> DistillationConfig:
-    """Reads a distillation's configuration; the errors are those of `read_config`."""
+    """Converts a distillation's configuration; raises the errors of `read_config`."""
     given = _plain(raw)
     for name in ("images", "backbone"):
         if name not in given:
-            raise InputError(f"configuration: has no {name!r}, expected one of a distillation")
+            raise InputError(
+                f"configuration: has no field {name!r}, expected that of a distillation"
+            )
     return _read(DistillationConfig, given)
 
 
@@ -376,12 +382,12 @@ def _read(kind: type[Section], given: Mapping[str, Any]) -> Section:
 
 
 def as_dict(config: Config | DistillationConfig) -> dict[str, Any]:
-    """The fields as plain values, sections as dictionaries: what is kept as JSON."""
+    """The fields as plain values and nested dictionaries, for JSON files."""
     return dataclasses.asdict(config)
 
 
 def config_dict(config: Config | DistillationConfig) -> ConfigDict:
-    """The fields as a configuration of `ml_collections`, whose flags can change them."""
+    """The fields as a configuration of `ml_collections`, for command-line flags."""
     return ConfigDict(as_dict(config))
 
 
@@ -389,11 +395,11 @@ AnyConfig = TypeVar("AnyConfig", Config, DistillationConfig)
 
 
 def replace(config: AnyConfig, changes: Mapping[str, Any]) -> AnyConfig:
-    """The configuration with other values of some fields.
+    """A copy of a configuration with some fields changed.
 
     Args:
-      config: stays as it is.
-      changes: values by the names of fields, such as 'seed' or 'losses.p_hard'.
+      config: is not modified.
+      changes: new values by field, such as 'seed' or 'losses.p_hard'.
 
     Raises:
       InputError: as `read_config`.

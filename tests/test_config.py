@@ -1,4 +1,4 @@
-"""Configurations: the paper's constants, every range, and what the door refuses."""
+"""Configurations: the paper's constants, every range, and the values that are refused."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_a_value_out_of_range_is_refused_by_name(field, value):
 
 
 def test_every_number_and_choice_of_a_training_has_a_range():
-    """Paths, names and switches have none."""
+    """Paths, names and booleans have none."""
     without = {name for name, value in names(Config()) if isinstance(value, bool)}
     without |= {"category", "teacher", "pretraining_images"}
     without |= {"dataset.name", "dataset.root", "dataset.data_dir"}
@@ -82,7 +82,7 @@ def test_every_number_and_choice_of_a_training_has_a_range():
         ({"calibration": {"q_a": 0.999}}, "config.calibration.q_a = 0.999: expected at least 0"),
     ],
 )
-def test_what_is_no_configuration_is_refused_in_one_line(change, message):
+def test_a_wrong_field_or_value_is_refused_in_one_line(change, message):
     given = as_dict(Config())
     for name, value in change.items():
         if isinstance(value, dict):
@@ -95,21 +95,21 @@ def test_what_is_no_configuration_is_refused_in_one_line(change, message):
     assert "\n" not in str(refused.value)
 
 
-def test_a_configuration_of_something_else_is_refused():
-    with pytest.raises(InputError, match="has no 'category', expected one of a training"):
+def test_a_configuration_of_another_kind_is_refused():
+    with pytest.raises(InputError, match="has no field 'category', expected that of a training"):
         read_config(as_dict(DistillationConfig()))
-    with pytest.raises(InputError, match="has no 'images', expected one of a distillation"):
+    with pytest.raises(InputError, match="has no field 'images', expected that of a distillation"):
         read_distillation(as_dict(Config()))
 
 
-def test_whole_numbers_are_taken_for_fractions():
+def test_integers_are_accepted_as_floats():
     given = as_dict(Config())
     given["train"]["feature_cache_gb"] = 2
     assert read_config(given) == Config()
 
 
 @pytest.mark.parametrize("config", [Config(), recipes.folder(), recipes.elpv("poly")])
-def test_what_is_kept_as_json_is_read_back(config):
+def test_a_configuration_in_json_is_read_back(config):
     assert read_config(json.loads(json.dumps(as_dict(config)))) == config
     assert read_config(config_dict(config)) == config
 
@@ -126,7 +126,7 @@ def test_files_under_configs_choose_among_the_recipes():
 
 
 def test_the_paper_s_constants():
-    """Algorithm 1 and Algorithm 3, written down once more."""
+    """The constants of Algorithms 1 and 3, independent of the defaults."""
     train, losses, calibration = Config().train, Config().losses, Config().calibration
     assert (train.steps, train.learning_rate, train.weight_decay) == (70_000, 1e-4, 1e-5)
     assert (train.batch_size, int(train.decay_at * train.steps)) == (1, 66_500)
