@@ -53,12 +53,28 @@ def completed_files(
     Raises:
       InputError: the folder does not exist, cannot be read, or is removed.
     """
+    yielded = set(seen)
+    pending: dict[Path, tuple[Arrival | None, float]] = {}
+    for candidates in _changed_images(folder, stopped, polling):
+        for path in candidates:
+            if not _is_ignored(path, folder):
+                pending.setdefault(path, (None, 0.0))
+        for arrival in _settled(pending, settle):
+            if arrival not in yielded:
+                yielded.add(arrival)
+                yield arrival
+            if stopped():
+                return
+
+
+def _changed_images(
+    folder: Path, stopped: Callable[[], bool], polling: bool
+) -> Iterator[list[Path]]:
+    """Yields all files first, and then at each check those that have changed since the last one."""
     # `watchfiles` comes with the extra `watch`.
     from watchfiles import watch
 
     find_images(folder)  # Raises InputError where `watch` would raise errors of its own.
-    yielded = set(seen)
-    pending: dict[Path, tuple[Arrival | None, float]] = {}
 
     class Stop:
         def is_set(self) -> bool:
@@ -75,26 +91,15 @@ def completed_files(
         force_polling=polling or None,
     )
     # The existing files are listed after the watch has begun, so that no file is missed.
-    candidates = None
+    is_first = True
     for changed in changes:
         if not folder.is_dir():
             raise InputError(
                 f"image folder {folder}: is gone, expected it to exist during a watch; restore it "
                 "and start the watch again"
             )
-        if candidates is None:
-            candidates = find_images(folder)
-        else:
-            candidates = _images_among([Path(name) for _, name in changed])
-        for path in candidates:
-            if not _is_ignored(path, folder):
-                pending.setdefault(path, (None, 0.0))
-        for arrival in _settled(pending, settle):
-            if arrival not in yielded:
-                yielded.add(arrival)
-                yield arrival
-            if stopped():
-                return
+        yield find_images(folder) if is_first else _images_among([Path(p) for _, p in changed])
+        is_first = False
 
 
 def _images_among(changed: list[Path]) -> list[Path]:

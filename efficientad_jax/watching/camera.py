@@ -66,12 +66,7 @@ def camera_frames(
     cv2 = _opencv()
     name = public_name(source)
     is_file = Path(source).is_file()
-    capture = _opened(cv2, source)
-    if capture is None:
-        raise InputError(
-            f"source {name}: OpenCV cannot open it, expected a camera's device, the address of a "
-            "stream or a video file; check that it exists and is readable"
-        )
+    capture = _open(cv2, source)
     start = due = 0.0
     count = 0
     wait = _FIRST_WAIT
@@ -85,7 +80,7 @@ def camera_frames(
                     report_error(f"source {name}: no more frames, opening it again")
                 _pause(wait, stopped, sleep)
                 wait = min(2 * wait, _LONGEST_WAIT)
-                capture = _opened(cv2, source)
+                capture = _try_to_open(cv2, source)
                 continue
             now = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if is_file else time.monotonic()
             if count and now < due:
@@ -124,7 +119,22 @@ def _opencv() -> ModuleType:
     return cv2
 
 
-def _opened(cv2: ModuleType, source: str) -> Any:
+def _open(cv2: ModuleType, source: str) -> Any:
+    """A `cv2.VideoCapture`.
+
+    Raises:
+      InputError: the source cannot be opened.
+    """
+    capture = _try_to_open(cv2, source)
+    if capture is None:
+        raise InputError(
+            f"source {public_name(source)}: OpenCV cannot open it, expected a camera's device, the "
+            "address of a stream or a video file; check that it exists and is readable"
+        )
+    return capture
+
+
+def _try_to_open(cv2: ModuleType, source: str) -> Any:
     """A `cv2.VideoCapture`, None if the source cannot be opened."""
     capture = cv2.VideoCapture(source)
     if capture.isOpened():

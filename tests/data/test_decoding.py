@@ -23,7 +23,7 @@ SIXTEEN_BITS[0, :2] = 0, 65535
 
 
 def with_alpha(pixels: np.ndarray) -> np.ndarray:
-    """Adds a channel of transparency that would change the colours if it were applied."""
+    """Adds a channel of transparency that would change the colors if it were applied."""
     alpha = np.arange(35, dtype=np.uint8).reshape(7, 5, 1) * 7
     return np.concatenate([pixels.reshape(7, 5, -1), alpha], axis=-1)
 
@@ -63,9 +63,9 @@ def png_of_size(width: int, height: int) -> bytes:
 )
 def test_modes_give_rgb(image: Image.Image, expected: np.ndarray) -> None:
     for source in (image, encoded(image, "PNG")):
-        found = decode_image(source)
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, expected)
+        decoded = decode_image(source)
+        assert decoded.dtype == np.uint8
+        np.testing.assert_array_equal(decoded, expected)
 
 
 def test_palette_is_looked_up_and_its_transparency_dropped() -> None:
@@ -109,9 +109,9 @@ def test_sixteen_bits_are_rounded_to_eight(file_format: str) -> None:
     ],
 )
 def test_arrays_give_rgb(array: np.ndarray, expected: np.ndarray) -> None:
-    found = decode_image(array)
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, expected)
+    decoded = decode_image(array)
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, expected)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_exif_rotation_is_carried_out(orientation: int, expected: np.ndarray) ->
 
 
 def test_first_frame_of_an_animation_is_taken() -> None:
-    frames = [Image.new("RGB", (4, 3), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [Image.new("RGB", (4, 3), color) for color in ((255, 0, 0), (0, 255, 0))]
     for file_format in ("GIF", "WEBP", "TIFF"):
         options = {"lossless": True} if file_format == "WEBP" else {}
         source = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
@@ -262,9 +262,9 @@ def test_mask_is_true_where_the_file_is_not_zero(dtype: type) -> None:
     stored = marked.astype(dtype)
     np.testing.assert_array_equal(decode_mask(stored), marked)
     source = encoded(Image.fromarray(stored), "TIFF")
-    found = decode_mask(source)
-    assert found.dtype == np.bool_
-    np.testing.assert_array_equal(found, marked)
+    decoded = decode_mask(source)
+    assert decoded.dtype == np.bool_
+    np.testing.assert_array_equal(decoded, marked)
 
 
 def test_mask_ignores_transparency() -> None:
@@ -292,8 +292,8 @@ def test_resize_is_bilinear_with_antialiasing(height: int, width: int) -> None:
     image = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
     rows, columns = triangle_weights(20, height), triangle_weights(30, width)
     expected = np.einsum("ia,jb,abc->ijc", rows, columns, image.astype(float))
-    found = resize_image(image, height, width)
-    assert found.shape == (height, width, 3)
-    assert found.dtype == np.uint8
+    decoded = resize_image(image, height, width)
+    assert decoded.shape == (height, width, 3)
+    assert decoded.dtype == np.uint8
     # Pillow rounds after each of the two directions.
-    assert np.abs(found - expected).max() <= 1.05
+    assert np.abs(decoded - expected).max() <= 1.05

@@ -118,10 +118,10 @@ def test_unknown_category_lists_the_known_ones(tmp_path: Path) -> None:
 
 def test_files_are_loaded_in_the_order_given(root: Path) -> None:
     paths = [root / f"train/good/{i}.png" for i in (7, 2, 9, 0)]
-    found = load_images(paths, (8, 12))
-    assert found.dtype == np.uint8
+    loaded = load_images(paths, (8, 12))
+    assert loaded.dtype == np.uint8
     expected = [resize_image(decode_image(path), 8, 12) for path in paths]
-    np.testing.assert_array_equal(found, np.stack(expected))
+    np.testing.assert_array_equal(loaded, np.stack(expected))
 
 
 def test_broken_file_is_named(root: Path) -> None:

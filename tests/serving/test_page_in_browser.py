@@ -88,9 +88,9 @@ def test_chosen_images_get_score_verdict_and_heat_map(page, files, detector):
     assert set(texts_of_cards(page, ".verdict")) == {"anomalous", "normal"}
     assert page.run(STATUS) == "3 done."
     boxes = page.run(
-        """[...document.querySelectorAll(".picture img")].map((one) => {
-        const box = one.getBoundingClientRect();
-        return [one.naturalWidth, one.naturalHeight, box.x, box.y, box.width, box.height]; })"""
+        """[...document.querySelectorAll(".picture img")].map((image) => {
+        const box = image.getBoundingClientRect();
+        return [image.naturalWidth, image.naturalHeight, box.x, box.y, box.width, box.height]; })"""
     )
     assert len(boxes) == 6
     for image, heat in zip(boxes[::2], boxes[1::2], strict=True):

@@ -82,16 +82,16 @@ def test_maps_as_npy_and_png_have_the_size_of_the_image(address, detector):
     by_query = post(address, encoded(pixels), "?map=npy", headers={"Accept": "application/json"})
     assert by_header.content == by_query.content
     assert by_query.headers["content-type"] == "application/x-npy"
-    found = np.load(io.BytesIO(by_query.content))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected.anomaly_map, atol=1e-5)
+    anomaly_map = np.load(io.BytesIO(by_query.content))
+    assert anomaly_map.dtype == np.float32
+    np.testing.assert_allclose(anomaly_map, expected.anomaly_map, atol=1e-5)
     assert json.loads(by_query.headers["X-Anomaly-Score"]) == pytest.approx(expected.score)
     assert json.loads(by_query.headers["X-Anomaly-Verdict"]) is None
 
     answer = post(address, encoded(pixels), "?map=png")
     assert answer.headers["content-type"] == "image/png"
     shown = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGBA"))
-    np.testing.assert_array_equal(shown, palette()[color_indices(found, LOW, HIGH)])
+    np.testing.assert_array_equal(shown, palette()[color_indices(anomaly_map, LOW, HIGH)])
     assert len(np.unique(shown)) > 10
 
 

@@ -68,10 +68,10 @@ def masks(split: ImageSet) -> dict[str, np.ndarray]:
 
 
 def assert_masks(split: ImageSet, expected: dict[str, Path]) -> None:
-    found = masks(split)
-    assert found.keys() == expected.keys()
+    loaded = masks(split)
+    assert loaded.keys() == expected.keys()
     for name, path in expected.items():
-        np.testing.assert_array_equal(found[name], marked(path))
+        np.testing.assert_array_equal(loaded[name], marked(path))
 
 
 def test_images_are_those_of_the_files(name: str, tree: Path, tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_mvtec_loco(tmp_path: Path) -> None:
     areas = [[area for _, area in regions] for regions in test.regions]
     # 20 pixels saturate at 7; 20 and 3 at 7 and 3; half of 9 is rounded down, as officially.
     assert areas == [[], [7.0], [7.0, 3.0], [4.0]]
-    for found, expected in zip(test.regions[2], two, strict=True):
-        np.testing.assert_array_equal(found[0], expected)
+    for loaded, expected in zip(test.regions[2], two, strict=True):
+        np.testing.assert_array_equal(loaded[0], expected)
     # The mask of a single defect is the image's mask, stored once.
     assert test.regions[1][0][0] is test.masks[1]
     assert train.regions == [[]] * 3
@@ -235,10 +235,10 @@ def test_published_archive_is_downloaded_once(
 
 def test_archive_of_the_user_is_extracted(name: str, tree: Path, tmp_path: Path) -> None:
     archive = pack(tree, tmp_path / "mine/archive.tar.gz", "folder")
-    found = load(name, archive, tmp_path)
+    loaded = load(name, archive, tmp_path)
     expected = load(name, tree, tmp_path / "from the folder")
-    assert found.test.names == expected.test.names
-    np.testing.assert_array_equal(found.test.images, expected.test.images)
+    assert loaded.test.names == expected.test.names
+    np.testing.assert_array_equal(loaded.test.images, expected.test.images)
     assert archive.is_file()
 
 
