@@ -16,7 +16,6 @@ from absl import flags
 from jaxtyping import Bool, Float32
 from scipy import ndimage
 
-from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.region_overlap import PRO_LIMIT, pro_curve
 from experiments import run
 
@@ -28,10 +27,8 @@ Maps = list[Float32[np.ndarray, "_ _"]]
 Masks = list[Bool[np.ndarray, "_ _"]]
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Prints areas, times and the highest use of memory."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     maps, masks = _synthetic_maps(_MAPS.value, _SIDE.value)
     held = _peak_gb()
     print(f"{len(maps)} maps of {_SIDE.value} x {_SIDE.value} pixels")

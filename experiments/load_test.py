@@ -51,10 +51,8 @@ class _Sample(NamedTuple):
     score: float
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     if bool(_URL.value) == bool(_DETECTOR.value):
         raise InputError("expected either --url or --detector")
     with contextlib.ExitStack() as stack:

@@ -21,7 +21,6 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration, DetectorParams, jitted_detect
 from efficientad_jax.detection.map_normalization import MapQuantiles
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.errors import InputError
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string("detector", "", "a folder that experiments.train left")
@@ -34,10 +33,8 @@ _CHANNELS = flags.DEFINE_integer("channels", 32, "without --detector: the teache
 _BATCH = 8
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     detector = Detector.load(_DETECTOR.value) if _DETECTOR.value else _random_detector()
     rng = np.random.default_rng(0)
     sizes = rng.integers(64, 512, (_SIZES.value, 2))

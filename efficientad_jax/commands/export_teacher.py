@@ -1,18 +1,20 @@
-"""Writes a teacher as the state dict of a PyTorch module: the way back of `import_teacher`.
+"""Converts a teacher to the state dict of a PyTorch module: the inverse of `import-teacher`.
 
-    python -m experiments.export_teacher teacher.safetensors teacher_small.safetensors
-    python -m experiments.export_teacher --layout=named teacher.safetensors teacher_small.pth
+    efficientad export-teacher teacher.safetensors teacher_small.safetensors
+    efficientad export-teacher teacher.safetensors teacher_small.pth --layout=named
 
-In PyTorch, `module.load_state_dict(safetensors.torch.load_file(...))`, or `torch.load(...)` of a
-file ending in .pth or .pt, which needs PyTorch to be written.
+In PyTorch, load it by `module.load_state_dict(safetensors.torch.load_file(...))`, or by
+`torch.load(...)` if the name ends in .pth or .pt. Such a file can be written only if PyTorch is
+installed.
 """
 
+import argparse
 import importlib
 import io
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
-from absl import flags
+import numpy as np
 from safetensors.numpy import save
 
 from efficientad_jax.errors import InputError
@@ -20,34 +22,36 @@ from efficientad_jax.networks.pdn import Size
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.networks.torch_teacher import Layout, torch_state_dict
 from efficientad_jax.storage.atomic import write_atomically
-from experiments import run
-
-_LAYOUT = flags.DEFINE_enum(
-    "layout", "sequential", get_args(Layout), "keys '0.weight' or 'conv1.weight'"
-)
-_SIZE = flags.DEFINE_enum("size", "small", get_args(Size), "size of the teacher")
 
 
-def main(argv: list[str]) -> int:
-    """Exports; an empty TEACHER is the one in the package."""
-    if len(argv) != 3:
-        raise InputError(f"{len(argv) - 1} arguments: expected two, TEACHER OUT")
-    source, target = argv[1], Path(argv[2])
-    teacher = load_teacher(source, cast(Size, _SIZE.value))
-    state = torch_state_dict(teacher, cast(Layout, _LAYOUT.value))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the arguments."""
+    add = parser.add_argument
+    add("source", metavar="TEACHER", help="the teacher's file, '' for the one in the package")
+    add("target", metavar="FILE", type=Path, help="file ending in .safetensors, .pth or .pt")
+    add(
+        "--layout",
+        default="sequential",
+        choices=get_args(Layout),
+        help="keys like '0.weight' or like 'conv1.weight' (default: %(default)s)",
+    )
+    add(
+        "--size",
+        default="small",
+        choices=get_args(Size),
+        help="size of the teacher (default: %(default)s)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exports the teacher."""
+    target = options.target
+    teacher = load_teacher(options.source, options.size)
+    state = torch_state_dict(teacher, options.layout)
     if target.suffix == ".safetensors":
         content = save(state)
     elif target.suffix in (".pth", ".pt"):
-        try:
-            torch = importlib.import_module("torch")
-        except ImportError as error:
-            raise InputError(
-                f"{target}: needs PyTorch to be written; pip install torch, or give a name that "
-                "ends in .safetensors"
-            ) from error
-        buffer = io.BytesIO()
-        torch.save({name: torch.from_numpy(value) for name, value in state.items()}, buffer)
-        content = buffer.getvalue()
+        content = _torch_bytes(target, state)
     else:
         raise InputError(f"{target}: expected a name that ends in .safetensors, .pth or .pt")
     write_atomically(target, content)
@@ -55,5 +59,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    run(main)
+def _torch_bytes(target: Path, state: dict[str, np.ndarray]) -> bytes:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise InputError(
+            f"{target}: needs PyTorch to be written; pip install torch, or give a name that "
+            "ends in .safetensors"
+        ) from error
+    buffer = io.BytesIO()
+    torch.save({name: torch.from_numpy(value) for name, value in state.items()}, buffer)
+    return buffer.getvalue()

@@ -1,64 +1,79 @@
-"""Detects anomalies in images: a heat map beside each image, and a CSV file of scores.
+"""Scores images: a heat map next to each image, and a CSV file of scores.
 
-    python -m experiments.predict --detector=runs/elpv_mono/detector IMAGE_OR_FOLDER...
+    efficientad predict DETECTOR IMAGE_OR_FOLDER...
+    efficientad predict DETECTOR IMAGES --output=FOLDER --false-alarm-rate=0.05
+    efficientad predict DETECTOR LARGE_IMAGES --tile
 
-`photo.jpg` gets `photo_heatmap.png` beside it, or in --output with the images' folders below it.
-The column `anomalous` is 1 where the score reaches the detector's threshold, or the one for
---false_alarm_rate. With --tile images are not resized, but cut into tiles of the input's size.
-An image that cannot be read is named; the others are done, and the exit status is 1.
+`photo.jpg` gets `photo_heatmap.png` next to it, or in --output with the images' folders below it.
+The column `anomalous` of the CSV file is 1 if the score reaches the detector's threshold, or the
+threshold for --false-alarm-rate. With --tile images are not resized, but cut into tiles of the
+input's size. An image that cannot be read is reported; the others are scored, and the exit status
+is 1.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
-from absl import flags
-
+from efficientad_jax.commands.command_line import add_detector, print_error
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
 from efficientad_jax.detection.threshold import describe
 from efficientad_jax.detection.tiling import chosen_overlap
 from efficientad_jax.errors import InputError
-from experiments import run
-
-_DETECTOR = flags.DEFINE_string(
-    "detector", None, "a folder that experiments.train left", required=True
-)
-_OUTPUT = flags.DEFINE_string("output", "", "folder for the pictures, default: beside the images")
-_SCORES = flags.DEFINE_string("scores", "scores.csv", "CSV file to write, in --output if given")
-_LOW = flags.DEFINE_float("low", LOW, "value of a map that gets the first colour")
-_HIGH = flags.DEFINE_float("high", HIGH, "value of a map that gets the last colour")
-_RATE = flags.DEFINE_float("false_alarm_rate", None, "wanted, default: the detector's own")
-_TILE = flags.DEFINE_bool("tile", False, "cut images into tiles instead of resizing them")
-_OVERLAP = flags.DEFINE_integer("overlap", None, "of tiles, in pixels")
 
 
-def main(argv: list[str]) -> int:
-    """Predicts."""
-    if len(argv) < 2:
-        raise InputError("no images given: expected files or folders as arguments")
-    if not _LOW.value < _HIGH.value:
-        raise InputError(f"--low={_LOW.value} --high={_HIGH.value}: expected low below high")
-    if _OVERLAP.value is not None and not _TILE.value:
-        raise InputError(f"--overlap={_OVERLAP.value}: is of tiles, expected --tile with it")
-    detector = Detector.load(_DETECTOR.value)
-    if _RATE.value is not None:
-        detector = detector.with_threshold(_RATE.value)
-    overlap = chosen_overlap(detector.spec, _OVERLAP.value) if _TILE.value else None
-    output = Path(_OUTPUT.value) if _OUTPUT.value else None
-    scores = (output or Path()) / _SCORES.value
-    tasks, failed = plan_pictures([Path(argument) for argument in argv[1:]], output, _complain)
-    unread = predict_files(detector, tasks, scores, _LOW.value, _HIGH.value, _complain, overlap)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the arguments."""
+    add_detector(parser)
+    add = parser.add_argument
+    add("images", metavar="IMAGE", nargs="+", type=Path, help="an image or a folder of images")
+    add("--output", metavar="FOLDER", type=Path, help="folder for the heat maps (default: next to the images)")
+    add(
+        "--scores",
+        metavar="FILE",
+        default="scores.csv",
+        help="CSV file to write, in --output if that is given (default: %(default)s)",
+    )
+    add(
+        "--low",
+        default=LOW,
+        type=float,
+        help="value of an anomaly map that gets the first color (default: %(default)s)",
+    )
+    add(
+        "--high",
+        default=HIGH,
+        type=float,
+        help="value of an anomaly map that gets the last color (default: %(default)s)",
+    )
+    add(
+        "--false-alarm-rate",
+        metavar="RATE",
+        type=float,
+        help="choose the threshold for this rate, in (0, 1) (default: the detector's threshold)",
+    )
+    add("--tile", action="store_true", help="cut images into tiles instead of resizing them")
+    add("--overlap", metavar="PIXELS", type=int, help="overlap of tiles")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Scores the images; returns 1 if some could not be read, else 0."""
+    if not options.low < options.high:
+        raise InputError(f"--low={options.low} --high={options.high}: expected low below high")
+    if options.overlap is not None and not options.tile:
+        raise InputError(f"--overlap={options.overlap}: is of tiles, expected --tile with it")
+    detector = Detector.load(options.detector)
+    if options.false_alarm_rate is not None:
+        detector = detector.with_threshold(options.false_alarm_rate)
+    overlap = chosen_overlap(detector.spec, options.overlap) if options.tile else None
+    scores = (options.output or Path()) / options.scores
+    tasks, failed = plan_pictures(options.images, options.output, print_error)
+    unread = predict_files(
+        detector, tasks, scores, options.low, options.high, print_error, overlap
+    )
     if detector.threshold is not None:
-        rates = "; these rates are those of one tile" if _TILE.value else ""
+        rates = "; these rates are those of one tile" if options.tile else ""
         print(f"threshold {describe(detector.threshold)}{rates}")
     print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")
     return 1 if failed + unread else 0
-
-
-def _complain(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    run(main)
