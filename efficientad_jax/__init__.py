@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from efficientad_jax.detection.detector import Detection, Detector
-    from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles, normalize_map
+    from efficientad_jax.detection.map_normalization import (
+        MapQuantiles,
+        map_quantiles,
+        normalize_map,
+    )
     from efficientad_jax.detection.threshold import Threshold, choose_threshold
     from efficientad_jax.detection.tiling import detect_tiled
     from efficientad_jax.errors import InputError

@@ -64,7 +64,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise
         suggestion = re.search('Did you mean "(.*?)"', str(error))
         hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
-        raise InputError(f"{_unknown_field(argv)}: no such field{hint}") from error
+        raise InputError(f"{_unknown_field(error, argv)}: no such field{hint}") from error
     return arguments
 
 
@@ -79,9 +79,14 @@ def _is_of_a_flag(error: Exception) -> bool:
     return all(parsers & set(Path(frame.filename).parts) for frame in frames)
 
 
-def _unknown_field(argv: Sequence[str]) -> str:
-    """The flag at which ml_collections failed: the first whose field it has not defined."""
-    fields = [argument for argument in argv if re.match(r"--?config\.", argument)]
-    defined = set(flags.FLAGS)
-    unknown = (f for f in fields if f.lstrip("-").partition("=")[0] not in defined)
-    return next(unknown, "--config")
+def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
+    """The flag at which ml_collections failed.
+
+    It has not defined a flag for the field, and the error names a part of the field, if anything.
+    """
+    flags_of_fields = [argument for argument in argv if re.match(r"--?config\.", argument)]
+    paths = {flag: flag.lstrip("-").partition("=")[0] for flag in flags_of_fields}
+    undefined = [flag for flag, path in paths.items() if path not in set(flags.FLAGS)]
+    name = re.search(r"'(\w+)\\?'", str(error))
+    named = [flag for flag in undefined if name and name[1] in paths[flag].split(".")]
+    return next(iter(named or undefined), "--config")

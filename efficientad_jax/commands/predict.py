@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_detector(parser)
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+", type=Path, help="an image or a folder of images")
-    add("--output", metavar="FOLDER", type=Path, help="folder for the heat maps (default: next to the images)")
+    add(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        help="folder for the heat maps (default: next to the images)",
+    )
     add(
         "--scores",
         metavar="FILE",
@@ -69,9 +74,7 @@ def run(options: argparse.Namespace) -> int:
     overlap = chosen_overlap(detector.spec, options.overlap) if options.tile else None
     scores = (options.output or Path()) / options.scores
     tasks, failed = plan_pictures(options.images, options.output, print_error)
-    unread = predict_files(
-        detector, tasks, scores, options.low, options.high, print_error, overlap
-    )
+    unread = predict_files(detector, tasks, scores, options.low, options.high, print_error, overlap)
     if detector.threshold is not None:
         rates = "; these rates are those of one tile" if options.tile else ""
         print(f"threshold {describe(detector.threshold)}{rates}")

@@ -30,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = Options()
     add = parser.add_argument
     add("--source", required=True, help="a folder, a camera's address or device, or a video file")
-    add("--output", metavar="FOLDER", required=True, type=Path, help="folder for results.jsonl and heat maps")
+    add(
+        "--output",
+        metavar="FOLDER",
+        required=True,
+        type=Path,
+        help="folder for results.jsonl and heat maps",
+    )
     add(
         "--every",
         default=defaults.every,

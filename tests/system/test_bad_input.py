@@ -20,7 +20,7 @@ from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
 from efficientad_jax.detection.spec import DetectorSpec, abstract_params
 from tests.helpers.bad_images import ANYTHING, RGB, WHOLE_OR_REFUSED, cases, encoded
-from tests.helpers.command import command
+from tests.helpers.command import efficientad
 
 CASES = cases()
 
@@ -152,7 +152,7 @@ def detector():
 def test_the_predict_command_goes_through_all_of_them(corpus, detector, tmp_path):
     detector.save(tmp_path / "detector")
     output = tmp_path / "output"
-    result = command("predict", f"--detector={tmp_path / 'detector'}", f"--output={output}", corpus)
+    result = efficientad("predict", tmp_path / "detector", f"--output={output}", corpus)
     assert result.returncode == 1, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in result.stderr
