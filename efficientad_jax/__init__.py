@@ -3,15 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from efficientad_jax.detection.detector import Detection, Detector
-from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles, normalize_map
-from efficientad_jax.detection.threshold import Threshold, choose_threshold
-from efficientad_jax.detection.tiling import detect_tiled
-from efficientad_jax.errors import InputError
-from efficientad_jax.networks.autoencoder import Autoencoder
-from efficientad_jax.networks.pdn import PatchDescriptionNetwork
-
 if TYPE_CHECKING:
+    from efficientad_jax.detection.detector import Detection, Detector
+    from efficientad_jax.detection.map_normalization import (
+        MapQuantiles,
+        map_quantiles,
+        normalize_map,
+    )
+    from efficientad_jax.detection.threshold import Threshold, choose_threshold
+    from efficientad_jax.detection.tiling import detect_tiled
+    from efficientad_jax.errors import InputError
+    from efficientad_jax.networks.autoencoder import Autoencoder
+    from efficientad_jax.networks.pdn import PatchDescriptionNetwork
     from efficientad_jax.training.losses import hard_feature_loss
 
     __version__: str
@@ -31,22 +34,35 @@ __all__ = [
     "normalize_map",
 ]
 
-# Where the names are that only a training needs: loaded when they are first asked for, so that a
-# detector at work starts without the code of its training.
-_OF_TRAINING = {"hard_feature_loss": "efficientad_jax.training.losses"}
+# The module of each public name, imported at the first use of the name: the command line prints its
+# help without JAX, and a detector is used without the code of the training.
+_MODULES = {
+    "Autoencoder": "networks.autoencoder",
+    "Detection": "detection.detector",
+    "Detector": "detection.detector",
+    "InputError": "errors",
+    "MapQuantiles": "detection.map_normalization",
+    "PatchDescriptionNetwork": "networks.pdn",
+    "Threshold": "detection.threshold",
+    "choose_threshold": "detection.threshold",
+    "detect_tiled": "detection.tiling",
+    "hard_feature_loss": "training.losses",
+    "map_quantiles": "detection.map_normalization",
+    "normalize_map": "detection.map_normalization",
+}
 
 
 # Hidden from type checkers, which would take any name for one of the package's.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Loads a name of `_OF_TRAINING`, or the version, at its first use.
+        """Imports a public name, or reads the version, at its first use.
 
         Raises:
           AttributeError: there is no such name.
         """
-        if name in _OF_TRAINING:
-            value = getattr(import_module(_OF_TRAINING[name]), name)
+        if name in _MODULES:
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
         elif name == "__version__":
             value = _version()
         else:

@@ -31,7 +31,7 @@ class InputError(_OneLineError, ValueError):
     """Something given from outside (a file, a folder, a configuration) cannot be used.
 
     The message is one line: what it is about, what was found, what was expected and what to do.
-    The commands in `experiments` print it alone, without a traceback, and exit with status 2.
+    Commands print only this line, without a traceback, and exit with status 2.
     """
 
 

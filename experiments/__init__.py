@@ -1,21 +1,92 @@
-"""The commands: thin entry points over `efficientad_jax`, one a file."""
+"""The commands that make and measure detectors, one per file, run from a checkout.
 
-from collections.abc import Callable
+What uses a detector is installed with the package: see `efficientad --help`.
+"""
+
+import re
+import traceback
+from collections.abc import Callable, Sequence
 from logging import Formatter
+from pathlib import Path
 
-from absl import app, logging
+from absl import app, flags, logging
 
+from efficientad_jax.errors import InputError
 from efficientad_jax.runs.signals import one_line_endings
 from efficientad_jax.storage.cache import keep_compiled_programs
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs a command; what a user can cause ends it with one line and a status of its own.
+def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
+    """Runs a command. An error that a user can cause ends the process with one line on stderr.
 
-    The status is 2 for what cannot be used or written, 130 after Ctrl-C and 75 after SIGTERM.
+    Args:
+      main: the command; returns the exit status, None for 0.
+      takes_arguments: whether `main` is called with a list of the arguments that are no flags;
+        otherwise such arguments are refused.
+
+    Raises:
+      SystemExit: with the status of `main`, 2 if flags or files cannot be used, 130 after Ctrl-C
+        and 75 after SIGTERM.
     """
+
+    def call_main(argv: list[str]) -> int | None:
+        if takes_arguments:
+            return main(argv[1:])
+        if len(argv) > 1:
+            raise InputError(f"unexpected argument {argv[1]!r}: expected flags only")
+        return main()
+
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
     with one_line_endings():
         keep_compiled_programs()
-        app.run(main)
+        app.run(call_main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags, and returns the program's name and the arguments that are no flags.
+
+    Raises:
+      InputError: a flag or a field of the configuration does not exist, is missing or has a value
+        that cannot be used.
+    """
+    try:
+        arguments = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            # Any access to a configuration without a file raises OSError.
+            getattr(flags.FLAGS.config, "lock", None)
+    except flags.Error as error:
+        raise InputError(f"{' '.join(str(error).split())} (--help lists the flags)") from error
+    except OSError as error:
+        raise InputError(f"--config: {str(error).splitlines()[-1].strip()}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        if not _is_of_a_flag(error):
+            raise
+        suggestion = re.search('Did you mean "(.*?)"', str(error))
+        hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
+        raise InputError(f"{_unknown_field(error, argv)}: no such field{hint}") from error
+    return arguments
+
+
+def _is_of_a_flag(error: Exception) -> bool:
+    """Whether a flag caused the error, and not a mistake in the file of a configuration.
+
+    ml_collections raises the same errors for both. Code of the file is in the traceback only if
+    the file was running.
+    """
+    _, *frames = traceback.extract_tb(error.__traceback__)
+    parsers = {"absl", "ml_collections"}
+    return all(parsers & set(Path(frame.filename).parts) for frame in frames)
+
+
+def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
+    """The flag at which ml_collections failed.
+
+    It has not defined a flag for the field, and the error names a part of the field, if anything.
+    """
+    flags_of_fields = [argument for argument in argv if re.match(r"--?config\.", argument)]
+    paths = {flag: flag.lstrip("-").partition("=")[0] for flag in flags_of_fields}
+    undefined = [flag for flag, path in paths.items() if path not in set(flags.FLAGS)]
+    name = re.search(r"'(\w+)\\?'", str(error))
+    named = [flag for flag in undefined if name and name[1] in paths[flag].split(".")]
+    return next(iter(named or undefined), "--config")

@@ -56,10 +56,8 @@ _ONLY = flags.DEFINE_multi_string("only", [], "implementations to compare with; 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Measures and writes the results."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags only")
     image_size = (_SIDE.value, _SIDE.value)
     sizes: Any = _SIZES.value
     installed = installed_peers()

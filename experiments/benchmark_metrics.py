@@ -10,7 +10,6 @@ is exact, as this project's is, and the usual one: it sorts all pixels.
 from absl import flags
 
 from efficientad_jax.benchmark.au_pro import time_au_pro
-from efficientad_jax.errors import InputError
 from experiments import run
 
 _MAPS = flags.DEFINE_integer("maps", 100, "number of maps, half with defects", lower_bound=2)
@@ -18,10 +17,8 @@ _SIDE = flags.DEFINE_integer("side", 1024, "height and width of the maps", lower
 _THRESHOLDS = flags.DEFINE_integer("thresholds", 100, "of the literal definition", lower_bound=2)
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Prints areas, times and the peak memory."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags only")
     for line in time_au_pro(_MAPS.value, _SIDE.value, _THRESHOLDS.value):
         print(line)
     return 0

@@ -15,7 +15,6 @@ from efficientad_jax import recipes
 from efficientad_jax.benchmark.side_by_side import time_side_by_side
 from efficientad_jax.config import LossConfig
 from efficientad_jax.convolution import ConvolutionMethod
-from efficientad_jax.errors import InputError
 from efficientad_jax.networks.pdn import LETTERS, Size
 from efficientad_jax.training.session import configured_optimizer
 from experiments import run
@@ -31,10 +30,8 @@ _CONVOLUTION = flags.DEFINE_enum(
 _PAPER = flags.DEFINE_bool("paper", True, "all losses; --nopaper: only the hard feature loss")
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Times and prints."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags only")
     size, convolution = cast(Size, _SIZE.value), cast(ConvolutionMethod, _CONVOLUTION.value)
     times = time_side_by_side(
         size,

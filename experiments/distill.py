@@ -17,7 +17,6 @@ from ml_collections import config_flags
 
 from efficientad_jax.config import read_distillation
 from efficientad_jax.distillation.loop import distil_teacher
-from efficientad_jax.errors import InputError
 from efficientad_jax.networks.teacher import save_teacher
 from efficientad_jax.runs.processes import is_first_process, join_processes
 from experiments import run
@@ -32,10 +31,8 @@ _PROCESSES = flags.DEFINE_integer("processes", 1, "how many processes there are"
 _PROCESS = flags.DEFINE_integer("process", 0, "which of them this is, from 0")
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Distils and writes `teacher.safetensors` into the work directory."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     config = read_distillation(_CONFIG.value)
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value)

@@ -18,7 +18,6 @@ from ml_collections import config_flags
 
 from efficientad_jax.config import DistillationConfig, read_distillation
 from efficientad_jax.distillation.loop import distil_teacher
-from efficientad_jax.errors import InputError
 from efficientad_jax.networks.teacher import save_teacher
 from experiments import run
 
@@ -33,10 +32,8 @@ _SHORT, _LONGER = 20, 220
 _PLANNED = 0.9
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Measures, plans, distills."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     deadline = time.monotonic() + 60 * _MINUTES.value
     workdir = Path(_WORKDIR.value)
     config = read_distillation(_CONFIG.value)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from absl import flags
 
-from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from experiments import run
 
@@ -19,10 +18,8 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Evaluates."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     print(evaluate_workdir(Path(_WORKDIR.value).absolute()))
     return 0
 

@@ -57,7 +57,7 @@ _INPUT_SIZE = (256, 256)
 _GRADIENT_SIDE, _GRADIENT_IMAGES, _GRADIENT_CHANNELS = 128, 8, 24
 
 
-def main(argv: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Draws one figure."""
     kinds = {
         "latency": _latency,
@@ -65,19 +65,19 @@ def main(argv: list[str]) -> int:
         "hard_features": _hard_features,
         "maps": _maps,
     }
-    if len(argv) < 2 or argv[1] not in kinds:
-        found = argv[1] if len(argv) > 1 else ""
-        raise InputError(f"figure {found!r}: expected one of {', '.join(kinds)}")
+    kind = arguments[0] if arguments else ""
+    if kind not in kinds:
+        raise InputError(f"figure {kind!r}: expected one of {', '.join(kinds)}")
     output = Path(_OUTPUT.value)
     check_figure_path(output)
-    save_figure(kinds[argv[1]](argv[2:]), output)
+    save_figure(kinds[kind](arguments[1:]), output)
     print(output)
     return 0
 
 
 def _latency(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     if arguments:
-        raise InputError(f"unexpected argument {arguments[0]!r}: expected flags alone")
+        raise InputError(f"unexpected argument {arguments[0]!r}: expected flags only")
     if not _TABLE.value and not _BENCHMARK.value:
         return draw_latency({}, "")
     if not _TABLE.value or not _BENCHMARK.value:
@@ -154,4 +154,4 @@ def _files(arguments: Sequence[str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, takes_arguments=True)

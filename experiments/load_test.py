@@ -28,10 +28,8 @@ _SECONDS = flags.DEFINE_float("seconds", 60, "duration", lower_bound=0)
 _MAX_IMAGES = 32
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs the load test and prints its result."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags only")
     if bool(_URL.value) == bool(_DETECTOR.value):
         raise InputError("expected either --url or --detector")
     if _IMAGES.value:

@@ -35,10 +35,8 @@ _SPACING = flags.DEFINE_integer("spacing", 1, "use every n-th patch in both dire
 _CHANNELS = 384
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Prints two lines."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     if (_TEACHER.value is None) == (_BACKBONE.value is None):
         raise InputError("give either --teacher or --backbone")
     config = read_config(_CONFIG.value)

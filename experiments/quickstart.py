@@ -15,7 +15,6 @@ from ml_collections import config_flags
 
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
-from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.fit import fit_detector
 from experiments import run
@@ -24,10 +23,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/elpv.py", lock_conf
 _WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/quickstart_CATEGORY")
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Trains and evaluates."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     start = time.monotonic()
     config = read_config(_CONFIG.value)
     dataset = load_configured_dataset(config)

@@ -61,10 +61,8 @@ _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark.json of experiments
 _TRAIN = flags.DEFINE_bool("train", True, "--notrain makes the table of the runs that are done")
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs and reports."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     number = int(_TABLE.value)
     base = read_config(_CONFIG.value)
     _check_unset(base)

@@ -15,7 +15,6 @@ from absl import flags
 
 from efficientad_jax.benchmark.soak import random_detector, run_soak
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.errors import InputError
 from experiments import run
 
 _DETECTOR = flags.DEFINE_string("detector", "", "folder of a detector; default: a random one")
@@ -26,10 +25,8 @@ _INPUT = flags.DEFINE_integer("input", 128, "without --detector: side of the inp
 _CHANNELS = flags.DEFINE_integer("channels", 32, "without --detector: the teacher's channels")
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs the soak test and prints its result."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags only")
     detector = (
         Detector.load(_DETECTOR.value)
         if _DETECTOR.value

@@ -17,7 +17,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.config import read_config
-from efficientad_jax.errors import InputError
 from efficientad_jax.runs.processes import join_processes
 from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.sweep.execution import carry_out
@@ -38,10 +37,8 @@ _PROCESSES = flags.DEFINE_integer("processes", 1, "how many processes there are"
 _PROCESS = flags.DEFINE_integer("process", 0, "which of them this is, from 0")
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Trains, evaluates and sums up."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     config = read_config(_CONFIG.value)
     runs = planned_runs(config, _CATEGORIES.value, _SEEDS.value)

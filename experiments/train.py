@@ -7,7 +7,6 @@ from ml_collections import config_flags
 
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
-from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector
 from experiments import run
 
@@ -18,10 +17,8 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Trains, going on where an earlier run of the same work directory stopped."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     config = read_config(_CONFIG.value)
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from efficientad_jax.commands import COMMANDS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "efficientad_jax"
 
@@ -41,6 +43,7 @@ PACKAGES = [
     "reproduction",
     "sweep",
     "figures",
+    "commands",
     "__main__",
 ]
 # Of these none imports another.
@@ -236,6 +239,7 @@ def test_a_detector_and_its_server_start_without_the_code_of_a_training() -> Non
         "detection.detector",
         "export.stablehlo",
         "detection.inference",
+        *(f"commands.{name.replace('-', '_')}" for name in COMMANDS),
         "detection.predict_files",
         "serving.application",
     )
@@ -255,6 +259,18 @@ def test_a_detector_and_its_server_start_without_the_code_of_a_training() -> Non
     imports = ", ".join(f"{PACKAGE}.{name}" for name in at_work)
     code = f"import sys, {imports}; print(sorted({of_training | {'optax'}} & set(sys.modules)))"
     assert said_by(code) == "[]"
+
+
+def test_the_help_of_the_command_line_does_not_wait_for_jax() -> None:
+    code = f"""
+import sys
+from {PACKAGE}.commands import main
+try:
+    main(["--help"])
+except SystemExit as ended:
+    print(ended.code, sorted({{"jax", "numpy", "optax", "flax"}} & set(sys.modules)))
+"""
+    assert said_by(code).splitlines()[-1] == "0 []"
 
 
 def test_public_names_are_listed_and_there_at_first_use() -> None:

@@ -156,7 +156,7 @@ class Detector:
         if not self.validation_scores:
             raise InputError(
                 "detector: holds no scores of validation images to choose a threshold by, expected "
-                "those that `python -m experiments.train` leaves; train it again"
+                "those that a training saves; train it again"
             )
         return replace(self, threshold=choose_threshold(self.validation_scores, false_alarm_rate))
 

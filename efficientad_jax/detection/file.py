@@ -182,8 +182,8 @@ def _read_arrays(file: Path, digest: str, like: DetectorParams) -> DetectorParam
 def _read_record(file: Path) -> dict[str, Any]:
     if not os.path.lexists(file):
         raise InputError(
-            f"detector {file.parent}: no {_RECORD_FILE}, expected a folder that "
-            "`python -m experiments.train` or Detector.save left"
+            f"detector {file.parent}: no {_RECORD_FILE}, expected the folder of a "
+            "detector, as a training or Detector.save writes it"
         )
     require_regular_file(file, f"detector {file}", _MOST_RECORD_BYTES, follow_links=False)
     try:

@@ -88,7 +88,7 @@ def open_program(file: Path) -> Program:
     except Exception as error:  # each runtime has its own
         raise InputError(
             f"{name}: cannot be read as {'ONNX' if is_onnx else 'StableHLO'}, expected what "
-            f"`python -m experiments.export` wrote ({str(error)[:200]})"
+            f"`efficientad export` wrote ({str(error)[:200]})"
         ) from error
 
 

@@ -85,8 +85,8 @@ def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
         path = packaged_teacher(size)
         if not path.is_file():
             raise InputError(
-                f"no teacher of size {size!r} comes with the package: distill one with "
-                f"`python -m experiments.distill` and give its file as config.teacher"
+                f"no teacher of size {size!r} comes with the package: train one (phase 1, "
+                "`experiments.distill` in a checkout) and give its file as config.teacher"
             )
     path = Path(path)
 

@@ -70,7 +70,7 @@ def read_cells(file: Path) -> dict[tuple[str, str], Measured]:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"table {file}: cannot be read ({error!r}), expected the .csv of a table that "
-            "`python -m experiments.reproduce` leaves"
+            "`experiments.reproduce` writes in a checkout"
         ) from error
 
 

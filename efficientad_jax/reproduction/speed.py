@@ -60,7 +60,7 @@ def read_benchmark(file: Path) -> Benchmarked:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"benchmark {file}: cannot be read ({error!r}), expected the benchmark.json that "
-            "`python -m experiments.benchmark` leaves"
+            "`experiments.benchmark` writes in a checkout"
         ) from error
     speeds: dict[Size, Speed] = {}
     for size in SIZES:

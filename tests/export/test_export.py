@@ -24,7 +24,7 @@ from efficientad_jax.export.programs import (
 )
 from efficientad_jax.export.stablehlo import stablehlo_bytes
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from tests.helpers.command import command
+from tests.helpers.command import efficientad
 from tests.helpers.detectors import random_detector
 from tests.helpers.images import uint8_images
 from tests.helpers.torch_reference import torch_autoencoder, torch_params, torch_pdn
@@ -230,12 +230,14 @@ def test_export_and_evaluation_of_what_was_exported(tmp_path):
     detector = random_detector(SPEC._replace(autoencoder=False), config=config)
     detector.save(tmp_path / "detector")
     int8, stablehlo = tmp_path / "new/int8.onnx", tmp_path / "a.stablehlo"
-    result = command("export", tmp_path / "detector", "--format=onnx", "--int8", f"--output={int8}")
+    result = efficientad(
+        "export", tmp_path / "detector", "--format=onnx", "--int8", f"--output={int8}"
+    )
     assert result.returncode == 0, result.stderr
     assert str(int8) in result.stdout
     assert [path.name for path in int8.parent.iterdir()] == ["int8.onnx"]
     stablehlo.write_bytes(stablehlo_bytes(detector))
-    result = command("evaluate_exported", f"--detector={tmp_path / 'detector'}", int8, stablehlo)
+    result = efficientad("evaluate-exported", tmp_path / "detector", int8, stablehlo)
     assert result.returncode == 0, result.stderr
     # Images as the dataset has them: by name, 'test/blot' before 'test/good'.
     images = np.concatenate(
@@ -264,7 +266,7 @@ def test_export_and_evaluation_of_what_was_exported(tmp_path):
 )
 def test_bad_arguments_are_one_line_and_leave_nothing(tmp_path, arguments, parts):
     arguments = [a.replace("--output=", f"--output={tmp_path}/") for a in arguments]
-    result = command("export", tmp_path, *arguments)
+    result = efficientad("export", tmp_path, *arguments)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")

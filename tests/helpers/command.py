@@ -11,10 +11,19 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def command(name, *arguments, **variables):
     """Runs `python -m experiments.NAME` in the repository's root and waits for its end.
 
-    `variables` of the environment are set beside those of the tests.
+    `variables` are added to the environment of the tests.
     """
+    return _run(f"experiments.{name}", *arguments, **variables)
+
+
+def efficientad(*arguments, **variables):
+    """Runs `efficientad ARGUMENTS` in the repository's root and waits for its end."""
+    return _run("efficientad_jax", *arguments, **variables)
+
+
+def _run(module, *arguments, **variables):
     return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=REPOSITORY,
         env=os.environ | variables,
         capture_output=True,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from efficientad_jax import InputError, PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.networks.torch_teacher import read_torch_teacher, torch_state_dict
-from tests.helpers.command import command
+from tests.helpers.command import efficientad
 from tests.helpers.torch_reference import to_torch, torch
 
 nn = torch.nn
@@ -73,11 +73,11 @@ def test_an_imported_teacher_says_what_the_module_says(size, layout, tmp_path):
 def test_commands_import_what_they_exported(tmp_path):
     for suffix in (".safetensors", ".pth"):
         exported, imported = tmp_path / f"out{suffix}", tmp_path / "in.safetensors"
-        run = command("export_teacher", "--layout=named", "", exported)
+        run = efficientad("export-teacher", "--layout=named", "", exported)
         assert run.returncode == 0, run.stderr
         state = load_file(exported) if suffix == ".safetensors" else torch.load(exported)
         assert state["conv4.weight"].shape == (384, 256, 4, 4)
-        run = command("import_teacher", exported, imported)
+        run = efficientad("import-teacher", exported, imported)
         assert run.returncode == 0, run.stderr
         ours, theirs = load_teacher(imported), load_teacher()
         pairs = zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True)
@@ -107,7 +107,7 @@ def test_files_that_are_no_state_dicts_are_refused(name, tmp_path):
     for content in (None, b"", b"no tensors in here"):
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        run = command("import_teacher", tmp_path / name, tmp_path / "out.safetensors")
+        run = efficientad("import-teacher", tmp_path / name, tmp_path / "out.safetensors")
         assert run.returncode == 2
         assert len(run.stderr.splitlines()) == 1
         assert run.stderr.startswith("error: ")
@@ -116,7 +116,7 @@ def test_files_that_are_no_state_dicts_are_refused(name, tmp_path):
 
 def test_a_target_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    run = command("export_teacher", "", tmp_path / "file" / "out.safetensors")
+    run = efficientad("export-teacher", "", tmp_path / "file" / "out.safetensors")
     assert run.returncode == 2
     assert len(run.stderr.splitlines()) == 1
     assert run.stderr.startswith(f"error: {tmp_path / 'file'}")

@@ -29,7 +29,7 @@ def load(monkeypatch):
         values = {"URL": address, "DETECTOR": "", "IMAGES": "", "CLIENTS": 6, "SECONDS": 0.5}
         for name, value in values.items():
             monkeypatch.setattr(load_test, f"_{name}", SimpleNamespace(value=value))
-        return load_test.main(["load_test"])
+        return load_test.main()
 
     return load
 

@@ -17,7 +17,7 @@ from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_dataset
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
 from tests.helpers.bad_images import ANYTHING, RGB, WHOLE_OR_REFUSED, cases
-from tests.helpers.command import command
+from tests.helpers.command import efficientad
 from tests.helpers.detectors import random_detector
 from tests.helpers.images import encoded
 
@@ -135,7 +135,7 @@ def detector():
 def test_the_predict_command_goes_through_all_of_them(corpus, detector, tmp_path):
     detector.save(tmp_path / "detector")
     output = tmp_path / "output"
-    result = command("predict", f"--detector={tmp_path / 'detector'}", f"--output={output}", corpus)
+    result = efficientad("predict", tmp_path / "detector", f"--output={output}", corpus)
     assert result.returncode == 1, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in result.stderr

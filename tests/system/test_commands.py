@@ -13,7 +13,7 @@ from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
-from tests.helpers.command import command
+from tests.helpers.command import command, efficientad
 
 SMALL = (
     "--config.model.input_height=128",
@@ -99,9 +99,7 @@ def test_train_evaluate_predict(folder, tmp_path):
 
     (folder / "test" / "blot" / "broken.png").write_bytes(b"no image")
     output = tmp_path / "predicted"
-    result = command(
-        "predict", f"--detector={workdir / 'detector'}", f"--output={output}", folder / "test"
-    )
+    result = efficientad("predict", workdir / "detector", f"--output={output}", folder / "test")
     assert_one_line_error(result, "broken.png")
     assert result.returncode == 1
     with (output / "scores.csv").open() as file:
@@ -126,9 +124,9 @@ def test_train_evaluate_predict(folder, tmp_path):
 
     # Without --output the pictures lie beside the images, and are not taken for images.
     for _ in range(2):
-        result = command(
+        result = efficientad(
             "predict",
-            f"--detector={workdir / 'detector'}",
+            workdir / "detector",
             f"--scores={tmp_path / 'again.csv'}",
             folder / "test" / "good",
         )
@@ -139,7 +137,7 @@ def test_train_evaluate_predict(folder, tmp_path):
     good = [row["score"] for row in rows if "good" in row["image"]]
     assert [row["score"] for row in again] == good
 
-    result = command("calibrate", f"--detector={workdir / 'detector'}", "--false_alarm_rate=0.5")
+    result = efficientad("set-threshold", workdir / "detector", "--false-alarm-rate=0.5")
     assert result.returncode == 0, result.stderr
     assert "for 50 % false alarms" in result.stdout
     again = json.loads((workdir / "detector" / "detector.json").read_text())
@@ -167,11 +165,11 @@ def test_good_images_alone_train_and_predict(tmp_path):
     assert detector.validation_scores == pytest.approx([one.score for one in found], rel=1e-4)
     assert detector.threshold == choose_threshold(detector.validation_scores, 0.01)
 
-    result = command(
+    result = efficientad(
         "predict",
-        f"--detector={workdir / 'detector'}",
+        workdir / "detector",
         f"--output={tmp_path / 'tiled'}",
-        "--false_alarm_rate=0.5",
+        "--false-alarm-rate=0.5",
         "--tile",
         "--overlap=40",
         tmp_path / "good",
@@ -181,32 +179,47 @@ def test_good_images_alone_train_and_predict(tmp_path):
     rows = list(csv.DictReader((tmp_path / "tiled/scores.csv").read_text().splitlines()))
     tiled = [detect_tiled(detector, row["image"], 40).score for row in rows]
     assert [float(row["score"]) for row in rows] == pytest.approx(tiled, rel=1e-4)
-    result = command("predict", f"--detector={workdir / 'detector'}", "--overlap=40", "x.png")
+    result = efficientad("predict", workdir / "detector", "--overlap=40", "x.png")
     assert_one_line_error(result, "--overlap=40", "expected --tile")
 
 
-def test_a_misspelt_field_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "parts"),
+    [
+        ("--config.catgory=poly", ("--config.catgory=poly: no such field", "'category'")),
+        ("--config.train.stepz=3", ("--config.train.stepz=3: no such field", "'steps'")),
+        ("--config.trian.steps=3", ("--config.trian.steps=3: no such field", "'train'")),
+        ("--config.train.steps=many", ("--config.train.steps=many", "int")),
+        ("--config=nowhere.py", ("--config", "No such file", "nowhere.py")),
+        ("--wrokdir=a", ("'wrokdir'", "workdir")),
+        ("poly", ("unexpected argument 'poly'",)),
+    ],
+)
+def test_a_flag_that_cannot_be_used_is_one_line(tmp_path, flag, parts):
     result = command(
         "train",
         "--config=configs/elpv.py",
         f"--workdir={tmp_path / 'run'}",
-        "--config.catgory=poly",
+        "--config.train.steps=5",
+        flag,
     )
-    assert result.returncode != 0
-    assert "catgory" in result.stderr
+    assert_one_line_error(result, *parts)
+    assert len(result.stderr.splitlines()) == 1
+    assert result.returncode == 2
     assert not (tmp_path / "run").exists()
 
 
-def test_a_field_of_another_type_is_named(tmp_path):
-    result = command(
-        "train",
-        "--config=configs/elpv.py",
-        f"--workdir={tmp_path / 'run'}",
-        "--config.train.steps=many",
+def test_a_mistake_in_the_file_of_a_configuration_is_no_mistake_in_a_flag(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import elpv\n"
+        "def get_config():\n"
+        "    config = elpv.get_config()\n"
+        "    return config.no_such_field\n"
     )
-    assert result.returncode != 0
-    assert "train.steps" in result.stderr
-    assert not (tmp_path / "run").exists()
+    result = command("train", f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 1
+    assert f'File "{file}", line 4' in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -235,5 +248,5 @@ def test_a_truncated_training_image_is_named_and_nothing_left(folder, tmp_path):
 
 def test_a_folder_without_a_detector_is_refused(tmp_path):
     assert_one_line_error(command("evaluate", f"--workdir={tmp_path}"), "no detector.json")
-    result = command("predict", f"--detector={tmp_path}", "x.png")
+    result = efficientad("predict", tmp_path, "x.png")
     assert_one_line_error(result, "no detector.json")

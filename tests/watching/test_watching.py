@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from efficientad_jax import __main__ as commands
+from efficientad_jax import commands
 from efficientad_jax.errors import InputError
 from efficientad_jax.watching.arrivals import completed_files
 from efficientad_jax.watching.camera import camera_frames, public_name
@@ -190,7 +190,7 @@ def test_a_video_is_read_at_regular_intervals(video):
 def main(monkeypatch):
     """The commands, with the signal handler of this process restored afterwards."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(commands, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr("efficientad_jax.storage.cache.keep_compiled_programs", lambda: None)
     yield commands.main
     signal.signal(signal.SIGTERM, before)
 

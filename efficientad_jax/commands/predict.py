@@ -1,0 +1,82 @@
+"""Scores images: a heat map next to each image, and a CSV file of scores.
+
+    efficientad predict DETECTOR IMAGE_OR_FOLDER...
+    efficientad predict DETECTOR IMAGES --output=FOLDER --false-alarm-rate=0.05
+    efficientad predict DETECTOR LARGE_IMAGES --tile
+
+`photo.jpg` gets `photo_heatmap.png` next to it, or in --output with the images' folders below it.
+The column `anomalous` of the CSV file is 1 if the score reaches the detector's threshold, or the
+threshold for --false-alarm-rate. With --tile images are not resized, but cut into tiles of the
+input's size. An image that cannot be read is reported; the others are scored, and the exit status
+is 1.
+"""
+
+import argparse
+from pathlib import Path
+
+from efficientad_jax.commands.command_line import add_detector, print_error
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.heatmap import HIGH, LOW
+from efficientad_jax.detection.predict_files import plan_pictures, predict_files
+from efficientad_jax.detection.threshold import describe
+from efficientad_jax.detection.tiling import chosen_overlap
+from efficientad_jax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the arguments."""
+    add_detector(parser)
+    add = parser.add_argument
+    add("images", metavar="IMAGE", nargs="+", type=Path, help="an image or a folder of images")
+    add(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        help="folder for the heat maps (default: next to the images)",
+    )
+    add(
+        "--scores",
+        metavar="FILE",
+        default="scores.csv",
+        help="CSV file to write, in --output if that is given (default: %(default)s)",
+    )
+    add(
+        "--low",
+        default=LOW,
+        type=float,
+        help="value of an anomaly map that gets the first color (default: %(default)s)",
+    )
+    add(
+        "--high",
+        default=HIGH,
+        type=float,
+        help="value of an anomaly map that gets the last color (default: %(default)s)",
+    )
+    add(
+        "--false-alarm-rate",
+        metavar="RATE",
+        type=float,
+        help="choose the threshold for this rate, in (0, 1) (default: the detector's threshold)",
+    )
+    add("--tile", action="store_true", help="cut images into tiles instead of resizing them")
+    add("--overlap", metavar="PIXELS", type=int, help="overlap of tiles")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Scores the images; returns 1 if some could not be read, else 0."""
+    if not options.low < options.high:
+        raise InputError(f"--low={options.low} --high={options.high}: expected low below high")
+    if options.overlap is not None and not options.tile:
+        raise InputError(f"--overlap={options.overlap}: is of tiles, expected --tile with it")
+    detector = Detector.load(options.detector)
+    if options.false_alarm_rate is not None:
+        detector = detector.with_threshold(options.false_alarm_rate)
+    overlap = chosen_overlap(detector.spec, options.overlap) if options.tile else None
+    scores = (options.output or Path()) / options.scores
+    tasks, failed = plan_pictures(options.images, options.output, print_error)
+    unread = predict_files(detector, tasks, scores, options.low, options.high, print_error, overlap)
+    if detector.threshold is not None:
+        rates = "; these rates are those of one tile" if options.tile else ""
+        print(f"threshold {describe(detector.threshold)}{rates}")
+    print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")
+    return 1 if failed + unread else 0
