@@ -14,7 +14,7 @@ from typing import Any
 
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
-from efficientad_jax.runs.signals import interruption, one_line_endings
+from efficientad_jax.runs.signals import exit_with_one_line, interruption
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.storage.cache import keep_compiled_programs
 from efficientad_jax.watching.watch import PICTURES, Options, watch
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     """Runs a command; what a user can cause ends it with one line and status 2."""
     given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
-    with one_line_endings():
+    with exit_with_one_line():
         keep_compiled_programs()
         given.run(given)
 

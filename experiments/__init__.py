@@ -5,7 +5,7 @@ from logging import Formatter
 
 from absl import app, logging
 
-from efficientad_jax.runs.signals import one_line_endings
+from efficientad_jax.runs.signals import exit_with_one_line
 from efficientad_jax.storage.cache import keep_compiled_programs
 
 
@@ -16,6 +16,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
-    with one_line_endings():
+    with exit_with_one_line():
         keep_compiled_programs()
         app.run(main)

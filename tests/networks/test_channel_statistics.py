@@ -1,4 +1,4 @@
-"""Statistics against float64 over everything at once, where one float32 pass fails."""
+"""Compares the statistics with float64, for values on which one float32 pass fails."""
 
 import jax.numpy as jnp
 import numpy as np

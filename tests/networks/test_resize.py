@@ -1,4 +1,4 @@
-"""Resizing against PyTorch's interpolate."""
+"""Compares resizing with PyTorch's interpolate."""
 
 import jax.numpy as jnp
 import numpy as np
