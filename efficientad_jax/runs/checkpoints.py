@@ -160,7 +160,7 @@ def open_checkpoints(
 
     Args:
       folder: an absolute path.
-      keep: how many of the newest checkpoints are kept, in addition to the one with the lowest loss.
+      keep: how many of the newest checkpoints to keep, in addition to the one with the lowest loss.
       concurrent: whether other runs, in this process or in other processes of the same JAX program,
         write checkpoints at the same time. Then only this process reads and writes these ones, and
         `save` returns when the checkpoint is on disk, because orbax confuses two saves that are in
@@ -206,7 +206,8 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise InputError(
-            f"checkpoints {folder}: cannot be written ({first_line(error)}); earlier checkpoints are kept"
+            f"checkpoints {folder}: cannot be written ({first_line(error)}); "
+            "earlier checkpoints are kept"
         ) from error
 
 
@@ -247,5 +248,5 @@ def _check_finite(tree: PyTree, step: int) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DivergenceError(
                 f"training: {jax.tree_util.keystr(path)} of the state after step {step} is not "
-                "finite, expected finite numbers; the last checkpoint is kept; try a lower learning rate"
+                "finite; the last checkpoint is kept; try a lower learning rate"
             )

@@ -45,8 +45,8 @@ def interruption() -> Iterator[Callable[[], int]]:
         restore()
 
 
-# Exit statuses: 130 after Ctrl-C; after SIGTERM, which schedulers send on preemption, EX_TEMPFAIL of
-# sysexits.h: try again.
+# Exit statuses: 130 after Ctrl-C; after SIGTERM, which schedulers send on preemption, EX_TEMPFAIL
+# of sysexits.h: try again.
 STOPPED = 130
 PREEMPTED = 75
 

@@ -98,7 +98,7 @@ def warnings(caplog):
 
 @pytest.mark.parametrize("how", ["a bit flipped", "cut off", "zeros", "gone"])
 def test_damage_to_any_file_is_survived(tmp_path, caplog, how):
-    """Either the state is intact, or the damage is reported and the previous checkpoint restored."""
+    """Either the state is intact, or the damage is reported and an earlier one is restored."""
     saved(tmp_path / "whole", {1: 0.5, 2: 0.5})
     files = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole/2").rglob("*")]
     files = [file for file in files if (tmp_path / "whole" / file).is_file()]
