@@ -1,4 +1,4 @@
-"""Which detectors the paper's tables need, and which of the data there is."""
+"""Tests which detectors the paper's tables need, and which datasets are found."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Scores of other quantiles, from the maps of one detector."""
+"""Tests scores with other quantiles, from the maps of one detector."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Carrying a plan out, and the command itself."""
+"""Tests running a plan, and the command."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Many trainings at once: the same detectors as one by one; after kills too."""
+"""Many trainings at once give the same detectors as one by one, also after kills."""
 
 import json
 import os
@@ -225,10 +225,10 @@ def test_processes_share_a_sweep(tmp_path: Path) -> None:
 
 
 def carried_out(
-    runs: list[SweepRun], workdir: Path, until_all: bool = False
+    runs: list[SweepRun], workdir: Path, wait_for_others: bool = False
 ) -> tuple[Outcome, dict[str, Status]]:
-    told: dict[str, Status] = {}
-    return carry_out(runs, workdir, told.__setitem__, until_all), told
+    statuses: dict[str, Status] = {}
+    return carry_out(runs, workdir, statuses.__setitem__, wait_for_others=wait_for_others), statuses
 
 
 def test_a_training_that_diverges_or_breaks_does_not_stop_the_next(
@@ -251,11 +251,11 @@ def test_a_training_that_diverges_or_breaks_does_not_stop_the_next(
         ]
 
     monkeypatch.setattr(execution, "train_side_by_side", disturbed)
-    outcome, told = carried_out(runs, tmp_path / "sweep")
+    outcome, statuses = carried_out(runs, tmp_path / "sweep")
     assert outcome.failed.keys() == {"part0/seed0", "part1/seed0"}
     assert "the loss 'hard' is nan at step 1" in outcome.failed["part0/seed0"]
     assert outcome.failed["part1/seed0"] == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
-    assert told["part2/seed0"].stage == "done"
+    assert statuses["part2/seed0"].stage == "done"
     assert is_done(tmp_path / "sweep/part2/seed0")
 
     # A folder of another configuration is refused, and is none of this sweep's.
@@ -270,9 +270,9 @@ def test_an_evaluation_that_is_missing_is_made_up_for(tmp_path: Path) -> None:
     workdir = tmp_path / "sweep"
     fit_detector(run.config, load_configured_dataset(run.config), workdir / run.name)
     before = arrays(workdir / run.name / "detector").stat().st_mtime_ns
-    outcome, told = carried_out([run], workdir)
+    outcome, statuses = carried_out([run], workdir)
     assert outcome == Outcome({}, [])
-    assert told[run.name].stage == "done"
-    assert told[run.name].note.startswith("image AU-ROC ")
+    assert statuses[run.name].stage == "done"
+    assert statuses[run.name].note.startswith("image AU-ROC ")
     assert (workdir / run.name / "metrics.json").is_file()
     assert arrays(workdir / run.name / "detector").stat().st_mtime_ns == before
