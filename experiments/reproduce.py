@@ -84,15 +84,15 @@ def main(argv: list[str]) -> int:
     absent: list[str] = []
     failed: dict[Run, str] = {}
     if detectors and _TRAIN.value:
-        found = {name: find_collection(_data(), name, categories) for name in COLLECTIONS}
-        roots = {name: f.root for name, f in found.items() if f.root is not None}
+        collections = {name: find_collection(_data(), name, categories) for name in COLLECTIONS}
+        roots = {name: f.root for name, f in collections.items() if f.root is not None}
         inputs = Inputs(roots, teachers)
         lacking = {size: _lacking_teacher(size) for size in sizes if not teachers[size]}
         possible = [d for d in detectors if not lacking.get(d[0])]
-        present = {name: f.categories for name, f in found.items()}
+        present = {name: f.categories for name, f in collections.items()}
         planned = planned_runs(present, possible, seeds)
         _check_photographs(planned, base, inputs)
-        absent = [line for f in found.values() for line in f.absent]
+        absent = [line for f in collections.values() for line in f.absent]
         absent += filter(None, lacking.values())
         for line in absent:
             print(f"absent: {line}", file=sys.stderr)

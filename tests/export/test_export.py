@@ -57,15 +57,15 @@ def uint8_images(count, seed=0):
     return small.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def assert_agrees(found, expected):
+def assert_agrees(actual, expected):
     """Compares scores and maps, with a tolerance of 1e-4 of the range of the maps."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, values in expected.items():
-        assert found[name].shape == values.shape
-        assert found[name].dtype == np.float32
+        assert actual[name].shape == values.shape
+        assert actual[name].dtype == np.float32
         span = np.ptp(expected["combined" if name == "scores" else name])
         assert span > 0
-        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-4 * span)
+        np.testing.assert_allclose(actual[name], values, rtol=0, atol=1e-4 * span)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def open_openvino(model):
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
     return lambda images: {
-        output.get_any_name(): np.array(found) for output, found in compiled(images).items()
+        output.get_any_name(): np.array(actual) for output, actual in compiled(images).items()
     }
 
 
@@ -167,8 +167,8 @@ def test_stablehlo_needs_only_jax(stablehlo, images, expected, tmp_path):
     (tmp_path / "program").write_bytes(stablehlo)
     files = [str(tmp_path / name) for name in ("program", "images.npy", "found.npz")]
     subprocess.run([sys.executable, "-c", ONLY_JAX, *files], cwd=tmp_path, check=True)
-    with np.load(tmp_path / "found.npz") as found:
-        assert_agrees(dict(found), expected)
+    with np.load(tmp_path / "found.npz") as actual:
+        assert_agrees(dict(actual), expected)
 
 
 def test_stablehlo_calls_nothing_outside_itself(stablehlo):

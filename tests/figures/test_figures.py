@@ -88,8 +88,8 @@ def test_a_mean_feature_map_is_the_mean_of_the_maps() -> None:
     network, params = random_network("small")
     images = random_images(3)
     features = network.apply(params, normalize_images(to_unit_range(jnp.asarray(images))))
-    found = mean_feature_map(network, params, images, channel=2)
-    np.testing.assert_allclose(found, np.asarray(features)[..., 2].mean(0), rtol=1e-4, atol=1e-5)
+    actual = mean_feature_map(network, params, images, channel=2)
+    np.testing.assert_allclose(actual, np.asarray(features)[..., 2].mean(0), rtol=1e-4, atol=1e-5)
 
 
 # Hard features.

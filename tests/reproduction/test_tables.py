@@ -52,10 +52,10 @@ def test_cells_are_means_over_categories_and_deviations_over_seeds() -> None:
     other = Variant((("losses.penalty", False),))
     results[Run("visa", categories[0], "small", other, 0)] = metrics_of(0.1)
     del results[Run("visa", categories[1], "small", FULL, 3)]
-    found = collection_result(results, "visa", "small", FULL, detection)
+    actual = collection_result(results, "visa", "small", FULL, detection)
     by_seed = 100 * values[:, :3].mean(0)
-    assert found is not None
-    assert found == (
+    assert actual is not None
+    assert actual == (
         pytest.approx(by_seed.mean()),
         pytest.approx(np.std(by_seed, ddof=1)),
         3,
@@ -83,15 +83,15 @@ def whole_results() -> dict[Run, dict]:
 
 def test_means_are_over_the_collections_whatever_their_sizes() -> None:
     results = whole_results()
-    found = mean_result(results, "small", FULL, lambda _: detection)
-    assert found == Measured(
+    actual = mean_result(results, "small", FULL, lambda _: detection)
+    assert actual == Measured(
         pytest.approx(25), pytest.approx(statistics.stdev([20, 30])), 2, 32, 32
     )
     # The third collection, LOCO, is measured by AU-sPRO, the others by AU-PRO.
     assert list(COLLECTIONS).index("mvtec_loco") == 2
-    found = mean_result(results, "small", FULL, segmentation_of)
-    assert found is not None
-    assert found.mean == pytest.approx(100 * (0.2 + 0.3 + 0.7) / 3)
+    actual = mean_result(results, "small", FULL, segmentation_of)
+    assert actual is not None
+    assert actual.mean == pytest.approx(100 * (0.2 + 0.3 + 0.7) / 3)
     structural = collection_result(
         results, "mvtec_loco", "small", FULL, detection_of_kind("structural")
     )
@@ -172,14 +172,14 @@ def test_each_run_is_a_line() -> None:
 
 
 def test_speed_is_the_benchmark_s(tmp_path: Path) -> None:
-    found = [
+    measurements = [
         Measurement("small", "batch 1", 1, {OURS: Spread(0.002, 0.001, 0.003)}),
         Measurement("small", "batch 16", 16, {OURS: Spread(0.04, 0.03, 0.05)}),
         Measurement("medium", "train step", 1, {OURS: Spread(9.0, 9.0, 9.0)}),
     ]
     facts = {"device": "an abacus", "dtype": "float32"}
     starts = {"small": {OURS: StartUp(9.0, 3.0, 512_000_000, True)}}
-    write_results(tmp_path, facts, found, {}, starts)
+    write_results(tmp_path, facts, measurements, {}, starts)
     read = read_benchmark(tmp_path / "benchmark.json")
     assert read.measured_on == "an abacus, float32"
     small = Speed(Measured(pytest.approx(2.0)), Measured(pytest.approx(400)), Measured(512.0))

@@ -34,10 +34,10 @@ def steps(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
-def assert_is(found, step):
-    assert int(found["step"]) == step
-    np.testing.assert_array_equal(found["params"]["a"], state(step)["params"]["a"])
-    np.testing.assert_array_equal(found["params"]["b"], np.full(3, step, np.float32))
+def assert_is(actual, step):
+    assert int(actual["step"]) == step
+    np.testing.assert_array_equal(actual["params"]["a"], state(step)["params"]["a"])
+    np.testing.assert_array_equal(actual["params"]["b"], np.full(3, step, np.float32))
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -108,12 +108,12 @@ def test_damage_to_any_file_is_survived(tmp_path, caplog, how):
         shutil.copytree(tmp_path / "whole", folder)
         damage(folder / file, how)
         caplog.clear()
-        found = restored(folder)
-        if int(found["step"]) == 2:
-            assert_is(found, 2)
+        actual = restored(folder)
+        if int(actual["step"]) == 2:
+            assert_is(actual, 2)
             assert not warnings(caplog)
             continue
-        assert_is(found, 1)
+        assert_is(actual, 1)
         (message,) = warnings(caplog)
         assert message.startswith(f"checkpoint {folder / '2'}: damaged (")
         assert message.endswith("resuming from an earlier one")

@@ -100,19 +100,19 @@ def test_a_modules_state_dict_without_torch(tmp_path, zipped, monkeypatch):
 
 @FORMATS
 def test_a_pickled_call_is_refused_and_not_made(tmp_path, zipped):
-    made = tmp_path / "made"
+    created = tmp_path / "made"
 
     class Evil:
         def __reduce__(self):
-            return os.mkdir, (str(made),)
+            return os.mkdir, (str(created),)
 
     pickled = pickle.dumps({"a": Evil()}, 2)
     path = _save_pickle(pickled, tmp_path / "a.pth", zipped)
     with pytest.raises(InputError, match=rf"{path}.*{os.mkdir.__module__}\.mkdir.*refused"):
         read_torch_checkpoint(path)
-    assert not made.exists()
+    assert not created.exists()
     pickle.loads(pickled)
-    assert made.exists()  # pickle itself makes the call
+    assert created.exists()  # pickle itself makes the call
 
 
 @FORMATS

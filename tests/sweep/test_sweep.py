@@ -129,8 +129,8 @@ def test_eight_devices_end_with_the_detectors_of_eight_separate_runs(tmp_path: P
     output, errors = finish(start(tree, tmp_path / "sweep", *flags, "--seeds=1", devices=8))
     assert "of 8 of 8 trainings" in output
     # All of them trained at once.
-    said = re.findall(r"(part\d)/seed0: (training|evaluating)", errors)
-    assert [stage for _, stage in said[:8]] == ["training"] * 8
+    messages = re.findall(r"(part\d)/seed0: (training|evaluating)", errors)
+    assert [stage for _, stage in messages[:8]] == ["training"] * 8
 
     runs = planned_runs(small_config(tree, **losses), ["all"], 1)
     given = json.dumps({str(tmp_path / "alone" / r.name): as_dict(r.config) for r in runs})
@@ -171,7 +171,7 @@ def test_what_fails_fails_alone_and_is_made_up_for(tmp_path: Path) -> None:
 
 def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_detectors(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, ["part0", "part1"])
-    # So many images that it needs a program of its own.
+    # So many images that it needs another program.
     good = tree / "parts/part1/train/good"
     for i in range(150):
         shutil.copy(good / f"{i % 4:03}.png", good / f"copy{i:03}.png")
@@ -208,8 +208,8 @@ def test_processes_share_a_sweep(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    said = [finish(process)[1] for process in shared]
-    done = re.findall(r"^(\S+): training from step 0$", "".join(said), re.MULTILINE)
+    messages = [finish(process)[1] for process in shared]
+    done = re.findall(r"^(\S+): training from step 0$", "".join(messages), re.MULTILINE)
     assert sorted(done) == ["part0/seed0", "part0/seed1", "part1/seed0", "part1/seed1"]
 
     of_two = [f"--coordinator={address}", "--processes=2", "--seeds=2"]

@@ -139,12 +139,12 @@ def test_one_screen_shows_the_trainings_of_all_processes(tmp_path: Path) -> None
     board.write()
     (file,) = (tmp_path / ".sweep").glob("*/progress.json")
     # What another process would have written.
-    said = json.loads(file.read_text())
-    assert said["trainings"].keys() == {"mono/seed0"}
-    said["trainings"] = {"mono/seed1": ["evaluating", 1500, "", 0.0]}
-    there = tmp_path / ".sweep" / "elsewhere-1"
-    there.mkdir()
-    (there / "progress.json").write_text(json.dumps(said))
+    progress = json.loads(file.read_text())
+    assert progress["trainings"].keys() == {"mono/seed0"}
+    progress["trainings"] = {"mono/seed1": ["evaluating", 1500, "", 0.0]}
+    other_process = tmp_path / ".sweep" / "elsewhere-1"
+    other_process.mkdir()
+    (other_process / "progress.json").write_text(json.dumps(progress))
     # Half-written, and of a process that died long ago: neither is shown.
     for name, text in {
         "half-1": '{"time": ',
@@ -189,9 +189,9 @@ def test_without_a_terminal_there_is_a_line_for_each_change(
 
 def test_the_summary_is_over_seeds_and_then_over_categories(tmp_path: Path) -> None:
     runs = planned_runs(recipes.elpv("mono"), ["all"], 3)
-    found = {"mono/seed0": 0.9, "mono/seed1": 0.8, "poly/seed0": 0.7, "poly/seed1": 0.5}
-    found["mono/seed2"] = 0.1  # of which poly has none
-    for name, value in found.items():
+    aurocs = {"mono/seed0": 0.9, "mono/seed1": 0.8, "poly/seed0": 0.7, "poly/seed1": 0.5}
+    aurocs["mono/seed2"] = 0.1  # of which poly has none
+    for name, value in aurocs.items():
         (tmp_path / name).mkdir(parents=True)
         metrics = {"detector": {"image_auroc": value, "pixel_auroc": None}}
         (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
@@ -213,4 +213,4 @@ def test_the_summary_is_over_seeds_and_then_over_categories(tmp_path: Path) -> N
     ]
     lines = metrics_csv(runs, results).splitlines()
     assert lines[1] == "mono,0,0.9,,,"
-    assert len(lines) == 1 + len(found)
+    assert len(lines) == 1 + len(aurocs)
