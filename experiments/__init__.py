@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.runs.signals import one_line_endings
+from efficientad_jax.runs.signals import exit_with_one_line
 from efficientad_jax.storage.cache import keep_compiled_programs
 
 
@@ -38,7 +38,7 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
 
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
-    with one_line_endings():
+    with exit_with_one_line():
         keep_compiled_programs()
         app.run(call_main, flags_parser=_parse_flags)
 

@@ -1,4 +1,4 @@
-"""The paper's figures of one's own detectors: PNG, PDF or SVG, as --output is named.
+"""Draws the figures of the paper for your detectors: PNG, PDF or SVG, by the ending of --output.
 
     python -m experiments.figures latency --table=runs/reproduction/table_1.csv \
         --benchmark=runs/benchmark/benchmark.json --output=latency.pdf          Figure 1
@@ -8,7 +8,7 @@
     python -m experiments.figures maps --detector=runs/mine/detector IMAGE... --output=maps.png
                                                                                 Figure 5
 
-IMAGE is a file or a folder. `hard_features` shows the training's checkpoints that are still there:
+IMAGE is a file or a folder. `hard_features` shows the checkpoints of the training that still exist:
 the newest `config.train.checkpoints_kept`.
 """
 
@@ -43,17 +43,23 @@ from efficientad_jax.reproduction.speed import read_benchmark
 from efficientad_jax.training.loop import saved_students
 from experiments import run
 
-_OUTPUT = flags.DEFINE_string("output", None, "file ending in .png, .pdf or .svg", required=True)
-_TABLE = flags.DEFINE_string("table", "", "latency: table_1.csv of experiments.reproduce")
-_BENCHMARK = flags.DEFINE_string("benchmark", "", "latency: benchmark.json")
-_TEACHER = flags.DEFINE_string("teacher", "", "receptive_field: default: the packaged one")
-_SIZE = flags.DEFINE_enum("size", "small", SIZES, "receptive_field: of the teacher")
-_WORKDIR = flags.DEFINE_string("workdir", "", "hard_features: of experiments.train")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "file to write; its name ends in .png, .pdf or .svg", required=True
+)
+_TABLE = flags.DEFINE_string("table", "", "latency: table_1.csv that experiments.reproduce wrote")
+_BENCHMARK = flags.DEFINE_string(
+    "benchmark", "", "latency: benchmark.json that experiments.benchmark wrote"
+)
+_TEACHER = flags.DEFINE_string(
+    "teacher", "", "receptive_field: file of the teacher; default: the packaged one"
+)
+_SIZE = flags.DEFINE_enum("size", "small", SIZES, "receptive_field: size of the teacher")
+_WORKDIR = flags.DEFINE_string("workdir", "", "hard_features: work directory of experiments.train")
 _DETECTOR = flags.DEFINE_string("detector", "", "maps: folder of a detector")
-_HIGH = flags.DEFINE_float("high", None, "maps: value of a map that gets the last colour")
+_HIGH = flags.DEFINE_float("high", None, "maps: upper end of the color scale")
 
 _INPUT_SIZE = (256, 256)
-# The gradient is taken in the middle of the images, of as many features and images as take seconds.
+# The gradient is computed in the middle of the images; with these numbers it takes seconds.
 _GRADIENT_SIDE, _GRADIENT_IMAGES, _GRADIENT_CHANNELS = 128, 8, 24
 
 
@@ -77,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 def _latency(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     if arguments:
-        raise InputError(f"unexpected argument {arguments[0]!r}: expected flags only")
+        raise InputError(f"unexpected argument {arguments[0]!r}: expected only flags")
     if not _TABLE.value and not _BENCHMARK.value:
         return draw_latency({}, "")
     if not _TABLE.value or not _BENCHMARK.value:
@@ -88,8 +94,8 @@ def _latency(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     for size, name in NAMES.items():
         detection, latency = cells.get((name, "detection")), benchmarked.speeds[size].latency
         if detection is None or latency is None:
-            lacking = "AU-ROC over all collections" if detection is None else "latency"
-            print(f"{name} of ours is left out: no {lacking}")
+            missing = "AU-ROC over all collections" if detection is None else "latency"
+            print(f"{name}, ours, is omitted: no {missing}")
         else:
             points[f"{name}, ours"] = Point(latency.mean, detection.mean, detection.deviation)
     return draw_latency(points, benchmarked.measured_on)
@@ -104,10 +110,12 @@ def _receptive_field(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     row, column = (side // 2 for side in output_size(_GRADIENT_SIDE, _GRADIENT_SIDE))
     channels = np.linspace(0, teacher.out_channels - 1, _GRADIENT_CHANNELS, dtype=int).tolist()
     return draw_receptive_field(
-        absolute_gradient(network, teacher.params, middle, (row, column), channels),
+        absolute_gradient(
+            network, teacher.params, middle, position=(row, column), channels=channels
+        ),
         receptive_window(row, column),
         images,
-        mean_feature_map(network, teacher.params, images),
+        feature_map=mean_feature_map(network, teacher.params, images),
     )
 
 
@@ -119,21 +127,25 @@ def _hard_features(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     config = read_config(detector.config)
     spec, networks = detector.spec, detector.networks
     images = _resized(arguments, spec.input_size)
-    # The checkpoint of the last step is the detector's student itself.
+    # The detector holds the student of the last step.
     students = dict(saved_students(workdir, config, networks, spec.input_size))
     students[config.train.steps] = detector.params.student
     counts = {
         f"step {step}": count_hard_features(
-            networks, detector.params.teacher, student, images, config.losses.p_hard
+            networks,
+            detector.params.teacher,
+            student,
+            images=images,
+            p_hard=config.losses.p_hard,
         )
         for step, student in students.items()
     }
-    return draw_hard_features(images, counts, spec.out_channels, spec.padding)
+    return draw_hard_features(images, counts, spec.out_channels, padding=spec.padding)
 
 
 def _maps(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     if not _DETECTOR.value:
-        raise InputError("figure 'maps': needs --detector, a folder that experiments.train left")
+        raise InputError("figure 'maps': needs --detector, a folder that experiments.train wrote")
     detector = Detector.load(_DETECTOR.value)
     images = [decode_image(path) for path in _files(arguments)]
     detections = detector(images)

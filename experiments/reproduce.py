@@ -1,11 +1,11 @@
-"""The paper's tables: trains what is missing, prints ours beside what is in print.
+"""Reproduces a table of the paper: trains what is missing, prints ours next to the paper's.
 
     python -m experiments.reproduce --table=2 --data=DATA --config.pretraining_images=PHOTOGRAPHS
 
-DATA holds the folders mvtec_ad, visa and mvtec_loco, or their archives: docs/reproduction.md. Each
-run has a folder in --results and is done once; one that was stopped or killed goes on from its
-checkpoint when the command is given again. Runs that fail are named, the others go on, and the
-exit status is 1; it is 130 after Ctrl-C and 75 after SIGTERM.
+DATA holds the folders mvtec_ad, visa and mvtec_loco, or their archives: see docs/reproduction.md.
+Each run has a folder in --results and is done once; run the same command again to resume
+interrupted runs. Failed runs are reported and the others continue. The exit status is 1 if a run
+failed, 130 after Ctrl-C and 75 after SIGTERM.
 
 Tables: 1 comparison, 2 collections, 3 quantiles and mining factor, 4 and 5 ablations, 11 cost.
 """
@@ -46,19 +46,21 @@ from efficientad_jax.storage.atomic import write_atomically
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", lock_config=True)
-_TABLE = flags.DEFINE_enum("table", None, [str(n) for n in TABLES], "which", required=True)
-_DATA = flags.DEFINE_string("data", "", "folder of mvtec_ad, visa and mvtec_loco")
+_TABLE = flags.DEFINE_enum(
+    "table", None, [str(n) for n in TABLES], "number of the table", required=True
+)
+_DATA = flags.DEFINE_string("data", "", "folder that holds mvtec_ad, visa and mvtec_loco")
 _RESULTS = flags.DEFINE_string("results", "runs/reproduction", "folder for runs and tables")
-_SEEDS = flags.DEFINE_list("seeds", [str(i) for i in range(RUNS)], "a run each")
-_CATEGORIES = flags.DEFINE_list("categories", [], "which, default: all of each collection")
-_SIZES = flags.DEFINE_list("sizes", [], "small, medium; default: the table's")
-_STEPS = flags.DEFINE_integer("steps", None, "of training; the same as --config.train.steps")
+_SEEDS = flags.DEFINE_list("seeds", [str(i) for i in range(RUNS)], "seeds, one run for each")
+_CATEGORIES = flags.DEFINE_list("categories", [], "categories; default: all of each collection")
+_SIZES = flags.DEFINE_list("sizes", [], "small, medium; default: those in the paper's table")
+_STEPS = flags.DEFINE_integer("steps", None, "training steps; the same as --config.train.steps")
 _TEACHERS: dict[Size, flags.FlagHolder[str]] = {
     size: flags.DEFINE_string(f"teacher_{size}", "", f"file of the teacher of {NAMES[size]}")
     for size in SIZES
 }
-_BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark.json of experiments.benchmark")
-_TRAIN = flags.DEFINE_bool("train", True, "--notrain makes the table of the runs that are done")
+_BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark.json that experiments.benchmark wrote")
+_TRAIN = flags.DEFINE_bool("train", True, "--notrain makes the table from the runs that are done")
 
 
 def main() -> int:
@@ -68,8 +70,8 @@ def main() -> int:
     _check_unset(base)
     if _STEPS.value is not None:
         base = replace(base, {"train.steps": _STEPS.value})
-    sizes, seeds, wanted = _sizes(number), _seeds(), tuple(_CATEGORIES.value)
-    check_categories(wanted)
+    sizes, seeds, categories = _sizes(number), _seeds(), tuple(_CATEGORIES.value)
+    check_categories(categories)
     benchmarked = read_benchmark(Path(_BENCHMARK.value)) if _BENCHMARK.value else None
     results = Path(_RESULTS.value).absolute()
     rows = rows_of(number, sizes, base)
@@ -80,26 +82,28 @@ def main() -> int:
     absent: list[str] = []
     failed: dict[Run, str] = {}
     if detectors and _TRAIN.value:
-        found = {name: find_collection(_data(), name, wanted) for name in COLLECTIONS}
-        roots = {name: f.root for name, f in found.items() if f.root is not None}
+        collections = {name: find_collection(_data(), name, categories) for name in COLLECTIONS}
+        roots = {name: f.root for name, f in collections.items() if f.root is not None}
         inputs = Inputs(roots, teachers)
         lacking = {size: _lacking_teacher(size) for size in sizes if not teachers[size]}
         possible = [d for d in detectors if not lacking.get(d[0])]
-        there = {name: f.categories for name, f in found.items()}
-        planned = planned_runs(there, possible, seeds)
+        present = {name: f.categories for name, f in collections.items()}
+        planned = planned_runs(present, possible, seeds)
         _check_photographs(planned, base, inputs)
-        absent = [line for f in found.values() for line in f.absent]
+        absent = [line for f in collections.values() for line in f.absent]
         absent += filter(None, lacking.values())
         for line in absent:
             print(f"absent: {line}", file=sys.stderr)
         failed = carry_out(planned, base, inputs, results, partial(print, flush=True))
 
-    all_runs = planned_runs(categories_of(wanted), detectors, seeds)
+    all_runs = planned_runs(categories_of(categories), detectors, seeds)
     done = {}
-    for one in all_runs:
-        metrics = None if one in failed else read_metrics(results, one, base, inputs)
+    for planned_run in all_runs:
+        if planned_run in failed:
+            continue
+        metrics = read_metrics(results, planned_run, base, inputs)
         if metrics is not None:
-            done[one] = metrics
+            done[planned_run] = metrics
     side = (base.model.input_height, base.model.input_width)
     costs: dict[Size, Cost] = {size: cost_of(size, side) for size in sizes} if number == 11 else {}
     notes = _speed_notes(benchmarked) if number in (1, 11) else []
@@ -108,11 +112,11 @@ def main() -> int:
     if detectors:
         notes.append(
             f"Ours: {base.train.steps} steps at {side[0]}x{side[1]}, mean ± standard deviation "
-            f"over seeds {', '.join(map(str, seeds))}; (n/m): of n of m categories. "
+            f"over seeds {', '.join(map(str, seeds))}; (n/m): results of n of m categories. "
             f"{len(done)} of {len(all_runs)} runs are done."
         )
     notes += [f"Absent: {line}." for line in absent]
-    notes += [f"Failed: {one.name}: {why}" for one, why in failed.items()]
+    notes += [f"Failed: {failed_run.name}: {error}" for failed_run, error in failed.items()]
     speeds = benchmarked.speeds if benchmarked else {}
     table = fill(number, rows, Measurements(done, speeds, costs), notes)
     written = {".md": markdown(table), ".csv": csv_text(table), ".tex": latex(table)}
@@ -128,14 +132,14 @@ def main() -> int:
 
 
 def _check_unset(base: Config) -> None:
-    """A field that each run sets itself is not passed over silently."""
+    """Refuses fields that each run sets itself, instead of ignoring them."""
     for field, value, instead in (
         ("teacher", base.teacher, "--teacher_small and --teacher_medium"),
         ("category", base.category, "--categories"),
         ("dataset.root", base.dataset.root, "--data"),
     ):
         if value:
-            raise InputError(f"--config.{field}={value}: each run has its own; give {instead}")
+            raise InputError(f"--config.{field}={value}: each run sets it; use {instead}")
 
 
 def _sizes(number: int) -> list[Size]:
@@ -157,26 +161,26 @@ def _data() -> Path:
     if not _DATA.value or not data.is_dir():
         raise InputError(
             f"--data={_DATA.value}: no such folder, expected one that holds "
-            f"{', '.join(COLLECTIONS)}; --notrain makes the table of what is done"
+            f"{', '.join(COLLECTIONS)}; --notrain makes the table from the runs that are done"
         )
     return data
 
 
 def _lacking_teacher(size: Size) -> str:
-    """Why nothing of a size can be trained, '' if it can."""
+    """Returns why networks of a size cannot be trained, '' if they can."""
     try:
         load_teacher("", size)
     except InputError as error:
-        return f"{NAMES[size]}: {error}; here as --teacher_{size}"
+        return f"{NAMES[size]}: {error}; in this command as --teacher_{size}"
     return ""
 
 
 def _check_photographs(planned: Sequence[Run], base: Config, inputs: Inputs) -> None:
-    """Once for all runs, before the first."""
-    if any(configuration_of(one, base, inputs).losses.penalty for one in planned):
+    """Checks the photographs once for all runs, before the first."""
+    if any(configuration_of(planned_run, base, inputs).losses.penalty for planned_run in planned):
         if not base.pretraining_images:
             raise InputError(
-                "config.losses.penalty = True: needs photographs, give their folder as "
+                "config.losses.penalty = True: needs photographs; give their folder as "
                 "--config.pretraining_images, or switch it off"
             )
         list_images(Path(base.pretraining_images))

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from efficientad_jax.commands.command_line import Parser
-from efficientad_jax.runs.signals import one_line_endings
+from efficientad_jax.runs.signals import exit_with_one_line
 
 # Every subcommand and its line in the help. The file has the same name, with underscores.
 COMMANDS = {
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with one_line_endings():
+    with exit_with_one_line():
         run, options = _parse(words)
         # Imports JAX, which `--help` does not wait for.
         from efficientad_jax.storage.cache import keep_compiled_programs

@@ -76,7 +76,7 @@ def convolve(
     algorithm = _algorithm(x, kernel, stride, padding=padding, method=method)
     if algorithm in ("filter", "patches"):
         return _native(
-            algorithm, x, kernel, bias, stride=stride, padding=padding, epilogue=NO_EPILOGUE
+            algorithm, x, kernel, bias=bias, stride=stride, padding=padding, epilogue=NO_EPILOGUE
         )
     return _by_xla(algorithm, x, kernel, stride=stride, padding=padding)
 
@@ -98,7 +98,7 @@ def convolve_with_epilogue(
     algorithm = _algorithm(x, kernel, stride, padding=padding, method=method)
     if algorithm in ("filter", "patches"):
         return _native(
-            algorithm, x, kernel, bias, stride=stride, padding=padding, epilogue=epilogue
+            algorithm, x, kernel, bias=bias, stride=stride, padding=padding, epilogue=epilogue
         )
     y = _by_xla(algorithm, x, kernel, stride=stride, padding=padding) + bias
     y = nn.relu(y) if epilogue.relu else y
@@ -194,8 +194,8 @@ def _native(
     algorithm: _Algorithm,
     x: Array,
     kernel: Array,
-    bias: Array,
     *,
+    bias: Array,
     stride: int,
     padding: int,
     epilogue: Epilogue,

@@ -1,1 +1,1 @@
-"""Detectors as files that run without this package: StableHLO, ONNX and ONNX in 8 bits."""
+"""Exports detectors to files that run without this package: StableHLO, ONNX, ONNX in 8 bits."""

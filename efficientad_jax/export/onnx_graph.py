@@ -1,7 +1,7 @@
-"""An ONNX graph while it is made: what the networks and the maps are written with.
+"""Builds an ONNX graph operator by operator.
 
-Values are named by what they are, so that the file can be read: 'teacher/conv1', and its weights
-'teacher/conv1/kernel'.
+Values have descriptive names, so that a reader can follow the file: 'teacher/conv1' is the output
+of that layer, and 'teacher/conv1/kernel' are its weights.
 """
 
 from typing import Any, NamedTuple
@@ -13,20 +13,20 @@ from onnx import helper, numpy_helper
 
 from efficientad_jax.networks.resize import bilinear_matrix
 
-# Old enough for the runtimes in use: everything the graph needs is in it.
+# Old enough for all common runtimes, and new enough for all operators of the graph.
 OPSET = 17
 _IR_VERSION = 8
 
 
 class Graph(NamedTuple):
-    """Nodes in the order of computation, and constants by name."""
+    """A graph under construction: nodes in the order of computation, and constants by name."""
 
     nodes: list[onnx.NodeProto]
     constants: dict[str, np.ndarray]
 
 
-def apply(graph: Graph, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
-    """Adds an operator whose node and only output are called `name`, which is returned."""
+def apply(graph: Graph, operator: str, inputs: list[str], *, name: str, **attributes: Any) -> str:
+    """Adds an operator with one output; node and output are named `name`, which is returned."""
     graph.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
     return name
 
@@ -41,34 +41,43 @@ def convolution(
     graph: Graph,
     x: str,
     kernel: Float[np.ndarray, "kh kw c k"],
+    *,
     bias: Float[np.ndarray, " k"],
     name: str,
     stride: int = 1,
     padding: int = 0,
 ) -> str:
-    """Adds a convolution of channels-first values; `kernel` is as Flax has it."""
+    """Adds a convolution of channels-first values; `kernel` has the layout of Flax."""
     weights = [
         constant(graph, f"{name}/kernel", np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))),
         constant(graph, f"{name}/bias", bias),
     ]
     strides, pads = [stride] * 2, [padding] * 4
     size = list(kernel.shape[:2])
-    return apply(graph, "Conv", [x, *weights], name, kernel_shape=size, strides=strides, pads=pads)
+    return apply(
+        graph,
+        "Conv",
+        [x, *weights],
+        name=name,
+        kernel_shape=size,
+        strides=strides,
+        pads=pads,
+    )
 
 
-def resize(graph: Graph, x: str, source: tuple[int, int], target: tuple[int, int]) -> str:
-    """Resizes channels-first values as `resize.resize_bilinear` does, by its two matrices."""
+def resize(graph: Graph, x: str, *, source: tuple[int, int], target: tuple[int, int]) -> str:
+    """Resizes channels-first values with the two matrices of `resize.resize_bilinear`."""
     if source == target:
         return x
     rows = constant(graph, f"{x}/rows", bilinear_matrix(source[0], target[0]))
     columns = bilinear_matrix(source[1], target[1]).T
     columns = constant(graph, f"{x}/columns", np.ascontiguousarray(columns))
-    x_rows = apply(graph, "MatMul", [rows, x], f"{x}/taller")
-    return apply(graph, "MatMul", [x_rows, columns], f"{x}/resized")
+    x_rows = apply(graph, "MatMul", [rows, x], name=f"{x}/taller")
+    return apply(graph, "MatMul", [x_rows, columns], name=f"{x}/resized")
 
 
 def halves(graph: Graph, x: str) -> tuple[str, str]:
-    """The first half of the channels and the second."""
+    """Splits the channels into two halves."""
     first, second = f"{x}/first", f"{x}/second"
     graph.nodes.append(helper.make_node("Split", [x], [first, second], f"{x}/halves", axis=1))
     return first, second
@@ -77,12 +86,12 @@ def halves(graph: Graph, x: str) -> tuple[str, str]:
 def to_model(
     graph: Graph, image_size: tuple[int, int], outputs: dict[str, tuple[int, ...]]
 ) -> onnx.ModelProto:
-    """The checked model of a graph.
+    """Converts a graph to a model and checks it.
 
     Args:
-      graph: takes 'images', uint8 `[n, h, w, 3]`.
-      image_size: their height and width; `n` is any number.
-      outputs: names of float32 values with their shapes after `n`.
+      graph: its input is 'images', uint8 `[n, h, w, 3]`.
+      image_size: height and width of the images; their number `n` is not fixed.
+      outputs: names of float32 outputs, with their shapes without the first dimension `n`.
     """
     images = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", *image_size, 3])
     results = [

@@ -1,8 +1,9 @@
-"""A detector as an ONNX model: Algorithm 2 from uint8 images to scores and maps.
+"""Converts a detector to an ONNX model: Algorithm 2 from uint8 images to scores and maps.
 
-The graph is written operator by operator. Channels first, as the format has it, it needs no
-transposition but that of the images.
+The graph is channels first, as usual in ONNX: only the images need a transposition.
 """
+
+from functools import partial
 
 import numpy as np
 import onnx
@@ -19,43 +20,46 @@ from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 def onnx_model(detector: Detector) -> onnx.ModelProto:
-    """The detector in ONNX, weights and pre-processing inside, computed in float32.
+    """Converts a detector to ONNX, with weights and preprocessing inside, computed in float32.
 
-    It takes 'images', uint8 RGB `[n, h, w, 3]` at the detector's input size, any number of them,
-    and gives what `inference.Anomalies` has: 'scores' `[n]`, 'combined', 'local' and, with an
-    autoencoder, 'global' maps `[n, h / 4, w / 4]`, or `[n, h, w]` where maps are upsampled first.
+    The input is 'images', any number of uint8 RGB images `[n, h, w, 3]` at the detector's input
+    size. The outputs are those of `inference.Anomalies`: 'scores' `[n]`, and the maps 'combined',
+    'local' and, with an autoencoder, 'global', all `[n, h / 4, w / 4]`, or `[n, h, w]` if the
+    detector upsamples maps first.
     """
     spec, calibration = detector.spec, detector.calibration
     image_size, size = spec.input_size, output_size(*spec.input_size, padding=spec.padding)
-    shown = (image_size[0] // STRIDE, image_size[1] // STRIDE)
+    map_size = (image_size[0] // STRIDE, image_size[1] // STRIDE)
     graph = Graph([], {})
     maps = {}
     for name, (a, b) in _compared_features(graph, detector).items():
-        difference = apply(graph, "Sub", [a, b], f"{name}/difference")
-        square = apply(graph, "Mul", [difference] * 2, f"{name}/square")
-        raw = apply(graph, "ReduceMean", [square], f"{name}/mean", axes=[1])
+        difference = apply(graph, "Sub", [a, b], name=f"{name}/difference")
+        square = apply(graph, "Mul", [difference] * 2, name=f"{name}/square")
+        raw = apply(graph, "ReduceMean", [square], name=f"{name}/mean", axes=[1])
         if calibration.upsample_first:
-            raw = resize(graph, raw, size, image_size)
-        maps[name] = _normalized_map(graph, raw, _quantiles(calibration)[name], name)
+            raw = resize(graph, raw, source=size, target=image_size)
+        maps[name] = _normalized_map(graph, raw, _quantiles(calibration)[name], name=name)
     if calibration.upsample_first:
-        size = shown = image_size
+        size = map_size = image_size
     combined = maps["local"]
     if "global" in maps:
-        total = apply(graph, "Add", list(maps.values()), "combined/sum")
+        total = apply(graph, "Add", list(maps.values()), name="combined/sum")
         half = constant(graph, "combined/half", np.array(0.5, np.float32))
-        combined = apply(graph, "Mul", [total, half], "combined/mean")
-    apply(graph, "ReduceMax", [combined], "scores", axes=[1, 2, 3], keepdims=0)
-    margins = [(s - m) // 2 for s, m in zip(shown, size, strict=True)]
+        combined = apply(graph, "Mul", [total, half], name="combined/mean")
+    apply(graph, "ReduceMax", [combined], name="scores", axes=[1, 2, 3], keepdims=0)
+    margins = [(s - m) // 2 for s, m in zip(map_size, size, strict=True)]
     pads = constant(graph, "margins", np.array([0, 0, *margins] * 2, np.int64))
     channel = constant(graph, "channel", np.array([1], np.int64))
-    for name, of in {"combined": combined, **maps}.items():
-        padded = apply(graph, "Pad", [of, pads], f"{name}/padded")
-        apply(graph, "Squeeze", [padded, channel], name)
-    return to_model(graph, image_size, {"scores": ()} | dict.fromkeys(["combined", *maps], shown))
+    for name, unpadded in {"combined": combined, **maps}.items():
+        padded = apply(graph, "Pad", [unpadded, pads], name=f"{name}/padded")
+        apply(graph, "Squeeze", [padded, channel], name=name)
+    return to_model(
+        graph, image_size, {"scores": ()} | dict.fromkeys(["combined", *maps], map_size)
+    )
 
 
 def with_calibration(model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
-    """A copy of a model of `onnx_model` whose maps are normalised by other quantiles."""
+    """Copies a model of `onnx_model` and replaces the quantiles of its normalization."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     values: dict[str, np.ndarray] = {}
@@ -68,47 +72,54 @@ def with_calibration(model: onnx.ModelProto, calibration: Calibration) -> onnx.M
 
 
 def _normalized_images(graph: Graph) -> str:
-    """As `preprocessing` makes them, but channels first."""
-    x = apply(graph, "Transpose", ["images"], "channels_first", perm=[0, 3, 1, 2])
-    x = apply(graph, "Cast", [x], "pixels", to=onnx.TensorProto.FLOAT)
+    """Adds the normalization of `preprocessing`; the result is channels first."""
+    x = apply(graph, "Transpose", ["images"], name="channels_first", perm=[0, 3, 1, 2])
+    x = apply(graph, "Cast", [x], name="pixels", to=onnx.TensorProto.FLOAT)
     mean = constant(graph, "mean", 255 * IMAGENET_MEAN.reshape(3, 1, 1))
     std = constant(graph, "std", 255 * IMAGENET_STD.reshape(3, 1, 1))
-    centred = apply(graph, "Sub", [x, mean], "centred")
-    return apply(graph, "Div", [centred, std], "normalized")
+    centered = apply(graph, "Sub", [x, mean], name="centered")
+    return apply(graph, "Div", [centered, std], name="normalized")
 
 
 def _compared_features(graph: Graph, detector: Detector) -> dict[str, tuple[str, str]]:
-    """What each map is the mean squared difference of."""
+    """Adds the networks; returns for each map the two features whose difference it measures."""
     spec, params = detector.spec, detector.params
-    x, pdn = _normalized_images(graph), (spec.size, spec.padding)
-    teacher = add_pdn(graph, x, params.teacher, *pdn, "teacher")
+    x = _normalized_images(graph)
+    add = partial(add_pdn, graph, x, size=spec.size, padding=spec.padding)
+    teacher = add(params.teacher, name="teacher")
     if params.autoencoder is None:
-        # The other half of the student's features is of no use.
+        # The second half of the student's features is not needed.
         student = _first_features(params.student, spec.size, spec.out_channels)
-        return {"local": (teacher, add_pdn(graph, x, student, *pdn, "student"))}
-    student, imitation = halves(graph, add_pdn(graph, x, params.student, *pdn, "student"))
+        return {"local": (teacher, add(student, name="student"))}
+    student, imitation = halves(graph, add(params.student, name="student"))
     size = output_size(*spec.input_size, padding=spec.padding)
-    predicted = add_autoencoder(graph, x, params.autoencoder, spec.input_size, size, "autoencoder")
+    predicted = add_autoencoder(
+        graph,
+        x,
+        params.autoencoder,
+        image_size=spec.input_size,
+        output_size=size,
+        name="autoencoder",
+    )
     return {"local": (teacher, student), "global": (predicted, imitation)}
 
 
 def _first_features(params: PyTree, size: str, count: int) -> PyTree:
-    """Parameters of a patch description network that computes its first features alone."""
+    """Restricts the parameters of a patch description network to its first `count` features."""
     layers, last = params["params"], LAYERS[size][-1].name
     return {"params": layers | {last: {k: v[..., :count] for k, v in layers[last].items()}}}
 
 
-def _normalized_map(graph: Graph, raw: str, quantiles: MapQuantiles, name: str) -> str:
-    """As `map_normalization.normalize_map`."""
+def _normalized_map(graph: Graph, raw: str, quantiles: MapQuantiles, *, name: str) -> str:
+    """Adds the normalization of `map_normalization.normalize_map`."""
     constants = _normalization(quantiles, name)
     offset, scale = (constant(graph, key, value) for key, value in constants.items())
-    return apply(
-        graph, "Mul", [apply(graph, "Sub", [raw, offset], f"{name}/above"), scale], f"{name}/all"
-    )
+    above = apply(graph, "Sub", [raw, offset], name=f"{name}/above")
+    return apply(graph, "Mul", [above, scale], name=f"{name}/all")
 
 
 def _normalization(quantiles: MapQuantiles, name: str) -> dict[str, Float32[np.ndarray, ""]]:
-    """The constants of `_normalized_map`: what is subtracted, and the factor then."""
+    """Computes the constants of `_normalized_map`: the offset to subtract, then the factor."""
     return {
         f"{name}/offset": np.array(quantiles.a, np.float32),
         f"{name}/scale": np.array(0.1 / (quantiles.b - quantiles.a), np.float32),
@@ -116,5 +127,7 @@ def _normalization(quantiles: MapQuantiles, name: str) -> dict[str, Float32[np.n
 
 
 def _quantiles(calibration: Calibration) -> dict[str, MapQuantiles]:
-    found = {"local": calibration.local}
-    return found if calibration.global_ is None else found | {"global": calibration.global_}
+    quantiles = {"local": calibration.local}
+    if calibration.global_ is not None:
+        quantiles["global"] = calibration.global_
+    return quantiles

@@ -1,4 +1,4 @@
-"""Exported detectors as functions of images, by the runtimes that they are meant for."""
+"""Opens exported detectors as functions of images, with the runtimes of their formats."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +16,11 @@ from efficientad_jax.storage.regular import require_regular_file
 
 
 class Program(NamedTuple):
-    """A detector, wherever it comes from.
+    """A detector or an exported detector.
 
     Attributes:
-      run: from uint8 RGB images to 'scores', 'combined' and 'local' maps, and 'global' ones where
-        there is an autoencoder.
+      run: maps uint8 RGB images to 'scores' and the maps 'combined', 'local' and, with an
+        autoencoder, 'global'.
       input_size: height and width of the images.
     """
 
@@ -29,16 +29,16 @@ class Program(NamedTuple):
 
 
 def named_outputs(anomalies: Anomalies) -> dict[str, Any]:
-    """Scores and maps by the names that exported files give them; without an autoencoder no global.
+    """Names scores and maps as in exported files; without an autoencoder there is no 'global'.
 
-    Those are the fields' names, without the underscore that Python wants in `global_`.
+    The names are those of the fields, without the underscore of `global_`.
     """
-    found = anomalies._asdict()
-    return {name.rstrip("_"): value for name, value in found.items() if value is not None}
+    fields = anomalies._asdict()
+    return {name.rstrip("_"): value for name, value in fields.items() if value is not None}
 
 
 def detector_program(detector: Detector) -> Program:
-    """The detector itself."""
+    """Wraps a detector of this package."""
 
     def run(images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Float[np.ndarray, "..."]]:
         return jax.device_get(named_outputs(detector.detect(images)))
@@ -47,7 +47,7 @@ def detector_program(detector: Detector) -> Program:
 
 
 def onnx_program(model: bytes) -> Program:
-    """An ONNX model in ONNX Runtime, on CPU."""
+    """Opens an ONNX model with ONNX Runtime, on CPU."""
     import onnxruntime
 
     session: Any = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -61,7 +61,7 @@ def onnx_program(model: bytes) -> Program:
 
 
 def stablehlo_program(content: bytes) -> Program:
-    """A StableHLO program in JAX, on its default device."""
+    """Opens a StableHLO program with JAX, on its default device."""
     exported = jax.export.deserialize(bytearray(content))
     _, height, width, _ = exported.in_avals[0].shape
     call = jax.jit(exported.call)
@@ -69,10 +69,10 @@ def stablehlo_program(content: bytes) -> Program:
 
 
 def open_program(file: Path) -> Program:
-    """An exported file, by the ending of its name: ONNX for '.onnx', otherwise StableHLO.
+    """Opens an exported file: as ONNX if its name ends in '.onnx', otherwise as StableHLO.
 
     Raises:
-      InputError: there is no such file, its runtime is not installed, or it is not of that format.
+      InputError: there is no such file, its runtime is not installed, or it has another format.
     """
     name = f"exported detector {file}"
     require_regular_file(file, name)
@@ -85,7 +85,7 @@ def open_program(file: Path) -> Program:
             f"{name}: needs {error.name}, which is not installed; "
             "run pip install 'efficientad-jax[export]'"
         ) from error
-    except Exception as error:  # each runtime has its own
+    except Exception as error:  # each runtime has its own types
         raise InputError(
             f"{name}: cannot be read as {'ONNX' if is_onnx else 'StableHLO'}, expected what "
             f"`efficientad export` wrote ({str(error)[:200]})"
@@ -95,7 +95,7 @@ def open_program(file: Path) -> Program:
 def run_in_batches(
     program: Program, images: UInt8[np.ndarray, "n h w 3"]
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """The outputs for any number of images, at least one, computed some at a time.
+    """Computes the outputs for one or more images, in batches.
 
     Raises:
       InputError: the program takes images of another size.

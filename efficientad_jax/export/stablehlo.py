@@ -1,4 +1,4 @@
-"""A detector as a StableHLO program, which JAX alone runs on CPU, GPU and TPU."""
+"""Exports a detector as a StableHLO program, which runs on CPU, GPU and TPU and needs only JAX."""
 
 import jax
 import jax.export
@@ -14,13 +14,14 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def stablehlo_bytes(detector: Detector) -> bytes:
-    """The detector as `jax.export` serialises it, weights included.
+    """Serializes a detector with `jax.export`, including its weights.
 
-    It takes uint8 RGB `[n, h, w, 3]` at the detector's input size, any number of images, and gives
-    a dictionary of what `inference.Anomalies` has: 'scores' `[n]`, 'combined', 'local' and, with an
-    autoencoder, 'global' maps `[n, h / 4, w / 4]`, or `[n, h, w]` where maps are upsampled first.
+    The program takes any number of uint8 RGB images `[n, h, w, 3]` at the detector's input size.
+    It returns a dict of the values of `inference.Anomalies`: 'scores' `[n]`, and the maps
+    'combined', 'local' and, with an autoencoder, 'global', all `[n, h / 4, w / 4]`, or `[n, h, w]`
+    if the detector upsamples maps first.
     """
-    # No convolution in C++ of this package: XLA's own is there on every platform.
+    # XLA's convolution exists on every platform, the package's C++ does not.
     teacher, student, autoencoder = detector.networks
     networks = Networks(
         teacher.clone(convolution="direct"),

@@ -1,1 +1,1 @@
-"""The paper's figures, drawn of one's own detectors and images."""
+"""The figures of the paper, drawn for other detectors: computing and drawing."""

@@ -1,4 +1,4 @@
-"""What the figures have in common: sizes and fonts for print, and how they are saved."""
+"""Common parts of the figures: sizes and fonts for print, and saving."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from efficientad_jax.errors import InputError
 from efficientad_jax.storage.atomic import write_atomically
 
-# Widths of a column and of a page of the conference's format, inches.
+# Widths of a column and of the text of a page in the format of the conference, in inches.
 COLUMN, PAGE = 3.25, 6.875
 
 STYLE: dict[Any, Any] = {
@@ -24,12 +24,12 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    # Text stays text: it can be searched and copied.
+    # Text is stored as text, so that it can be searched and copied.
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "efficientad_jax",
 }
-# No dates and versions: equal figures give equal files.
+# Without dates and versions, equal figures give equal files.
 _METADATA = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
@@ -38,17 +38,17 @@ _METADATA = {
 
 
 def check_figure_path(path: Path) -> None:
-    """Checks the format that a name asks for.
+    """Checks that the name of a file has a supported ending.
 
     Raises:
-      InputError: it is none of those that can be written.
+      InputError: it has none.
     """
     if path.suffix.lower() not in _METADATA:
         raise InputError(f"figure {path}: expected a name that ends in {', '.join(_METADATA)}")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format of its name: PNG at 300 dots an inch, PDF or SVG.
+    """Writes a figure as PNG (300 dots per inch), PDF or SVG, according to the name.
 
     Raises:
       InputError: the name has another ending.
@@ -65,7 +65,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def hide_frame(axes: Axes) -> None:
-    """Takes ticks and frame away, as images have none."""
+    """Removes ticks and frame, for axes that show an image."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

@@ -13,17 +13,17 @@ from efficientad_jax.figures.drawing import COLUMN, STYLE
 from efficientad_jax.networks.pdn import NAMES
 
 _OURS, _PAPER, _OTHERS = "#c0392b", "#1f5f9c", "#7f8c8d"
-# Where a method's name stands beside its point, in points: to the right, unless that is taken.
+# Offset of the label from its point, in points, and its alignment. The default is to the right.
 _OFFSETS = {"EfficientAD-S": (0, 6, "center"), "PatchCore ensemble": (0, -17, "center")}
 
 
 class Point(NamedTuple):
-    """A detector of one's own.
+    """A detector that is not in the paper.
 
     Attributes:
-      latency: milliseconds an image.
-      auroc: image AU-ROC, mean over the collections, per cent.
-      deviation: of it over seeds, None of one seed.
+      latency: milliseconds per image.
+      auroc: image AU-ROC, mean over the collections, in percent.
+      deviation: its standard deviation over seeds; None for one seed.
     """
 
     latency: float
@@ -32,10 +32,10 @@ class Point(NamedTuple):
 
 
 def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
-    """The paper's methods as it reports them, and one's own detectors.
+    """Draws the methods with the results that the paper reports, and other detectors.
 
     Args:
-      points: by name; none for the paper's alone.
+      points: the other detectors, by name; may be empty.
       measured_on: device and dtype of their latencies.
     """
     with matplotlib.rc_context(STYLE):
@@ -43,13 +43,13 @@ def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
         axis = figure.subplots()
         axis.set_xscale("log")
         for name, method in paper_results.OTHER_METHODS.items():
-            at = method.latency.mean, method.detection.mean
-            axis.plot(*at, "o", color=_OTHERS, markersize=4)
-            _label(axis, name, at, _OTHERS)
+            position = method.latency.mean, method.detection.mean
+            axis.plot(*position, "o", color=_OTHERS, markersize=4)
+            _label(axis, name, position, color=_OTHERS)
         for size, method in paper_results.EFFICIENT_AD.items():
-            at = method.latency.mean, method.detection.mean
-            axis.plot(*at, "D", color=_PAPER, markersize=4.5)
-            _label(axis, NAMES[size], at, _PAPER)
+            position = method.latency.mean, method.detection.mean
+            axis.plot(*position, "D", color=_PAPER, markersize=4.5)
+            _label(axis, NAMES[size], position, color=_PAPER)
         for name, point in points.items():
             axis.errorbar(
                 point.latency,
@@ -61,7 +61,7 @@ def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
                 capsize=2,
                 elinewidth=0.8,
             )
-            _label(axis, name, (point.latency, point.auroc), _OURS, below=True)
+            _label(axis, name, (point.latency, point.auroc), color=_OURS, below=True)
         device = f" ({paper_results.SPEED_MEASURED_ON})"
         axis.plot([], [], "D", color=_PAPER, markersize=4.5, label="EfficientAD, paper" + device)
         axis.plot([], [], "o", color=_OTHERS, markersize=4, label="other methods, paper")
@@ -78,8 +78,15 @@ def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
 
 
 def _label(
-    axis: Axes, name: str, at: tuple[int | float, int | float], color: str, below: bool = False
+    axis: Axes,
+    name: str,
+    position: tuple[int | float, int | float],
+    *,
+    color: str,
+    below: bool = False,
 ) -> None:
     x, y, side = (5, -8, "left") if below else _OFFSETS.get(name, (5, -2.5, "left"))
     text = name.replace("PatchCore ", "PatchCore\n")
-    axis.annotate(text, at, (x, y), textcoords="offset points", ha=side, fontsize=6.5, color=color)
+    axis.annotate(
+        text, position, (x, y), textcoords="offset points", ha=side, fontsize=6.5, color=color
+    )

@@ -1,4 +1,4 @@
-"""What a feature sees of an image (paper, Figure 3): its gradient, and mean feature maps."""
+"""The receptive field of a feature (paper, Figure 3): its gradient, and mean feature maps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +23,7 @@ from efficientad_jax.networks.preprocessing import normalize_images, to_unit_ran
 
 
 def receptive_window(row: int, column: int) -> tuple[slice, slice]:
-    """Rows and columns of the image that an output of an unpadded PDN sees."""
+    """Rows and columns of the image that an output of an unpadded PDN depends on."""
     top, left = STRIDE * row, STRIDE * column
     return slice(top, top + RECEPTIVE_FIELD), slice(left, left + RECEPTIVE_FIELD)
 
@@ -32,21 +32,22 @@ def absolute_gradient(
     network: PatchDescriptionNetwork,
     params: PyTree,
     images: UInt8[np.ndarray, "n h w 3"],
+    *,
     position: tuple[int, int] | None = None,
     channels: Sequence[int] = (0,),
 ) -> Float32[np.ndarray, "h w"]:
-    """Absolute gradient of the features at one position with respect to the image.
+    """Computes the absolute gradient of the features at one position with respect to the image.
 
     Args:
-      network: whose features; the gradient is taken of the convolutions computed directly, as only
-        then it is exactly 0 where it is.
-      params: of the network.
+      network: its module. Convolutions are computed directly, whatever its `convolution`: other
+        methods leave rounding noise where the gradient is 0.
+      params: its parameters.
       images: RGB.
-      position: row and column of the output, its centre unless given.
+      position: row and column of the output; None for its center.
       channels: of the output.
 
     Returns:
-      The mean over channels, the colours of a pixel, and images.
+      The mean over channels, color channels and images.
     """
     network = network.clone(convolution="direct")
     if position is None:
@@ -57,51 +58,53 @@ def absolute_gradient(
         return float32_features(network, params, x[None])[0, *position, channel]
 
     @jax.jit
-    def of_one(image: UInt8[Array, "h w 3"]) -> Float[Array, "h w"]:
+    def compute(image: UInt8[Array, "h w 3"]) -> Float[Array, "h w"]:
         x = normalize_images(to_unit_range(image))
         gradients = jax.lax.map(partial(jax.grad(feature), x), jnp.asarray(channels))
         return jnp.abs(gradients).mean((0, -1))
 
-    return np.stack([of_one(image) for image in images]).mean(0)
+    return np.stack([compute(image) for image in images]).mean(0)
 
 
 def mean_feature_map(
     network: PatchDescriptionNetwork,
     params: PyTree,
     images: UInt8[np.ndarray, "n h w 3"],
+    *,
     channel: int = 0,
 ) -> Float32[np.ndarray, "oh ow"]:
-    """One channel of the output, mean over images: flat, unless the network makes artefacts."""
+    """Computes the mean of an output channel over images; artifacts of the network show in it."""
 
     @jax.jit
-    def of_one(image: UInt8[Array, "h w 3"]) -> Float[Array, "oh ow"]:
+    def compute(image: UInt8[Array, "h w 3"]) -> Float[Array, "oh ow"]:
         x = normalize_images(to_unit_range(image))
-        one = slice(channel, channel + 1)
-        return float32_features(network, params, x[None], one)[0, ..., 0]
+        channels = slice(channel, channel + 1)
+        return float32_features(network, params, x[None], channels)[0, ..., 0]
 
-    return np.stack([of_one(image) for image in images]).mean(0)
+    return np.stack([compute(image) for image in images]).mean(0)
 
 
 def draw_receptive_field(
     gradient: Float32[np.ndarray, "h w"],
     window: tuple[slice, slice],
     images: UInt8[np.ndarray, "n ih iw 3"],
+    *,
     feature_map: Float32[np.ndarray, "oh ow"],
 ) -> Figure:
-    """Three panels: the gradient with its window, the mean of the images, the mean feature map.
+    """Draws three panels: gradient with receptive field, mean image, mean feature map.
 
     Args:
-      gradient: what `absolute_gradient` gave.
-      window: what the feature can see, rows and columns.
-      images: those that the feature map is the mean over.
-      feature_map: what `mean_feature_map` gave.
+      gradient: result of `absolute_gradient`.
+      window: rows and columns of the receptive field.
+      images: those over which the mean feature map was computed.
+      feature_map: result of `mean_feature_map`.
     """
     rows, columns = window
     size = columns.stop - columns.start, rows.stop - rows.start
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PAGE, 2.15), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
-        shown = left.imshow(gradient, cmap="magma")
+        artist = left.imshow(gradient, cmap="magma")
         corner = columns.start - 0.5, rows.start - 0.5
         left.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=0.6))
         left.annotate(
@@ -113,12 +116,12 @@ def draw_receptive_field(
             va="bottom",
         )
         left.set_title("absolute gradient")
-        figure.colorbar(shown, ax=left, fraction=0.046, pad=0.03)
+        figure.colorbar(artist, ax=left, fraction=0.046, pad=0.03)
         middle.imshow(images.mean(0) / 255)
         middle.set_title(f"mean of {len(images)} images")
-        shown = right.imshow(feature_map, cmap="viridis")
+        artist = right.imshow(feature_map, cmap="viridis")
         right.set_title("mean feature map")
-        figure.colorbar(shown, ax=right, fraction=0.046, pad=0.03)
+        figure.colorbar(artist, ax=right, fraction=0.046, pad=0.03)
         for axis in (left, middle, right):
             hide_frame(axis)
     return figure

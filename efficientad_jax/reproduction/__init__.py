@@ -1,1 +1,1 @@
-"""The paper's tables, run again: what to train, what came of it, beside what is in print."""
+"""Reproduces the tables of the paper: plans and runs trainings, and compares the results."""

@@ -1,4 +1,4 @@
-"""From the figures of single runs to those of a table: over categories, collections and seeds."""
+"""Aggregates the results of runs over categories, collections and seeds, for a table."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -8,36 +8,36 @@ from efficientad_jax.networks.pdn import Size
 from efficientad_jax.reproduction.collections_on_disk import COLLECTIONS
 from efficientad_jax.reproduction.plan import Run, Variant
 
-# By run, what its `metrics.json` says.
+# The contents of each run's `metrics.json`.
 Results = Mapping[Run, Mapping[str, Any]]
-# From a run's `metrics.json` to one figure in [0, 1]; None where it is not defined.
+# Selects a metric in [0, 1] from the contents of `metrics.json`; None if it is undefined.
 Reading = Callable[[Mapping[str, Any]], float | None]
 
 LOCO_KINDS = {"logical": "logical_anomalies", "structural": "structural_anomalies"}
 
 
 class Measured(NamedTuple):
-    """A figure of ours.
+    """A result of ours.
 
     Attributes:
       mean: over seeds, of the means over categories.
-      deviation: sample standard deviation over seeds, None of one seed.
-      seeds: how many there are.
-      categories: how many categories went into it.
-      of: how many there should be.
+      deviation: sample standard deviation over seeds; None for one seed.
+      seeds: number of seeds.
+      categories: number of categories that have results.
+      all_categories: number of categories in the collections.
     """
 
     mean: float
     deviation: float | None = None
     seeds: int = 0
     categories: int = 0
-    of: int = 0
+    all_categories: int = 0
 
 
 class _BySeed(NamedTuple):
     means: dict[int, float]
     categories: int
-    of: int
+    all_categories: int
 
 
 def detection(metrics: Mapping[str, Any]) -> float | None:
@@ -46,30 +46,30 @@ def detection(metrics: Mapping[str, Any]) -> float | None:
 
 
 def detection_of_kind(kind: str) -> Reading:
-    """Image AU-ROC of the good images against one kind of anomalies, 'logical' for instance."""
+    """Image AU-ROC of the good images against one kind of anomalies, such as 'logical'."""
     return lambda metrics: metrics["detector"]["image_auroc_by_defect"].get(LOCO_KINDS[kind])
 
 
-def collection_figure(
+def collection_result(
     results: Results, dataset: str, size: Size, variant: Variant, reading: Reading
 ) -> Measured | None:
-    """A figure of one collection, in per cent.
+    """Aggregates a metric over one collection, in percent.
 
-    It is taken over the categories that have results, of the seeds that have all of these.
+    The categories are those that have results; the seeds are those with results of all of them.
     """
     return _over_seeds([_by_seed(results, dataset, size, variant, reading)])
 
 
-def mean_figure(
+def mean_result(
     results: Results, size: Size, variant: Variant, reading_of: Callable[[str], Reading]
 ) -> Measured | None:
-    """The mean over the three collections, in per cent; None unless all three have results.
+    """Aggregates a metric over the three collections, in percent; None unless all have results.
 
     Args:
       results: of all runs.
       size: of the networks.
       variant: of the configuration.
-      reading_of: what is read, by collection.
+      reading_of: maps the name of a collection to its metric.
     """
     return _over_seeds(
         [_by_seed(results, name, size, variant, reading_of(name)) for name in COLLECTIONS]
@@ -77,23 +77,23 @@ def mean_figure(
 
 
 def segmentation_of(dataset: str) -> Reading:
-    """AU-PRO or AU-sPRO, whichever the collection is measured by."""
+    """AU-PRO or AU-sPRO, as usual for the collection."""
     return lambda metrics: metrics["detector"].get(COLLECTIONS[dataset].segmentation)
 
 
 def _by_seed(
     results: Results, dataset: str, size: Size, variant: Variant, reading: Reading
 ) -> _BySeed:
-    found: dict[int, dict[str, float]] = {}
+    by_seed: dict[int, dict[str, float]] = {}
     for run, metrics in results.items():
         if (run.dataset, run.size, run.variant) == (dataset, size, variant):
             value = reading(metrics)
             if value is not None:
-                found.setdefault(run.seed, {})[run.category] = value
-    categories = {category for values in found.values() for category in values}
+                by_seed.setdefault(run.seed, {})[run.category] = value
+    categories = {category for values in by_seed.values() for category in values}
     means = {
         seed: statistics.fmean(values.values())
-        for seed, values in found.items()
+        for seed, values in by_seed.items()
         if values.keys() == categories
     }
     return _BySeed(means, len(categories), len(COLLECTIONS[dataset].benchmark.categories))
@@ -109,5 +109,5 @@ def _over_seeds(parts: list[_BySeed]) -> Measured | None:
         statistics.stdev(means) if len(means) > 1 else None,
         len(means),
         sum(part.categories for part in parts),
-        sum(part.of for part in parts),
+        sum(part.all_categories for part in parts),
     )

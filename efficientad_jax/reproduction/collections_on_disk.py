@@ -1,4 +1,4 @@
-"""The three dataset collections of the paper, and where a user has them."""
+"""The three dataset collections of the paper, and finding them in a folder of the user."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,18 +11,18 @@ from efficientad_jax.errors import InputError
 
 
 class Collection(NamedTuple):
-    """A collection of datasets.
+    """A collection of datasets in the paper.
 
     Attributes:
       benchmark: its title, categories and archive.
-      segmentation: which figure of `metrics.json` the paper's segmentation column is.
+      segmentation: the metric of `metrics.json` in the paper's segmentation column.
     """
 
     benchmark: PublishedDataset
     segmentation: Literal["au_pro", "au_spro"]
 
 
-# By the name that `data.loading` knows them by.
+# By their names in `data.loading`.
 COLLECTIONS: dict[str, Collection] = {
     "mvtec_ad": Collection(MvtecAd.dataset, "au_pro"),
     "visa": Collection(Visa.dataset, "au_pro"),
@@ -33,12 +33,12 @@ _ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tar.xz", ".zip")
 
 
 class Found(NamedTuple):
-    """What there is of a collection.
+    """The part of a collection that was found.
 
     Attributes:
-      root: a folder or an archive; None where there is neither.
-      categories: those wanted that it holds. Archives are not looked into and hold all.
-      absent: one line for each thing that was wanted and is not there.
+      root: a folder or an archive; None if there is neither.
+      categories: the requested categories that it holds. Archives are assumed to hold all.
+      absent: one line for each requested thing that was not found.
     """
 
     root: Path | None
@@ -46,17 +46,17 @@ class Found(NamedTuple):
     absent: tuple[str, ...]
 
 
-def find_collection(data: Path, name: str, wanted: tuple[str, ...] = ()) -> Found:
+def find_collection(data: Path, name: str, requested: tuple[str, ...] = ()) -> Found:
     """Looks for a collection in a folder of datasets.
 
     Args:
-      data: holds a folder or archive that is named as the collection ('mvtec_ad'), or as its
-        published archive ('mvtec_anomaly_detection.tar.xz', or without suffixes the folder).
+      data: holds a folder or archive with the name of the collection ('mvtec_ad') or of its
+        published archive ('mvtec_anomaly_detection.tar.xz'; a folder has no suffixes).
       name: of the collection.
-      wanted: categories, all of them unless given; those of other collections are passed over.
+      requested: categories; empty for all. Those of other collections are ignored.
     """
     benchmark = COLLECTIONS[name].benchmark
-    categories = categories_of(wanted)[name]
+    categories = categories_of(requested)[name]
     published = benchmark.archive.file_name
     names = [name, *(name + suffix for suffix in _ARCHIVE_SUFFIXES), published]
     names.append(published.removesuffix(".xz").removesuffix(".tar"))
@@ -68,32 +68,32 @@ def find_collection(data: Path, name: str, wanted: tuple[str, ...] = ()) -> Foun
         return Found(None, (), (f"{benchmark.title}: {looked_for}",))
     if root.is_file():
         return Found(root, categories, ())
-    # The categories' folders may be one level down, as the builders have it.
+    # The folders of the categories may be one level down, as for the dataset builders.
     folders = [root, *sorted(root.iterdir())]
-    there = tuple(c for c in categories if any((folder / c).is_dir() for folder in folders))
-    missing = ", ".join(c for c in categories if c not in there)
+    present = tuple(c for c in categories if any((folder / c).is_dir() for folder in folders))
+    missing = ", ".join(c for c in categories if c not in present)
     absent = (f"{benchmark.title}: no folder {missing} in {root}",) if missing else ()
-    return Found(root, there, absent)
+    return Found(root, present, absent)
 
 
-def categories_of(wanted: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
-    """The categories of each collection, or those of them that are wanted."""
+def categories_of(requested: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """The categories of each collection, restricted to the requested ones."""
     return {
-        name: tuple(c for c in of.benchmark.categories if not wanted or c in wanted)
-        for name, of in COLLECTIONS.items()
+        name: tuple(c for c in collection.benchmark.categories if not requested or c in requested)
+        for name, collection in COLLECTIONS.items()
     }
 
 
-def check_categories(wanted: tuple[str, ...]) -> None:
-    """Checks that each category is one of some collection.
+def check_categories(requested: tuple[str, ...]) -> None:
+    """Checks that each category belongs to a collection.
 
     Raises:
-      InputError: it is of none.
+      InputError: a category belongs to none.
     """
     known = [c for collection in COLLECTIONS.values() for c in collection.benchmark.categories]
-    for category in wanted:
+    for category in requested:
         if category not in known:
             raise InputError(
-                f"category {category!r}: of no collection of the paper, "
+                f"category {category!r}: not in any collection of the paper, "
                 f"expected some of: {', '.join(known)}"
             )

@@ -1,4 +1,4 @@
-"""Carrying out a plan: what is done stays, what fails is named, the rest goes on."""
+"""Runs a plan: finished runs are kept, failures are reported, and the other runs continue."""
 
 import json
 import shutil
@@ -23,29 +23,29 @@ from efficientad_jax.reproduction.recalibration import CalibrationChoice, recali
 from efficientad_jax.runs.workdir import CONFIG_FILE, METRICS_FILE, claim_workdir, differences
 from efficientad_jax.storage.atomic import write_atomically
 
-# Where files lie is no part of what a run is: results may be moved, and read without the data.
-_PLACES = ("root", "data_dir")
+# Paths do not identify a run: results may be moved, and read without the data.
+_PATHS = ("root", "data_dir")
 
 
 def read_metrics(results: Path, run: Run, base: Config, inputs: Inputs) -> dict[str, Any] | None:
-    """What `metrics.json` of a run says, None if the run is not done.
+    """Reads `metrics.json` of a run; None if the run is not done.
 
     Raises:
-      InputError: there is one, of another configuration than that of the run, or a damaged one.
+      InputError: the file belongs to another configuration, or is damaged.
     """
     folder = results / run.name
     if not (folder / METRICS_FILE).is_file():
         return None
     try:
         metrics = json.loads((folder / METRICS_FILE).read_text())
-        found = as_dict(read_config(json.loads((folder / CONFIG_FILE).read_text())))
+        stored = as_dict(read_config(json.loads((folder / CONFIG_FILE).read_text())))
     except (OSError, ValueError, InputError) as error:
         raise InputError(
             f"results {folder}: {METRICS_FILE} or {CONFIG_FILE} cannot be read ({error}); "
             "remove the folder to run it again"
         ) from error
     expected = as_dict(configuration_of(run, base, inputs))
-    differing = differences(_without_places(found), _without_places(expected))
+    differing = differences(_without_paths(stored), _without_paths(expected))
     if differing:
         raise InputError(
             f"results {folder}: of a configuration with other {', '.join(sorted(differing))}; "
@@ -63,34 +63,34 @@ def carry_out(
 ) -> dict[Run, str]:
     """Does all runs that are not done.
 
-    A run's folder is `results / run.name`. It is done when `metrics.json` is there; its
-    checkpoints are then removed. One that was stopped or killed goes on from its last checkpoint.
+    A run's folder is `results / run.name`. The run is done if `metrics.json` exists; its
+    checkpoints are removed then. An interrupted run resumes from its last checkpoint.
 
     Args:
       runs: see `planned_runs`.
       base: configuration, as in `configs/paper.py`.
-      inputs: what the runs read.
+      inputs: datasets and teachers that the runs read.
       results: an absolute folder.
-      tell: is called with a line on each run as it begins, ends or fails.
+      tell: called with a line when a run starts, ends or fails.
 
     Returns:
-      What is wrong, one line, with each run that failed.
+      The error, one line, of each run that failed.
 
     Raises:
-      StoppedError: Ctrl-C or SIGTERM came in a training; its state is saved, and no other run is
-        begun. Between trainings a signal's own exception passes through.
+      StoppedError: Ctrl-C or SIGTERM was received in a training; its state is saved, and no other
+        run starts. Between trainings, the exception of the signal itself is raised.
     """
     failed: dict[Run, str] = {}
 
     def attempt(for_runs: Sequence[Run], work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work` returns; None, and the runs fail, if it raises something."""
+        """Returns the result of `work`; if it raises, marks the runs as failed and returns None."""
         try:
             return work(*arguments)
-        except StoppedError:  # asked for, so neither a failure nor this run's alone
+        except StoppedError:  # requested by the user, and not a failure
             raise
         except (InputError, DivergenceError, OSError) as error:
             message = " ".join(str(error).split())
-        except Exception as error:  # whatever it is, the other runs are not to suffer from it
+        except Exception as error:  # of any type: the other runs continue
             traceback.print_exc()
             message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         for run in for_runs:
@@ -116,7 +116,7 @@ def carry_out(
                 attempt([run], _train_and_evaluate, configure(run), dataset, folder)
                 if run not in failed:
                     tell(f"{run.name}: done")
-                # Each run compiles programs of its own, which would stay in memory.
+                # Each run compiles other programs, which would stay in memory.
                 jax.clear_caches()
         for trained in dict.fromkeys(run.trained for run in missing):
             changed = [run for run in missing if run.trained == trained != run]
@@ -131,8 +131,8 @@ def carry_out(
 
 
 def _train_and_evaluate(config: Config, dataset: Dataset, folder: Path) -> None:
-    """What one run that trains leaves in its folder, without the checkpoints."""
-    # Of a detector the record is written last: with it, only the evaluation is missing.
+    """Trains and evaluates one run in its folder; removes the checkpoints afterwards."""
+    # A detector's record is written last: if it exists, only the evaluation is missing.
     if (folder / "detector" / "detector.json").is_file():
         claim_workdir(folder, config)
     else:
@@ -142,7 +142,7 @@ def _train_and_evaluate(config: Config, dataset: Dataset, folder: Path) -> None:
 
 
 def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], dataset: Dataset) -> None:
-    """Evaluates the detector of one run under the calibrations of others."""
+    """Evaluates the detector of one run with the calibrations of other runs."""
     detector = Detector.load(results / trained.name / "detector")
     choices = [
         CalibrationChoice(c.calibration.q_a, c.calibration.q_b, c.calibration.normalize)
@@ -150,13 +150,13 @@ def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], datase
     ]
     test = dataset.test
     scores = recalibrated_scores(detector, dataset.validation.images, test.images, choices)
-    for (run, config), of_run in zip(configs.items(), scores, strict=True):
-        metrics = evaluate(of_run, test.labels, defects=test.defects)
+    for (run, config), run_scores in zip(configs.items(), scores, strict=True):
+        metrics = evaluate(run_scores, test.labels, defects=test.defects)
         summary = {"detector": metrics.as_dict()}
         folder = claim_workdir(results / run.name, config)
         write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def _without_places(config: dict[str, Any]) -> dict[str, Any]:
-    dataset = {k: v for k, v in config["dataset"].items() if k not in _PLACES}
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    dataset = {k: v for k, v in config["dataset"].items() if k not in _PATHS}
     return {**config, "dataset": dataset}

@@ -1,4 +1,4 @@
-"""What there is to run: a name, a folder and a configuration for each run."""
+"""The runs of a table: each has a name, a folder and a configuration."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,20 +15,20 @@ class Variant(NamedTuple):
 
     Attributes:
       changes: fields of the configuration and their values, such as `("losses.p_hard", 0.0)`,
-        ordered by field. Fields of `calibration` need no training of their own.
+        ordered by field. Fields of `calibration` do not need another training.
     """
 
     changes: tuple[tuple[str, Value], ...] = ()
 
     @property
     def name(self) -> str:
-        """'full', or what is changed, such as 'p_hard=0.0,penalty=False'."""
+        """'full', or the changes, such as 'p_hard=0.0,penalty=False'."""
         named = [f"{field.rpartition('.')[2]}={value}" for field, value in self.changes]
         return ",".join(named) or "full"
 
     @property
     def trained(self) -> "Variant":
-        """The variant whose detector this one takes: itself, unless calibration is changed."""
+        """The variant whose detector this one uses: itself, unless calibration is changed."""
         return Variant(tuple(c for c in self.changes if not c[0].startswith("calibration.")))
 
 
@@ -36,7 +36,7 @@ FULL = Variant()
 
 
 def variant_of(config: Config, changes: Mapping[str, Value]) -> Variant:
-    """The variant with these changes; what `config` has already is no change."""
+    """Makes the variant with these changes; values that `config` has already are omitted."""
     flat = {
         f"{section}.{field}": value
         for section in ("losses", "calibration")
@@ -56,21 +56,21 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as 'mvtec_ad/bottle/small/full/seed0': also its folder below the results."""
+        """Such as 'mvtec_ad/bottle/small/full/seed0'; also its folder in the results."""
         return f"{self.dataset}/{self.category}/{self.size}/{self.variant.name}/seed{self.seed}"
 
     @property
     def trained(self) -> "Run":
-        """The run whose detector this one takes: itself, unless only calibration is changed."""
+        """The run whose detector this one uses: itself, unless calibration is changed."""
         return self._replace(variant=self.variant.trained)
 
 
 class Inputs(NamedTuple):
-    """What runs read.
+    """The files that runs read.
 
     Attributes:
       roots: folder or archive of each collection, absolute.
-      teachers: file of the teacher of each size, '' for the one in the package.
+      teachers: file of the teacher of each size; '' for the packaged one.
     """
 
     roots: Mapping[str, Path]
@@ -82,16 +82,16 @@ def planned_runs(
     detectors: Iterable[tuple[Size, Variant]],
     seeds: Sequence[int],
 ) -> list[Run]:
-    """All runs of a table, those that train before those that take their detectors.
+    """Lists all runs of a table; runs that train precede the runs that use their detectors.
 
     Args:
       categories: of each collection, those to run.
       detectors: sizes and variants.
-      seeds: a seed's runs come before those of the next: the first seed soon gives a whole table.
+      seeds: runs are ordered by seed, so that the first seed soon fills a whole table.
     """
-    wanted = list(detectors)
-    ordered = list(wanted)
-    ordered[:0] = [(size, variant.trained) for size, variant in wanted]
+    shown = list(detectors)
+    ordered: list[tuple[Size, Variant]] = [(size, variant.trained) for size, variant in shown]
+    ordered += shown
     return [
         Run(dataset, category, size, variant, seed)
         for seed in seeds
@@ -102,7 +102,7 @@ def planned_runs(
 
 
 def configuration_of(run: Run, base: Config, inputs: Inputs) -> Config:
-    """The configuration of a run: `base`, that is `configs/paper.py`, made the run's."""
+    """Makes the configuration of a run from `base`, that is `configs/paper.py`."""
     changes = {
         "seed": run.seed,
         "dataset.name": run.dataset,

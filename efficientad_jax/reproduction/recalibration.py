@@ -1,4 +1,4 @@
-"""A trained detector with other quantiles: the maps are computed once for all of them."""
+"""Evaluates a detector with other quantiles; its maps are computed only once."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from efficientad_jax.detection.detector import Detector
 
 
 class CalibrationChoice(NamedTuple):
-    """What `calibration.calibrate` lets choose.
+    """The options of `calibration.calibrate`.
 
     Attributes:
-      q_a: which quantile becomes 0.
-      q_b: which quantile becomes 0.1.
-      normalize: False leaves maps as they are.
+      q_a: the quantile that is mapped to 0.
+      q_b: the quantile that is mapped to 0.1.
+      normalize: False leaves the maps unchanged.
     """
 
     q_a: float
@@ -34,16 +34,16 @@ def recalibrated_scores(
     test_images: UInt8[np.ndarray, "n h w 3"],
     choices: Sequence[CalibrationChoice],
 ) -> list[Float[np.ndarray, " n"]]:
-    """Image scores of the test images under each calibration, as new detectors would give them.
+    """Computes image scores of the test images for each calibration.
 
     Args:
-      detector: trained; of its calibration only `upsample_first` is kept.
-      validation_images: normal images to calibrate with, at the detector's input size.
+      detector: a trained one; of its calibration, only `upsample_first` is used.
+      validation_images: normal images for the calibration, at the detector's input size.
       test_images: images to score, at the detector's input size.
       choices: the calibrations.
 
     Raises:
-      InputError: a map is the same everywhere on all validation images.
+      InputError: a map is constant over all validation images.
     """
     upsample_first = detector.calibration.upsample_first
     validation, test = (

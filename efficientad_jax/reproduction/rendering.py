@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and LaTeX."""
+"""Formats a table as Markdown, CSV and LaTeX."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ _TO_LATEX = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±":
 
 
 def markdown(table: Table) -> str:
-    """Ours and, where the paper has any in a column, the paper's figures; '-' for none."""
+    """Formats our results and, in columns where it has some, the paper's; '-' if there is none."""
     headings = [""]
     for column, has_paper in zip(table.columns, _has_paper(table), strict=True):
         headings += [f"{column.heading}: ours", "paper"] if has_paper else [column.heading]
@@ -25,7 +25,7 @@ def markdown(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """A line a figure; what there is not is left empty."""
+    """Formats a line per cell; missing results are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -51,10 +51,10 @@ def csv_text(table: Table) -> str:
 
 
 def read_cells(file: Path) -> dict[tuple[str, str], Measured]:
-    """Our figures in what `csv_text` made, by row and key of the column.
+    """Reads our results from a file of `csv_text`, by row and key of the column.
 
     Raises:
-      InputError: the file cannot be read or is another one.
+      InputError: the file cannot be read or has another format.
     """
     try:
         with file.open(newline="") as text:
@@ -75,21 +75,21 @@ def read_cells(file: Path) -> dict[tuple[str, str], Measured]:
 
 
 def runs_csv(results: Results) -> str:
-    """A line a run, with its figures in [0, 1] as they are in `metrics.json`."""
-    figures = ["image_auroc", "image_average_precision", "pixel_auroc", "au_pro", "au_spro"]
+    """Formats a line per run, with its metrics in [0, 1] as in `metrics.json`."""
+    names = ["image_auroc", "image_average_precision", "pixel_auroc", "au_pro", "au_spro"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "category", "size", "variant", "seed", *figures, *LOCO_KINDS])
+    writer.writerow(["dataset", "category", "size", "variant", "seed", *names, *LOCO_KINDS])
     for run, metrics in results.items():
         detector = metrics["detector"]
-        found = [detector.get(figure) for figure in figures]
+        values = [detector.get(name) for name in names]
         kinds = [detector["image_auroc_by_defect"].get(kind) for kind in LOCO_KINDS.values()]
-        writer.writerow([*run._replace(variant=run.variant.name), *found, *kinds])  # pyright: ignore
+        writer.writerow([*run._replace(variant=run.variant.name), *values, *kinds])  # pyright: ignore
     return text.getvalue()
 
 
 def latex(table: Table) -> str:
-    """A `tabular` that needs the package booktabs; title and notes are comments before it."""
+    """Formats a `tabular`, which needs the package booktabs; title and notes are comments."""
     titles, whose = "", ""
     for column, has_paper in zip(table.columns, _has_paper(table), strict=True):
         span = 2 if has_paper else 1
@@ -110,7 +110,7 @@ def latex(table: Table) -> str:
 
 
 def _has_paper(table: Table) -> list[bool]:
-    """Of each column, whether the paper has a figure in it."""
+    """Whether the paper has results in each column."""
     return [
         any(cells[i].paper is not None for _, cells in table.rows)
         for i in range(len(table.columns))
@@ -130,12 +130,12 @@ def _texts(table: Table, cells: Sequence[Cell]) -> list[str]:
     return texts
 
 
-def _ours(figure: Measured | None, decimals: int) -> str:
-    if figure is None:
+def _ours(result: Measured | None, decimals: int) -> str:
+    if result is None:
         return "-"
-    text = f"{figure.mean:.{decimals}f}"
-    if figure.deviation is not None:
-        text += f" ± {figure.deviation:.{decimals + 1}f}"
-    if figure.categories < figure.of:
-        text += f" ({figure.categories}/{figure.of})"
+    text = f"{result.mean:.{decimals}f}"
+    if result.deviation is not None:
+        text += f" ± {result.deviation:.{decimals + 1}f}"
+    if result.categories < result.all_categories:
+        text += f" ({result.categories}/{result.all_categories})"
     return text

@@ -1,4 +1,4 @@
-"""Latency, throughput and memory out of what `experiments.benchmark` left."""
+"""Reads latency, throughput and memory from the file that `experiments.benchmark` writes."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 16
 
 
 class Speed(NamedTuple):
-    """Of one size of network; None where the benchmark did not measure it.
+    """The speed of one size of network; None for values that were not measured.
 
     Attributes:
       latency: of one image, milliseconds.
-      throughput: images a second in batches of 16.
-      memory: of a process that detects one image at a time, MB.
+      throughput: images per second in batches of 16.
+      memory: of a process that detects in one image at a time, in MB.
     """
 
     latency: Measured | None = None
@@ -27,7 +27,7 @@ class Speed(NamedTuple):
 
 
 class Benchmarked(NamedTuple):
-    """What a results file says.
+    """The contents of a results file.
 
     Attributes:
       speeds: by size.
@@ -42,14 +42,14 @@ def read_benchmark(file: Path) -> Benchmarked:
     """Reads `benchmark.json`.
 
     Raises:
-      InputError: it cannot be read, or is not a benchmark's.
+      InputError: the file cannot be read or has another format.
     """
     try:
         document: dict[str, Any] = json.loads(file.read_text())
-        facts, found = document["facts"], document["measurements"]
+        facts, measurements = document["facts"], document["measurements"]
         medians = {
             (m["size"], m["images"]): m["seconds"][OURS]["median"]
-            for m in found
+            for m in measurements
             if m["what"] == f"batch {m['images']}" and OURS in m["seconds"]
         }
         peaks = {
@@ -64,10 +64,10 @@ def read_benchmark(file: Path) -> Benchmarked:
         ) from error
     speeds: dict[Size, Speed] = {}
     for size in SIZES:
-        one, many = (medians.get((size, n)) for n in (_LATENCY_BATCH, _THROUGHPUT_BATCH))
+        single, batch = (medians.get((size, n)) for n in (_LATENCY_BATCH, _THROUGHPUT_BATCH))
         speeds[size] = Speed(
-            latency=None if one is None else Measured(1e3 * one),
-            throughput=None if many is None else Measured(_THROUGHPUT_BATCH / many),
+            latency=None if single is None else Measured(1e3 * single),
+            throughput=None if batch is None else Measured(_THROUGHPUT_BATCH / batch),
             memory=Measured(peaks[size] / 1e6) if size in peaks else None,
         )
     return Benchmarked(speeds, ", ".join(str(facts[k]) for k in ("device", "dtype") if k in facts))

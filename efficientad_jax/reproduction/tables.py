@@ -1,4 +1,4 @@
-"""The paper's tables: which detectors each needs, and its cells, ours beside the paper's."""
+"""The paper's tables: the detectors that each needs, and its cells, ours next to the paper's."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,17 +13,17 @@ from efficientad_jax.reproduction.aggregation import (
     LOCO_KINDS,
     Measured,
     Results,
-    collection_figure,
+    collection_result,
     detection,
     detection_of_kind,
-    mean_figure,
+    mean_result,
     segmentation_of,
 )
 from efficientad_jax.reproduction.collections_on_disk import COLLECTIONS
 from efficientad_jax.reproduction.plan import FULL, Variant, variant_of
 from efficientad_jax.reproduction.speed import Speed
 
-# The sizes that the paper has in each table.
+# The sizes of networks in each table of the paper.
 TABLES: dict[int, tuple[Size, ...]] = {
     1: SIZES,
     2: SIZES,
@@ -33,16 +33,16 @@ TABLES: dict[int, tuple[Size, ...]] = {
     11: SIZES,
 }
 
-# What Table 3 varies, and the field of the configuration that it is.
+# The parameters that Table 3 varies, and their fields in the configuration.
 _SWEPT = {"a": "calibration.q_a", "b": "calibration.q_b", "p_hard": "losses.p_hard"}
-# Tables 4 and 5 switch off.
+# The changes of Tables 4 and 5.
 _NO_NORMALIZATION = {"calibration.normalize": False}
 _NO_HARD_FEATURES = {"losses.p_hard": 0.0}
 _NO_PENALTY = {"losses.penalty": False}
 
 
 class Column(NamedTuple):
-    """A figure that a table has of each of its rows."""
+    """A column of a table."""
 
     key: str
     heading: str
@@ -50,13 +50,13 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row before anything is measured.
+    """A row without our results.
 
     Attributes:
       label: its first cell.
-      size: of our detectors, None for a method that only the paper has figures of.
+      size: of our detectors; None for a method that only the paper has results of.
       variant: of our detectors.
-      paper: the paper's figures, by the key of the column.
+      paper: the paper's results, by the key of the column.
     """
 
     label: str
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One figure, as far as there is one."""
+    """Our result and the paper's; None if there is none."""
 
     ours: Measured | None
     paper: Figure | None
@@ -78,9 +78,9 @@ class Table(NamedTuple):
     Attributes:
       number: in the paper.
       title: what it shows.
-      columns: without the first, the labels.
-      rows: labels and as many cells as columns.
-      notes: what a reader has to know, a sentence each.
+      columns: without the first one, which holds the labels.
+      rows: labels, and a cell per column.
+      notes: information for the reader, a sentence each.
     """
 
     number: int
@@ -91,7 +91,7 @@ class Table(NamedTuple):
 
 
 class Measurements(NamedTuple):
-    """All that cells are taken from."""
+    """All results from which cells are computed."""
 
     results: Results
     speeds: Mapping[Size, Speed]
@@ -137,12 +137,12 @@ _COLUMNS = {
 
 
 def rows_of(number: int, sizes: Sequence[Size], config: Config) -> list[Row]:
-    """The rows of a table.
+    """Lists the rows of a table.
 
     Args:
       number: one of `TABLES`.
-      sizes: of networks that rows are wanted of.
-      config: the configuration that variants differ from.
+      sizes: of the networks that get rows.
+      config: the configuration that the variants change.
     """
     variant = partial(variant_of, config)
     if number in (1, 11):
@@ -198,14 +198,14 @@ def rows_of(number: int, sizes: Sequence[Size], config: Config) -> list[Row]:
 
 
 def detectors_of(number: int, rows: Sequence[Row]) -> list[tuple[Size, Variant]]:
-    """Sizes and variants that have to be trained and evaluated for a table's rows."""
+    """Lists sizes and variants that must be trained and evaluated for the rows of a table."""
     return [] if number == 11 else [(row.size, row.variant) for row in rows if row.size is not None]
 
 
 def fill(
     number: int, rows: Sequence[Row], measurements: Measurements, notes: Sequence[str]
 ) -> Table:
-    """The table with all figures that there are."""
+    """Fills a table with all results that exist."""
     columns = _COLUMNS[number]
     filled = [
         (
@@ -214,7 +214,7 @@ def fill(
                 Cell(
                     None
                     if row.size is None
-                    else _measure(c.key, row.size, row.variant, measurements),
+                    else _measure(c.key, row.size, row.variant, measurements=measurements),
                     row.paper.get(c.key),
                 )
                 for c in columns
@@ -229,19 +229,21 @@ def _of_method(method: Method) -> dict[str, Figure]:
     return method._asdict()
 
 
-def _measure(key: str, size: Size, variant: Variant, of: Measurements) -> Measured | None:
+def _measure(
+    key: str, size: Size, variant: Variant, *, measurements: Measurements
+) -> Measured | None:
     if key in COLLECTIONS:
-        return collection_figure(of.results, key, size, variant, detection)
+        return collection_result(measurements.results, key, size, variant, detection)
     if key in LOCO_KINDS:
         kind = detection_of_kind(key)
-        return collection_figure(of.results, "mvtec_loco", size, variant, kind)
+        return collection_result(measurements.results, "mvtec_loco", size, variant, kind)
     if key in ("mean", "detection"):
-        return mean_figure(of.results, size, variant, lambda _: detection)
+        return mean_result(measurements.results, size, variant, lambda _: detection)
     if key == "segmentation":
-        return mean_figure(of.results, size, variant, segmentation_of)
+        return mean_result(measurements.results, size, variant, segmentation_of)
     if key in Speed._fields:
-        return getattr(of.speeds.get(size, Speed()), key)
-    cost = of.costs.get(size)
+        return getattr(measurements.speeds.get(size, Speed()), key)
+    cost = measurements.costs.get(size)
     if cost is None:
         return None
     return Measured(cost.parameters / 1e6 if key == "parameters" else cost.flop / 1e9)

@@ -1,1 +1,1 @@
-"""What every long run needs: its folder, checkpoints, logs, signals, processes."""
+"""Services for long runs: work directory, checkpoints, logs, signals and processes."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a run, by orbax: the only module that imports it.
+"""Checkpoints of a run, by orbax; no other module imports it.
 
-Each holds its state, whole or not at all, and a digest of the state's values: bytes that were
-damaged on disk are told from what was saved, whatever part of the checkpoint they belong to.
+A checkpoint is written completely or not at all. It holds a state and a digest of the state's
+values, which detects damage on disk in any part of the checkpoint.
 """
 
 import gc
@@ -26,32 +26,33 @@ from efficientad_jax.runs.processes import is_first_process, wait_for_processes
 
 _log = logging.getLogger(__name__)
 
-_TURN = threading.Lock()  # of runs beside others: see `open_checkpoints`
+# Held while a concurrent run reads or writes, see `open_checkpoints`.
+_CONCURRENT_RUNS_LOCK = threading.Lock()
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last; made by `open_checkpoints`."""
+    """The checkpoints of one run; use `open_checkpoints` to create it."""
 
-    def __init__(self, folder: Path, manager: ocp.CheckpointManager, beside_others: bool) -> None:
+    def __init__(self, folder: Path, manager: ocp.CheckpointManager, concurrent: bool) -> None:
         self._folder = folder
         self._manager = manager
-        self._beside_others = beside_others
+        self._concurrent = concurrent
 
     def save(self, step: int, state: PyTree, loss: float) -> None:
-        """Starts writing `state` as that of `step`, in the background.
+        """Starts writing the state after `step` steps, in the background.
 
         Args:
-          step: how many steps are done. Nothing is written if its checkpoint is there.
-          state: arrays.
-          loss: by which the best checkpoint is told; the lower, the better.
+          step: number of steps done. If its checkpoint exists, nothing is written.
+          state: a tree of arrays.
+          loss: the checkpoint with the lowest loss is kept as the best one.
 
         Raises:
-          DivergenceError: an array is not finite; what is saved stays.
-          InputError: this checkpoint or the one before it cannot be written.
+          DivergenceError: an array is not finite; earlier checkpoints are kept.
+          InputError: this checkpoint or the previous one cannot be written.
         """
         if self._manager.latest_step() == step:
             return
-        state = self._as_kept(state)
+        state = self._as_stored(state)
         _check_finite(state, step)
         record = {"step": step, "sha256": _digest(state)}
         with _writing(self._folder), self._in_turn():
@@ -62,128 +63,136 @@ class Checkpoints:
                 ),
                 metrics={"loss": float(loss)},
             )
-            if self._beside_others:
+            if self._concurrent:
                 self._manager.wait_until_finished()
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
-        """The newest state that is whole, in the structure and shardings of `like`, None for none.
+        """Restores the newest intact state, in the structure and shardings of `like`.
 
-        Damaged checkpoints that are newer are named in a warning and set aside, under names that
-        begin with 'damaged', for another of that step may come.
+        Newer checkpoints that are damaged are reported in a warning and renamed to 'damaged-...',
+        as the run will write checkpoints of these steps again.
+
+        Returns:
+          The state; None if there are no checkpoints.
 
         Raises:
-          InputError: there are checkpoints, but every one of them is damaged.
+          InputError: there are checkpoints, but all of them are damaged.
         """
         with _without_abandoned_reads(), self._in_turn():
-            state, damaged = self._newest_whole(like)
+            state, damaged = self._newest_intact(like)
             if damaged:
                 gc.collect()
         if state is None and damaged:
             step, reason = next(iter(damaged.items()))
             raise InputError(
-                f"checkpoint {self._folder / str(step)}: damaged ({reason}), and there is no whole "
-                f"one before it; remove {self._folder} to begin anew"
+                f"checkpoint {self._folder / str(step)}: damaged ({reason}), and no earlier "
+                f"one is intact; remove {self._folder} to start again from step 0"
             )
         for step, reason in damaged.items():
             file = self._folder / str(step)
-            _log.warning("checkpoint %s: damaged (%s); going on from one before it", file, reason)
-        self._set_aside(list(damaged))
+            _log.warning("checkpoint %s: damaged (%s); resuming from an earlier one", file, reason)
+        self._rename_damaged(list(damaged))
         return state
 
     def restore(self, step: int, like: PyTree) -> PyTree:
-        """The state of one of `steps`, as `restore_latest` gives the newest.
+        """Restores the state of one of `steps`, in the structure and shardings of `like`.
 
         Raises:
-          ValueError: its values are not those that were saved; orbax raises others.
+          ValueError: its values differ from those that were saved. Orbax raises many other types
+            of exceptions for damaged files.
         """
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(self._as_kept(like))),
+                state=ocp.args.StandardRestore(_abstract(self._as_stored(like))),
                 record=ocp.args.JsonRestore(),
             ),
         )
         record: Any = restored["record"]
         if record.get("step") != step or record.get("sha256") != _digest(restored["state"]):
-            raise ValueError("its values are not those that were saved")
+            raise ValueError("its values differ from those that were saved")
         return restored["state"]
 
-    def _as_kept(self, state: PyTree) -> PyTree:
-        """Of several processes orbax takes no array that only one of them has, but NumPy's."""
-        return jax.tree.map(np.asarray, state) if self._beside_others else state
+    def _as_stored(self, state: PyTree) -> PyTree:
+        """Converts arrays to NumPy for concurrent runs.
+
+        If there are several processes, orbax refuses JAX arrays that only one process holds.
+        """
+        return jax.tree.map(np.asarray, state) if self._concurrent else state
 
     def _in_turn(self) -> AbstractContextManager[object]:
-        return _TURN if self._beside_others else nullcontext()
+        return _CONCURRENT_RUNS_LOCK if self._concurrent else nullcontext()
 
-    def _newest_whole(self, like: PyTree) -> tuple[PyTree | None, dict[int, str]]:
-        """A state, and what is wrong with those that are newer, by step."""
+    def _newest_intact(self, like: PyTree) -> tuple[PyTree | None, dict[int, str]]:
+        """Returns the newest intact state, and by step the errors of newer checkpoints."""
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self.restore(step, like), damaged
-            except Exception as error:  # orbax raises almost anything on damaged files
+            except Exception as error:  # orbax raises many types for damaged files
                 damaged[step] = first_line(error)
         return None, damaged
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def _rename_damaged(self, steps: list[int]) -> None:
         if not steps:
             return
-        if self._beside_others or is_first_process():
+        if self._concurrent or is_first_process():
             for step in steps:
                 source, number = self._folder / str(step), 0
                 while (target := self._folder / f"damaged-{step}-{number}").exists():
                     number += 1
                 source.rename(target)
-        if not self._beside_others:
-            wait_for_processes("damaged checkpoints set aside")
+        if not self._concurrent:
+            wait_for_processes("damaged checkpoints renamed")
         self._manager.reload()
 
     @property
     def steps(self) -> list[int]:
-        """Of which there are checkpoints, in ascending order."""
+        """Steps for which there is a checkpoint, in ascending order."""
         return sorted(self._manager.all_steps())
 
 
 @contextmanager
 def open_checkpoints(
-    folder: Path, keep: int = 2, beside_others: bool = False
+    folder: Path, keep: int = 2, concurrent: bool = False
 ) -> Iterator[Checkpoints]:
-    """Opens (and makes) a folder of checkpoints; on leaving, waits until all is on disk.
+    """Opens a folder of checkpoints and creates it if needed; on exit, waits for all writes.
 
     Args:
       folder: an absolute path.
-      keep: how many of the newest are kept; the one with the lowest loss is kept besides.
-      beside_others: whether other runs, in this process or in others of the program, have
-        checkpoints of their own: then this process alone reads and writes these, and a checkpoint
-        is on disk when `save` returns, as orbax takes two in the making for one.
+      keep: how many of the newest checkpoints to keep, in addition to the one with the lowest loss.
+      concurrent: whether other runs, in this process or in other processes of the same JAX program,
+        write checkpoints at the same time. Then only this process reads and writes these ones, and
+        `save` returns when the checkpoint is on disk, because orbax confuses two saves that are in
+        progress.
 
     Raises:
       InputError: the folder or a checkpoint cannot be written.
     """
     best = BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1)
     options = ocp.CheckpointManagerOptions(
-        create=False,  # the folder is made below
-        cleanup_tmp_directories=True,  # what a run that was killed had not finished
+        create=False,  # the folder is created below
+        cleanup_tmp_directories=True,  # incomplete checkpoints of a killed run
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-        # Orbax tells threads of directories it has made by keys that all runs share.
-        async_options=AsyncOptions(create_directories_asynchronously=not beside_others),
-        multiprocessing_options=_of_this_process(folder)
-        if beside_others
+        # For this, orbax uses keys that all runs share.
+        async_options=AsyncOptions(create_directories_asynchronously=not concurrent),
+        multiprocessing_options=_single_process_options(folder)
+        if concurrent
         else MultiprocessingOptions(),
     )
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         manager = ocp.CheckpointManager(folder, options=options)
     try:
-        yield Checkpoints(folder, manager, beside_others)
+        yield Checkpoints(folder, manager, concurrent)
     finally:
         with _writing(folder):
             manager.wait_until_finished()
             manager.close()
 
 
-def _of_this_process(folder: Path) -> MultiprocessingOptions:
-    """Orbax otherwise waits for every process of the program at each checkpoint."""
+def _single_process_options(folder: Path) -> MultiprocessingOptions:
+    """Keeps orbax from waiting for every process of the program at each checkpoint."""
     index = jax.process_index()
     return MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"{index}-{folder}"
@@ -192,26 +201,27 @@ def _of_this_process(folder: Path) -> MultiprocessingOptions:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """What orbax raises where it cannot write, in one line; it comes from a thread of its own."""
+    """Turns the errors of orbax's writing threads into an `InputError` of one line."""
     try:
         yield
     except Exception as error:
         raise InputError(
-            f"checkpoints {folder}: cannot be written ({first_line(error)}); those before are kept"
+            f"checkpoints {folder}: cannot be written ({first_line(error)}); "
+            "earlier checkpoints are kept"
         ) from error
 
 
 @contextmanager
 def _without_abandoned_reads() -> Iterator[None]:
-    """Keeps Python from a traceback of each read that orbax abandons when one beside it fails."""
+    """Suppresses the tracebacks of reads that orbax abandons when another read fails."""
     asyncio_log, hook = logging.getLogger("asyncio"), sys.unraisablehook
     before = asyncio_log.disabled
 
-    def signals_alone(unraisable: Any) -> None:
+    def keep_signals(unraisable: Any) -> None:
         if not isinstance(unraisable.exc_value, Exception):
             hook(unraisable)
 
-    asyncio_log.disabled, sys.unraisablehook = True, signals_alone
+    asyncio_log.disabled, sys.unraisablehook = True, keep_signals
     try:
         yield
     finally:
@@ -219,7 +229,7 @@ def _without_abandoned_reads() -> Iterator[None]:
 
 
 def _abstract(tree: PyTree) -> PyTree:
-    """Shapes, dtypes and shardings in place of arrays."""
+    """Replaces arrays by their shapes, dtypes and shardings."""
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 

@@ -1,6 +1,6 @@
-"""Several processes as one program: how they find each other and agree.
+"""Runs several processes as one JAX program: connects and synchronizes them.
 
-Each process runs the same command on its own host and devices.
+Each process runs the same command with the devices of its host.
 """
 
 import jax
@@ -11,16 +11,16 @@ from efficientad_jax.errors import InputError, first_line
 
 
 def join_processes(coordinator: str, processes: int, process: int) -> None:
-    """Connects this process with the others; to be called before anything else uses a device.
+    """Connects this process to the others; call it before anything uses a device.
 
     Args:
-      coordinator: HOST:PORT of process 0, or 'auto' where the environment tells it: SLURM, Open
-        MPI, TPU pods and Kubernetes. With '' there is no other process and nothing is done.
-      processes: how many there are; not read for 'auto'.
-      process: which of them this is, from 0; not read for 'auto'.
+      coordinator: HOST:PORT of process 0. 'auto' reads it from the environment of SLURM, Open MPI,
+        TPU pods or Kubernetes. With '' there is only this process and nothing is done.
+      processes: number of processes; ignored for 'auto'.
+      process: index of this process, from 0; ignored for 'auto'.
 
     Raises:
-      InputError: the numbers do not fit, or no connection came about.
+      InputError: the index is out of range, or the connection failed.
     """
     if not coordinator:
         return
@@ -41,17 +41,17 @@ def join_processes(coordinator: str, processes: int, process: int) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is process 0, which writes the files that all processes share."""
     return jax.process_index() == 0
 
 
 def wait_for_processes(name: str) -> None:
-    """Returns once every process has come to the point of this name."""
+    """Returns when every process has called this with the same name."""
     multihost_utils.sync_global_devices(name)
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag holds in any process: all get the same answer, so all can act on it."""
+    """Whether the flag is True in any process; all processes get the same result."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))

@@ -1,7 +1,8 @@
-"""Figures of a run for TensorBoard.
+"""Writes scalars of a run for TensorBoard.
 
-tensorboardX's own writer hands events to a thread; where that fails, as on a full disk, the thread
-dies and the run waits for it for ever. Here each event is written at once, and a failure raised.
+tensorboardX's own writer passes events to a thread. If writing fails, for instance because the disk
+is full, the thread dies and the run waits for it forever. Here each event is written at once, and a
+failure raises an exception.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tensorboardX import RecordWriter
 
-# protobuf makes these classes when they are imported, unseen by pyright.
+# protobuf creates these classes at import, so that pyright does not see them.
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -23,14 +24,14 @@ WriteScalars = Callable[[Mapping[str, float], int], None]
 
 @contextmanager
 def scalar_log(folder: Path, enabled: bool = True) -> Iterator[WriteScalars]:
-    """Opens a new event file in a folder, which is made if need be.
+    """Opens a new event file in a folder, which is created if needed.
 
     Args:
-      folder: of the event files of a run.
-      enabled: False writes nothing, for all processes of a run but one.
+      folder: for the event files of a run.
+      enabled: False writes nothing; only one process of a run writes.
 
     Yields:
-      A function that takes values by name, and their step.
+      A function of values by name and their step, which writes them.
 
     Raises:
       OSError: the file cannot be written; its `filename` is set.
@@ -39,33 +40,33 @@ def scalar_log(folder: Path, enabled: bool = True) -> Iterator[WriteScalars]:
         yield lambda values, step: None
         return
     file = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-    with _naming(file):
+    with _with_file_name(file):
         folder.mkdir(parents=True, exist_ok=True)
         writer = RecordWriter(str(file))
 
     def write(event: Event) -> None:
-        with _naming(file):
+        with _with_file_name(file):
             writer.write(event.SerializeToString())
             writer.flush()
 
     def write_scalars(values: Mapping[str, float], step: int) -> None:
-        written = Summary(
+        summary = Summary(
             value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         )
-        write(Event(wall_time=time.time(), step=step, summary=written))
+        write(Event(wall_time=time.time(), step=step, summary=summary))
 
     try:
         write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         yield write_scalars
     finally:
-        # What is left in its buffer could not be written before either, and that was raised.
+        # Data that is left in the buffer could not be written before, which raised an error then.
         with contextlib.suppress(OSError):
             writer.close()
 
 
 @contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Puts the file's name into errors that lack it, as that of a full disk does."""
+def _with_file_name(file: Path) -> Iterator[None]:
+    """Adds the file's name to errors, as that of a full disk lacks it."""
     try:
         yield
     except OSError as error:

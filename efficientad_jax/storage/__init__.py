@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and read whoever they come from."""
+"""Atomic writes, safe readers for files from untrusted sources, and the cache folder."""

@@ -1,4 +1,4 @@
-"""Compiled code is kept between runs: the second start of a command takes it from there."""
+"""The folder in which compiled code is stored, so that the next start of a command is faster."""
 
 import hashlib
 import logging
@@ -10,10 +10,12 @@ import jax
 
 
 def cache_folder() -> Path:
-    """A folder of this user's alone, made if need be: what lies in it is loaded and run.
+    """Returns the cache folder, creates it if needed, and checks its permissions.
+
+    Code in it is loaded and run, so that only the user may be able to write to it.
 
     Raises:
-      PermissionError: others can write to it.
+      PermissionError: other users can write to it.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "efficientad_jax"
@@ -25,27 +27,30 @@ def cache_folder() -> Path:
 
 
 def processor_features() -> str:
-    """What code for the processor at hand depends on: home folders are shared between machines."""
+    """Describes the processor that code is compiled for.
+
+    It is part of the names in the cache, as machines with other processors may share the folder.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    told = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
+    fields = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(fields)}))
 
 
 _log = logging.getLogger(__name__)
 
 
 def keep_compiled_programs() -> None:
-    """Switches JAX's persistent compilation cache on, in a folder for this processor.
+    """Enables JAX's persistent compilation cache, in a folder for this processor.
 
-    JAX keys a program by what it computes, its own version and the backend. The package's C++ is
-    called by name and not part of a program, and what is asked of it is: a program from the cache
-    calls the C++ that is registered now, as it would if it were compiled anew.
+    JAX identifies a program by its computation, JAX's version and the backend. The package's C++
+    is not part of a program, which only holds the names and arguments of the calls. A program from
+    the cache therefore calls the C++ that is registered now, as a newly compiled one would.
 
-    A folder that the user named (`JAX_COMPILATION_CACHE_DIR`) is left as it is. Where none can be
-    had, nothing is kept.
+    A folder that the user chose (`JAX_COMPILATION_CACHE_DIR`) is kept. If no folder can be created,
+    the cache stays off, with a warning.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -54,7 +59,7 @@ def keep_compiled_programs() -> None:
         folder = cache_folder() / f"programs-{processor}"
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        _log.warning("compiled programs are not kept: %s", error)
+        _log.warning("compiled programs are not kept for the next start: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,4 +1,4 @@
-"""A look at a file before it is opened."""
+"""Checks the type of a file before it is opened."""
 
 import os
 import stat
@@ -8,24 +8,28 @@ from efficientad_jax.errors import InputError
 
 
 def require_regular_file(
-    path: Path, name: str, most_bytes: int | None = None, follow_links: bool = True
+    path: Path, name: str, most_bytes: int | None = None, *, follow_links: bool = True
 ) -> None:
-    """Checks that a path leads to a file of bytes: a pipe would be waited for, a device never end.
+    """Checks that a path leads to a regular file.
+
+    Reading from a pipe could wait forever, and a device may never end.
 
     Args:
       path: of the file.
-      name: what to call it in an error, such as 'image a.png'.
-      most_bytes: how large it may be.
-      follow_links: whether a symbolic link to such a file will do.
+      name: of the file in error messages, such as 'image a.png'.
+      most_bytes: the largest allowed size; None for any.
+      follow_links: whether a symbolic link to a regular file is allowed.
 
     Raises:
-      InputError: it is something else, too large, or cannot be looked at.
+      InputError: the path leads to something else, the file is too large, or it is not accessible.
     """
     try:
         status = os.stat(path, follow_symlinks=follow_links)
     except FileNotFoundError as error:
         broken = path.is_symlink()
-        raise InputError(f"{name}: {'a link to no file' if broken else 'no such file'}") from error
+        raise InputError(
+            f"{name}: {'a link to a file that does not exist' if broken else 'no such file'}"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{name}: cannot be read ({reason})") from error

@@ -1,4 +1,4 @@
-"""Safetensors files from anywhere: what they claim is checked before memory is taken for it."""
+"""Reads safetensors files from untrusted sources: checks headers before it allocates memory."""
 
 import struct
 from collections.abc import Callable, Collection, Mapping
@@ -18,23 +18,25 @@ def read_safetensors(
     path: Path,
     name: str,
     expected: Callable[[Mapping[str, str]], Shapes],
+    *,
     dtypes: Collection[str] = ("F32",),
     follow_links: bool = True,
 ) -> tuple[dict[str, str], dict[str, Shaped[np.ndarray, "..."]]]:
-    """Reads a file whose tensors are known by name and shape.
+    """Reads a file whose tensors have known names and shapes.
 
     Args:
       path: of the file.
-      name: what to call it in an error, such as 'teacher a.safetensors'.
-      expected: tells from the file's metadata which tensors it must hold, no more and no fewer.
-      dtypes: those that tensors may have, by safetensors' names.
+      name: of the file in error messages, such as 'teacher a.safetensors'.
+      expected: maps the file's metadata to the names and shapes of exactly the tensors that it must
+        hold.
+      dtypes: the allowed dtypes, by their names in safetensors.
       follow_links: whether `path` may be a symbolic link.
 
     Returns:
       The metadata, and the tensors by name.
 
     Raises:
-      InputError: the file cannot be read, or its header names anything else.
+      InputError: the file cannot be read, holds other tensors, or holds values that are not finite.
     """
     require_regular_file(path, name, follow_links=follow_links)
     try:
@@ -43,9 +45,9 @@ def read_safetensors(
             shapes = expected(metadata)
             names = list(file.keys())
             for key in sorted({*names, *shapes}):
-                found = tuple(file.get_slice(key).get_shape()) if key in names else None
-                if found != shapes.get(key):
-                    raise InputError(f"{name}: {key} has shape {found}, expected {shapes.get(key)}")
+                shape = tuple(file.get_slice(key).get_shape()) if key in names else None
+                if shape != shapes.get(key):
+                    raise InputError(f"{name}: {key} has shape {shape}, expected {shapes.get(key)}")
                 dtype = file.get_slice(key).get_dtype()
                 if dtype not in dtypes:
                     raise InputError(

@@ -1,7 +1,7 @@
-"""Reading PyTorch's state dicts without PyTorch and without running what is pickled in them.
+"""Reads PyTorch's state dicts without PyTorch and without running any code in them.
 
-A `.pth` file is a pickle, and a pickle is a program. The unpickler here knows the handful of
-names that a state dict needs, maps them to functions of its own, and refuses every other.
+A `.pth` file is a pickle, and a pickle is a program. The unpickler in this module accepts only the
+few names that a state dict needs, maps them to functions of this module, and refuses all others.
 """
 
 import io
@@ -32,10 +32,10 @@ _DTYPES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 
-# Of a file; one of WideResNet-101-2 has 500 million.
+# The largest file that is read; WideResNet-101-2 has 500 million bytes.
 _MOST_BYTES = 4 << 30
 
-# What torch.save writes first in the format from before 1.6, which is no zip file.
+# The first value in files of torch.save before version 1.6, which are not zip files.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -55,17 +55,17 @@ class _View(NamedTuple):
 
 
 def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a state dict, in both of torch.save's formats.
+    """Reads the tensors of a state dict, in either of torch.save's formats.
 
     Args:
       path: a `.pth` or `.pt` file that holds a dict from names to tensors.
 
     Returns:
-      The tensors by name, each an array of its own; entries that are no tensors are left out.
+      The tensors by name, as separate arrays. Entries that are not tensors are omitted.
 
     Raises:
-      InputError: the file cannot be read, holds anything but a dict of tensors, asks for a name
-        that a state dict does not need, or its tensors do not lie within its bytes.
+      InputError: the file cannot be read, holds something other than a dict of tensors, uses a
+        name that a state dict does not need, or has tensors that exceed its storages.
     """
     path = Path(path)
     require_regular_file(path, f"checkpoint {path}", _MOST_BYTES)
@@ -77,7 +77,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         zipped = zipfile.is_zipfile(io.BytesIO(content))
         views, storages = _read_zip(content) if zipped else _read_legacy(content)
         _check_total(views, len(content))
-        return {name: _materialise(view, storages) for name, view in views.items()}
+        return {name: _materialize(view, storages) for name, view in views.items()}
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -100,19 +100,19 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    # By name: a pickle can write into an object it was handed, and a dtype is one for all.
+    # Names, as a pickle can modify the objects that it gets, and all arrays share one dtype object.
 } | {("torch", name): name for name in _DTYPES}
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Knows `_GLOBALS` and the persistent ids of storages, nothing else."""
+    """Accepts only `_GLOBALS` and the persistent ids of storages."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         try:
             return _GLOBALS[module_name, global_name]
         except KeyError:
             raise InputError(
-                f"asks for {module_name}.{global_name}, which a state dict does not need: refused"
+                f"uses {module_name}.{global_name}, which a state dict does not need: refused"
             ) from None
 
     def persistent_load(self, pid: Any, /) -> _Storage:
@@ -120,34 +120,36 @@ class _StateDictUnpickler(pickle.Unpickler):
         if kind != "storage" or name not in _DTYPES:
             raise InputError(f"an unknown kind of persistent object, {kind!r}")
         if len(pid) > 5 and pid[5] is not None:
-            raise InputError("a storage that is a view of another, which PyTorch 1.6 ended")
+            raise InputError("a storage that is a view of another, which PyTorch 1.6 abolished")
         return _Storage(str(key), _DTYPES[name], int(size))
 
 
 def _unpickle(stream: io.BytesIO) -> Any:
-    """Loads the pickle that a stream is at, once it is known to claim no more than it holds.
+    """Loads the pickle at the position of a stream, after a check of its memory claims.
 
-    An unpickler makes room for what it is told to remember or to read before it looks for it: some
-    bytes could ask for all the memory there is.
+    An unpickler allocates memory for its memo and for byte strings before it reads them: without
+    the check, a few bytes could claim all memory of the machine.
     """
     start, size = stream.tell(), stream.getbuffer().nbytes
     for opcode, argument, _ in pickletools.genops(stream):
-        remembers = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
-        if remembers and (argument is None or not 0 <= argument <= size):
-            raise InputError(f"a pickle that remembers a value under the number {argument}")
+        is_put = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if is_put and (argument is None or not 0 <= argument <= size):
+            raise InputError(f"a pickle with the memo index {argument}, expected 0 to {size}")
     stream.seek(start)
     return _StateDictUnpickler(stream).load()
 
 
 def _check_total(views: dict[str, _View], size: int) -> None:
-    """Views may share a storage; many of a large one would take more than the file did."""
+    """Refuses views that share a large storage and would together take far more than the file."""
     total = sum(
         math.prod(view.shape) * view.storage.dtype.itemsize
         for view in views.values()
         if 0 not in view.shape
     )
     if total > 8 * size:
-        raise InputError(f"a tensor or more of {total} bytes in a file of {size}")
+        raise InputError(
+            f"tensors of {total} bytes in a file of {size} bytes, expected at most 8 times as many"
+        )
 
 
 def _views(unpickled: Any) -> dict[str, _View]:
@@ -155,7 +157,7 @@ def _views(unpickled: Any) -> dict[str, _View]:
         raise InputError(f"holds a {type(unpickled).__name__}, expected a dict of tensors")
     views = {str(name): v for name, v in unpickled.items() if isinstance(v, _View)}
     if not views:
-        raise InputError("holds no tensors under names of their own, expected a state dict")
+        raise InputError("holds no tensors in its outermost dict, expected a state dict")
     return views
 
 
@@ -188,8 +190,8 @@ def _read_legacy(content: bytes) -> tuple[dict[str, _View], dict[str, bytes]]:
     return views, storages
 
 
-def _materialise(view: _View, storages: dict[str, bytes]) -> np.ndarray:
-    """Copies a tensor out of its storage, after checking that it lies inside."""
+def _materialize(view: _View, storages: dict[str, bytes]) -> np.ndarray:
+    """Copies a tensor from its storage, after a check that it lies inside."""
     elements = np.frombuffer(storages[view.storage.key], view.storage.dtype)
     if len(view.shape) != len(view.strides) or min((*view.shape, *view.strides, 0)) < 0:
         raise InputError(f"a tensor of shape {view.shape} with strides {view.strides}")

@@ -1,7 +1,7 @@
-"""Who does what: processes share a sweep by locks in its folder, on one host or on several.
+"""Divides a sweep among processes, on one or several hosts, by locks in its folder.
 
-A lock is the operating system's and ends with the process that holds it. So there is nobody who
-hands the trainings out, and nothing to clean up after a process that was killed.
+The operating system releases a lock when the process that holds it ends. So no process has to
+distribute the trainings, and nothing has to be cleaned up after a process was killed.
 """
 
 from collections.abc import Iterable
@@ -17,21 +17,23 @@ class Claims:
     """The claims of one process on the trainings of a sweep."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        """Begins.
+        """Reads the failures of earlier processes.
 
         Args:
-          folder: of the sweep; locks and failures are kept in a hidden folder in it.
+          folder: of the sweep; locks and failures are stored in a hidden folder in it.
           names: of the trainings.
         """
         self._folder = folder / ".sweep"
-        # What failed before this process began is to be tried again.
+        # Trainings that failed before this process started will be tried again.
         self._before = {name: self._failure(name) for name in names}
 
     def claim(self, name: str) -> FileLock | None:
-        """A lock on a training, to be released at its end; None if another process has it.
+        """Locks a training; returns the lock, or None if another process holds it.
+
+        The caller releases the lock at the end of the training.
 
         Raises:
-          InputError: the folder cannot be written to, or cannot lock files.
+          InputError: the folder cannot be written, or its file system does not support locks.
         """
         lock = FileLock(self._file(name, "lock"), timeout=0, thread_local=False)
         try:
@@ -47,13 +49,13 @@ class Claims:
         return lock
 
     def write_failure(self, name: str, message: str) -> None:
-        """Tells the other processes that a training failed and need not be tried again by them."""
+        """Records that a training failed, so that other processes do not try it again."""
         write_atomically(self._file(name, "failed"), message.encode())
 
     def failed_since(self, name: str) -> str | None:
-        """Why a training failed in another process since this one began, None if it did not."""
-        found = self._failure(name)
-        return None if found is None or found == self._before[name] else found[1]
+        """Returns the error of a training in another process since this one started, or None."""
+        failure = self._failure(name)
+        return None if failure is None or failure == self._before[name] else failure[1]
 
     def _failure(self, name: str) -> tuple[int, str] | None:
         file = self._file(name, "failed")

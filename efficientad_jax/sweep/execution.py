@@ -1,7 +1,7 @@
-"""Carrying a sweep out: a training on each device, the next one where one has ended.
+"""Runs a sweep: one training per device, and the next one as soon as a device is free.
 
-The main thread makes the steps of all trainings; what comes before and after them (images,
-calibration, evaluation) is done in a thread for each device. What fails, fails alone.
+The main thread runs the steps of all trainings. One thread per device does the work before and
+after the steps: loading images, calibration, evaluation. A failed training does not stop others.
 """
 
 import json
@@ -40,25 +40,25 @@ from efficientad_jax.training.session import TrainingRun, image_counts, open_tra
 from efficientad_jax.training.step import TrainState
 
 _POLL_SECONDS = 1.0
-# What a user can cause: its message says all.
+# Errors that a user can cause: the message is enough, without a traceback.
 _EXPECTED = (InputError, DivergenceError, OSError)
 
 
 class Outcome(NamedTuple):
-    """What came of a sweep.
+    """The result of a sweep.
 
     Attributes:
-      failed: one line on each training that failed, by name.
-      elsewhere: the trainings that another process is doing.
+      failed: the errors of failed trainings, one line each, by name.
+      in_other_processes: names of the trainings that another process is running.
     """
 
     failed: dict[str, str]
-    elsewhere: list[str]
+    in_other_processes: list[str]
 
 
 @dataclass(frozen=True)
 class _Training:
-    """A training that is ready for its steps, or in them."""
+    """A training that is ready for its steps or running them."""
 
     prepared: Prepared
     dataset: Dataset
@@ -69,12 +69,12 @@ class _Training:
 
 @dataclass
 class _Lane:
-    """A device and the training that has it, in one of its three parts.
+    """A device and its training, which is in one of three phases.
 
     Attributes:
-      before: its preparation, None once that has ended.
-      training: its steps; None before them, and where only the evaluation was missing.
-      after: its calibration and evaluation, None before them.
+      before: the preparation; None when it is done.
+      training: the steps; None before they start, and if only the evaluation was missing.
+      after: calibration and evaluation; None before they start.
     """
 
     run: SweepRun
@@ -86,40 +86,42 @@ class _Lane:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a training is over: of its files, the checkpoints are removed last."""
+    """Whether a training is done: its checkpoints are removed last."""
     detector = folder / "detector" / "detector.json"
     return detector.is_file() and not (folder / "checkpoints").exists()
 
 
-def carry_out(runs: Sequence[SweepRun], workdir: Path, tell: Tell, until_all: bool) -> Outcome:
-    """Does all trainings of a sweep that are not done and that no other process is doing.
+def carry_out(
+    runs: Sequence[SweepRun], workdir: Path, tell: Tell, *, wait_for_others: bool
+) -> Outcome:
+    """Runs all trainings of a sweep that are not done and that no other process is running.
 
-    A training's folder is `workdir / run.name`, as `experiments.train` and `experiments.evaluate`
-    leave it, without its checkpoints. What was stopped or killed goes on from there.
+    A training's folder is `workdir / run.name`. It has the files that `experiments.train` and
+    `experiments.evaluate` write, without checkpoints. Interrupted trainings resume.
 
     Args:
       runs: see `planned_runs`.
-      workdir: an absolute folder, the same for all processes that take part.
-      tell: is told of each change.
-      until_all: whether to wait for the trainings of other processes, and take over those of
-        processes that died.
+      workdir: an absolute folder, the same for all processes of the sweep.
+      tell: called for each change.
+      wait_for_others: whether to wait for the trainings of other processes, and to take over those
+        of processes that died.
 
     Raises:
-      StoppedError: Ctrl-C or SIGTERM came; states are saved.
-      InputError: locks cannot be had in `workdir`.
+      StoppedError: Ctrl-C or SIGTERM was received; states are saved.
+      InputError: `workdir` does not support locks.
     """
-    return _Sweep(runs, workdir, tell, until_all).carry_out()
+    return _Sweep(runs, workdir, tell, wait_for_others=wait_for_others).carry_out()
 
 
 class _Sweep:
     """The state of `carry_out`."""
 
     def __init__(
-        self, runs: Sequence[SweepRun], workdir: Path, tell: Tell, until_all: bool
+        self, runs: Sequence[SweepRun], workdir: Path, tell: Tell, *, wait_for_others: bool
     ) -> None:
-        self.workdir, self.tell, self.until_all = workdir, tell, until_all
+        self.workdir, self.tell, self.wait_for_others = workdir, tell, wait_for_others
         self.claims = Claims(workdir, [run.name for run in runs])
-        self.open = list(runs)  # neither begun here nor known to be over
+        self.open = list(runs)  # neither started here nor known to be done or failed
         self.lanes: list[_Lane] = []
         self.failed: dict[str, str] = {}
 
@@ -135,11 +137,11 @@ class _Sweep:
                 if not self.lanes:
                     if stopped:
                         raise StoppedError(interrupted())
-                    if not (self.open and self.until_all):
+                    if not (self.open and self.wait_for_others):
                         return Outcome(self.failed, [run.name for run in self.open])
                     time.sleep(_POLL_SECONDS)
                 in_threads = self._advance(pool)
-                # A program is compiled for a number of devices: wait until all are ready.
+                # A program is compiled for a fixed number of devices: wait until all are ready.
                 if self._in_steps and not any(lane.before for lane in self.lanes):
                     if not stopped:
                         self._make_steps()
@@ -147,7 +149,7 @@ class _Sweep:
                     wait(in_threads, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
 
     def _fill(self, devices: Sequence[Device], pool: ThreadPoolExecutor) -> None:
-        """Begins a training on each free device, as long as there are any."""
+        """Starts a training on each free device, as long as trainings are left."""
         taken = {lane.device for lane in self.lanes}
         free = [device for device in devices if device not in taken]
         for run in list(self.open):
@@ -164,17 +166,17 @@ class _Sweep:
             self.open.remove(run)
             try:
                 folder = self.workdir / run.name
-                figure = None
+                summary = None
                 if is_done(folder):
                     claim_workdir(folder, run.config)
-                    figure = figure_of(folder)
+                    summary = score_summary(folder)
             except (InputError, OSError, ValueError, LookupError) as error:
                 lock.release()
-                self._fail(run, _in_a_line(error))
+                self._fail(run, _one_line(error))
                 continue
-            if figure is not None:
+            if summary is not None:
                 lock.release()
-                self.tell(run.name, Status("done", run.config.train.steps, figure))
+                self.tell(run.name, Status("done", run.config.train.steps, summary))
                 continue
             device = free.pop(0)
             self.tell(run.name, Status("preparing"))
@@ -182,24 +184,24 @@ class _Sweep:
             self.lanes.append(_Lane(run, device, lock, before))
 
     def _advance(self, pool: ThreadPoolExecutor) -> list[Future[Any]]:
-        """Takes what threads have ended; returns what they are at."""
+        """Collects the results of threads that are done; returns the futures of the others."""
         for lane in list(self.lanes):
             folder = self.workdir / lane.run.name
             if lane.before and lane.before.done():
-                found = self._attempt([lane], lane.before.result)
+                prepared = self._attempt([lane], lane.before.result)
                 lane.before = None
-                if isinstance(found, _Training):
-                    lane.training = found
-                    self.tell(lane.run.name, Status("training", found.progress.step))
-                elif found is not None:
-                    lane.after = pool.submit(_evaluate, folder, lane.device, found)
+                if isinstance(prepared, _Training):
+                    lane.training = prepared
+                    self.tell(lane.run.name, Status("training", prepared.progress.step))
+                elif prepared is not None:
+                    lane.after = pool.submit(_evaluate, folder, lane.device, prepared)
             if lane.training and not lane.after and not lane.training.progress.next_count:
                 self.tell(lane.run.name, Status("evaluating", lane.training.progress.step))
                 lane.after = pool.submit(_finish, lane.run, folder, lane.device, lane.training)
             if lane.after and lane.after.done():
-                figure = self._attempt([lane], lane.after.result)
-                if figure is not None:
-                    self._end(lane, Status("done", lane.run.config.train.steps, figure))
+                summary = self._attempt([lane], lane.after.result)
+                if summary is not None:
+                    self._end(lane, Status("done", lane.run.config.train.steps, summary))
         futures = [lane.after or lane.before for lane in self.lanes]
         return [future for future in futures if future]
 
@@ -208,7 +210,7 @@ class _Sweep:
         return [(lane, lane.training) for lane in self.lanes if lane.training and not lane.after]
 
     def _make_steps(self) -> None:
-        """One dispatch of each group of trainings that one program does for."""
+        """Runs one dispatch of each group of trainings that share a program."""
         groups: dict[Any, list[tuple[_Lane, _Training]]] = {}
         for lane, training in self._in_steps:
             networks, progress = networks_of(training.prepared.spec), training.progress
@@ -217,29 +219,29 @@ class _Sweep:
         dispatched: list[tuple[_Lane, _Training, tuple[TrainState, Losses]]] = []
         for group in groups.values():
             lanes, trainings = zip(*group, strict=True)
-            made = self._attempt(lanes, _dispatch, trainings) or ()
-            dispatched += [(*pair, of) for pair, of in zip(group, made, strict=False)]
-        for lane, training, made in dispatched:
-            loss = self._attempt([lane], training.progress.record, *made)
+            results = self._attempt(lanes, _dispatch, trainings) or ()
+            dispatched += [(*pair, result) for pair, result in zip(group, results, strict=False)]
+        for lane, training, result in dispatched:
+            loss = self._attempt([lane], training.progress.record, *result)
             if loss is not None:
                 self.tell(
                     lane.run.name, Status("training", training.progress.step, f"loss {loss:.4f}")
                 )
 
     def _close_all(self) -> None:
-        """Saves what is in its steps; what is before or after them is left to end."""
+        """Saves and ends the trainings that run steps; those in other phases finish their phase."""
         for lane, training in self._in_steps:
             if training.progress.next_count and self._attempt([lane], _save, training):
                 self._end(lane, Status("stopped", training.progress.step))
 
     def _attempt(self, lanes: Sequence[_Lane], work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work` returns; None, and the lanes are given up, if it raises something."""
+        """Returns the result of `work`; if it raises, ends the lanes as failed and returns None."""
         try:
             return work(*arguments)
-        except Exception as error:  # whatever it is, the others are not to suffer from it
+        except Exception as error:  # of any type: the other trainings continue
             if not isinstance(error, _EXPECTED):
                 traceback.print_exc()
-            message = _in_a_line(error)
+            message = _one_line(error)
         for lane in lanes:
             self.claims.write_failure(lane.run.name, message)
             self._fail(lane.run, message)
@@ -257,18 +259,18 @@ class _Sweep:
         if lane.training:
             try:
                 lane.training.opened.close()
-            except Exception as error:  # a checkpoint that could not be written after all
-                self.failed.setdefault(lane.run.name, _in_a_line(error))
+            except Exception as error:  # a checkpoint that could not be written
+                self.failed.setdefault(lane.run.name, _one_line(error))
         lane.lock.release()
         if status is not None:
             self.tell(lane.run.name, status)
 
 
 def _prepare(run: SweepRun, folder: Path, device: Device) -> _Training | Dataset:
-    """What a training begins with; its dataset alone if only the evaluation is missing."""
+    """Prepares a training; returns only its dataset if only the evaluation is missing."""
     with jax.default_device(device), ExitStack() as opened:
         dataset = load_configured_dataset(run.config)
-        # Of a detector the record is written last.
+        # A detector's record is written last.
         if (folder / "detector" / "detector.json").is_file():
             claim_workdir(folder, run.config)
             return dataset
@@ -311,19 +313,19 @@ def _evaluate(folder: Path, device: Device, dataset: Dataset) -> str:
     with jax.default_device(device):
         evaluate_workdir(folder, dataset)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return figure_of(folder)
+    return score_summary(folder)
 
 
-def figure_of(folder: Path) -> str:
-    """The image AU-ROC of a training that is done, '' where its dataset has none."""
+def score_summary(folder: Path) -> str:
+    """Formats the image AU-ROC of a finished training; '' if its dataset has none."""
     try:
-        found = json.loads((folder / METRICS_FILE).read_text())["detector"]["image_auroc"]
+        auroc = json.loads((folder / METRICS_FILE).read_text())["detector"]["image_auroc"]
     except FileNotFoundError:
         return ""
-    return "" if found is None else f"image AU-ROC {found:.4f}"
+    return "" if auroc is None else f"image AU-ROC {auroc:.4f}"
 
 
-def _in_a_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, _EXPECTED):
         return text

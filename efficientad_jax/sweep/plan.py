@@ -1,4 +1,4 @@
-"""What there is to train: a name, which is also its folder, and a configuration for each."""
+"""The trainings of a sweep: a name, which is also the folder, and a configuration for each."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ class SweepRun(NamedTuple):
     """One training.
 
     Attributes:
-      name: such as 'bottle/seed0': also its folder in the work directory of the sweep.
+      name: such as 'bottle/seed0'; also its folder in the work directory of the sweep.
       category: of the dataset.
       seed: of the training.
       config: the sweep's, with this category and seed.
@@ -26,35 +26,35 @@ class SweepRun(NamedTuple):
 
 
 def planned_runs(base: Config, categories: Sequence[str], seeds: int) -> list[SweepRun]:
-    """All trainings of a sweep, one seed after another, so that there is soon one of each category.
+    """Lists all trainings of a sweep, seed by seed: each category is soon trained once.
 
     Args:
       base: configuration of all of them.
       categories: names, or 'all' for those of the dataset.
-      seeds: how many there are of each category, from `base.seed` on.
+      seeds: number of trainings per category, with seeds from `base.seed` on.
 
     Raises:
-      InputError: a category is not one of the dataset's, or there is nothing to train.
+      InputError: a category is not in the dataset, or there is nothing to train.
     """
     known = categories_of(base.dataset.name, base.dataset.root)
-    wanted = known if list(categories) == ["all"] else list(dict.fromkeys(categories))
-    for category in wanted:
+    chosen = known if list(categories) == ["all"] else list(dict.fromkeys(categories))
+    for category in chosen:
         if category not in known:
             raise InputError(
                 f"--categories: {category!r} is none of {base.dataset.name}, expected 'all' or "
                 f"some of: {', '.join(known)}"
             )
-    if seeds < 1 or not wanted:
+    if seeds < 1 or not chosen:
         raise InputError(
             f"--seeds={seeds}, --categories={','.join(categories)}: nothing to train, expected at "
             "least one of each"
         )
     return [
-        SweepRun(f"{category or 'images'}/seed{seed}", category, seed, _of(base, category, seed))
+        SweepRun(f"{category or 'images'}/seed{seed}", category, seed, _with(base, category, seed))
         for seed in range(base.seed, base.seed + seeds)
-        for category in wanted
+        for category in chosen
     ]
 
 
-def _of(base: Config, category: str, seed: int) -> Config:
+def _with(base: Config, category: str, seed: int) -> Config:
     return replace(base, category=category, seed=seed)

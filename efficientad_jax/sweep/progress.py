@@ -1,4 +1,4 @@
-"""A sweep on one screen: every training that runs, also those of other processes."""
+"""Shows the progress of a sweep: all running trainings, including those of other processes."""
 
 import json
 import os
@@ -18,27 +18,27 @@ from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.sweep.plan import SweepRun
 from efficientad_jax.sweep.status import Status, Tell
 
-# How often a process says how far it is, and for how long what it said is taken for true.
+# How often a process writes its progress, and how long other processes consider it current.
 _WRITE_SECONDS = 1.0
 _STALE_SECONDS = 120.0
 _AT_WORK = ("preparing", "training", "evaluating")
 
 
 class _Board:
-    """What is known of each training."""
+    """The status of each training."""
 
     def __init__(self, runs: Sequence[SweepRun], folder: Path, console: Console) -> None:
         self.steps = {run.name: run.config.train.steps for run in runs}
-        self.own: dict[str, Status] = {run.name: Status("waiting") for run in runs}
+        self.statuses: dict[str, Status] = {run.name: Status("waiting") for run in runs}
         self.folder = folder / ".sweep"
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.console = console
         self.written = 0.0
-        self.begun: dict[str, tuple[float, int]] = {}  # when training, and from which step
+        self.begun: dict[str, tuple[float, int]] = {}  # start of the training, and its first step
 
     def tell(self, name: str, status: Status) -> None:
-        changed = status.stage != self.own[name].stage
-        self.own[name] = status
+        changed = status.stage != self.statuses[name].stage
+        self.statuses[name] = status
         if status.stage == "training":
             self.begun.setdefault(name, (time.monotonic(), status.step))
         if changed and status.stage not in ("elsewhere", "waiting"):
@@ -51,21 +51,21 @@ class _Board:
             self.write()
 
     def write(self) -> None:
-        """Tells other processes."""
+        """Writes the progress for other processes."""
         self.written = time.monotonic()
-        at_work = {n: [*s, self.pace(n)] for n, s in self.own.items() if s.stage in _AT_WORK}
+        at_work = {n: [*s, self.pace(n)] for n, s in self.statuses.items() if s.stage in _AT_WORK}
         content = json.dumps({"time": time.time(), "trainings": at_work}).encode()
         write_atomically(self.folder / self.name / "progress.json", content)
 
     def pace(self, name: str) -> float:
-        """Steps a second, 0 before any."""
+        """Returns steps per second, 0 before the first."""
         since, first = self.begun.get(name, (0.0, 0))
-        done = self.own[name].step - first
+        done = self.statuses[name].step - first
         return done / (time.monotonic() - since) if done else 0.0
 
     def others(self) -> dict[str, tuple[Status, float, str]]:
-        """What other processes are at: status, steps a second, and which process."""
-        found = {}
+        """Reads the trainings of other processes: status, steps per second, and the process."""
+        trainings = {}
         for file in self.folder.glob("*/progress.json"):
             if file.parent.name == self.name:
                 continue
@@ -73,21 +73,21 @@ class _Board:
                 content = json.loads(file.read_text())
                 if time.time() - content["time"] < _STALE_SECONDS:
                     for name, (stage, step, note, pace) in content["trainings"].items():
-                        found[name] = (Status(stage, step, note), pace, file.parent.name)
+                        trainings[name] = (Status(stage, step, note), pace, file.parent.name)
             except (OSError, ValueError, LookupError, TypeError):
-                continue  # half of one, or of another version: its trainings are shown by no line
-        return found
+                continue  # incomplete, or of another version: its trainings are not shown
+        return trainings
 
     def table(self) -> RenderableType:
-        """The screen."""
+        """Builds the table of running trainings."""
         others = self.others()
-        stages = [s.stage for s in self.own.values()]
+        stages = [s.stage for s in self.statuses.values()]
         counts = {stage: stages.count(stage) for stage in ("done", "failed")}
         title = f"{counts['done']} of {len(stages)} done, {counts['failed']} failed"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for header in ("training", "stage", "step", "steps/s", "left", "", "process"):
             table.add_column(header, justify="right" if header in ("step", "steps/s") else "left")
-        rows = {n: (s, self.pace(n), "") for n, s in self.own.items() if s.stage in _AT_WORK}
+        rows = {n: (s, self.pace(n), "") for n, s in self.statuses.items() if s.stage in _AT_WORK}
         for name, (status, pace, process) in (rows | others).items():
             steps = self.steps.get(name, 0)
             left = str(timedelta(seconds=round((steps - status.step) / pace))) if pace else ""
@@ -98,15 +98,15 @@ class _Board:
 
 
 @contextmanager
-def one_screen(runs: Sequence[SweepRun], workdir: Path) -> Iterator[Tell]:
-    """Shows how far a sweep is, on stderr; where that is no terminal, a line for each change.
+def progress_display(runs: Sequence[SweepRun], workdir: Path) -> Iterator[Tell]:
+    """Shows the progress of a sweep on stderr; if that is not a terminal, a line per change.
 
     Args:
       runs: all trainings of the sweep.
-      workdir: of the sweep, in which the processes tell each other.
+      workdir: of the sweep, through which the processes exchange their progress.
 
     Yields:
-      What is to be called on each change.
+      A function to be called for each change.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     board = _Board(runs, workdir, console)

@@ -1,4 +1,4 @@
-"""How far each training of a sweep is: what is told of it, here and to other processes."""
+"""The status of a training in a sweep, as shown and as written for other processes."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -9,12 +9,12 @@ Stage = Literal[
 
 
 class Status(NamedTuple):
-    """How far one training is.
+    """The status of one training.
 
     Attributes:
-      stage: what is being done; 'elsewhere' is whatever another process does.
-      step: how many steps are done.
-      note: such as a loss, a figure or what went wrong.
+      stage: the current work; 'elsewhere' if another process runs the training.
+      step: number of steps done.
+      note: such as a loss, a metric or an error.
     """
 
     stage: Stage
@@ -22,5 +22,5 @@ class Status(NamedTuple):
     note: str = ""
 
 
-# Is called with a training's name whenever something about it changes.
+# Called with a training's name when its status changes.
 Tell = Callable[[str, Status], None]

@@ -280,9 +280,9 @@ def test_memory_that_is_not_there_is_an_error_that_can_be_caught(which, value):
 @needs_compiler
 def test_compiled_once():
     first = _compiled()
-    made = first.stat().st_mtime_ns
+    compiled_at = first.stat().st_mtime_ns
     assert _compiled() == first
-    assert first.stat().st_mtime_ns == made
+    assert first.stat().st_mtime_ns == compiled_at
     assert [p for p in first.parent.iterdir() if p.is_file() and p.suffix != ".so"] == []
 
 

@@ -1,4 +1,4 @@
-"""Exported detectors in the runtimes they are for, beside the detector itself."""
+"""Compares exported detectors, in the runtimes of their formats, with the detector itself."""
 
 import re
 import subprocess
@@ -40,15 +40,15 @@ def detector():
     return random_detector(SPEC)
 
 
-def assert_agrees(found, expected):
-    """Scores and maps to 1e-4 of the range of the maps."""
-    assert found.keys() == expected.keys()
+def assert_agrees(actual, expected):
+    """Compares scores and maps, with a tolerance of 1e-4 of the range of the maps."""
+    assert actual.keys() == expected.keys()
     for name, values in expected.items():
-        assert found[name].shape == values.shape
-        assert found[name].dtype == np.float32
+        assert actual[name].shape == values.shape
+        assert actual[name].dtype == np.float32
         span = np.ptp(expected["combined" if name == "scores" else name])
         assert span > 0
-        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-4 * span)
+        np.testing.assert_allclose(actual[name], values, rtol=0, atol=1e-4 * span)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def torch_maps(detector, images):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
     teacher, student = (
-        torch_pdn(torch_params(of), x, spec.size, spec.padding)
-        for of in (detector.params.teacher, detector.params.student)
+        torch_pdn(torch_params(params), x, spec.size, spec.padding)
+        for params in (detector.params.teacher, detector.params.student)
     )
     maps = {"local": (teacher - student[:, :half]).square().mean(1)}
     if spec.autoencoder:
@@ -83,27 +83,28 @@ def torch_maps(detector, images):
         maps["global"] = (predicted - student[:, half:]).square().mean(1)
     margin = 0 if spec.padding else 4
     for name, quantiles in zip(maps, detector.calibration[:2], strict=False):
-        of = maps[name]
+        values = maps[name]
         if detector.calibration.upsample_first:
-            of, margin = functional.interpolate(of[None], spec.input_size, mode="bilinear")[0], 0
-        maps[name] = 0.1 * (of - quantiles.a) / (quantiles.b - quantiles.a)
+            values = functional.interpolate(values[None], spec.input_size, mode="bilinear")[0]
+            margin = 0
+        maps[name] = 0.1 * (values - quantiles.a) / (quantiles.b - quantiles.a)
     combined = torch.stack(list(maps.values())).mean(0)
     maps = {"combined": combined, **maps}
-    shown = {name: functional.pad(of, (margin,) * 4).detach().numpy() for name, of in maps.items()}
-    return {"scores": combined.amax((1, 2)).detach().numpy(), **shown}
+    padded = {name: functional.pad(m, (margin,) * 4).detach().numpy() for name, m in maps.items()}
+    return {"scores": combined.amax((1, 2)).detach().numpy(), **padded}
 
 
 def open_openvino(model):
     with pytest.MonkeyPatch.context() as patch:
-        # Without it nothing is sent at the import, from a process forked under JAX's threads.
+        # Telemetry would fork a process at the import, which is unsafe with JAX's threads.
         patch.setitem(sys.modules, "openvino_telemetry", None)
         openvino = pytest.importorskip("openvino", reason="pip install -e '.[test]'")
     core = openvino.Core()
-    # As exact as the others, also where the processor has bfloat16.
+    # float32 also on processors that support bfloat16.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
     return lambda images: {
-        output.get_any_name(): np.array(found) for output, found in compiled(images).items()
+        output.get_any_name(): np.array(actual) for output, actual in compiled(images).items()
     }
 
 
@@ -134,7 +135,7 @@ def test_onnx_gives_the_detectors_maps(detector, images, expected):
     assert_agrees(run_in_batches(onnx_program(model), images), expected)
 
 
-JAX_ALONE = """
+ONLY_JAX = """
 import sys
 sys.modules["efficientad_jax"] = None  # any import of it fails
 import jax, jax.export, numpy as np
@@ -144,19 +145,19 @@ np.savez(sys.argv[3], **exported.call(np.load(sys.argv[2])))
 """
 
 
-def test_stablehlo_runs_with_jax_alone(stablehlo, images, expected, tmp_path):
+def test_stablehlo_needs_only_jax(stablehlo, images, expected, tmp_path):
     np.save(tmp_path / "images.npy", images)
     (tmp_path / "program").write_bytes(stablehlo)
     files = [str(tmp_path / name) for name in ("program", "images.npy", "found.npz")]
-    subprocess.run([sys.executable, "-c", JAX_ALONE, *files], cwd=tmp_path, check=True)
-    with np.load(tmp_path / "found.npz") as found:
-        assert_agrees(dict(found), expected)
+    subprocess.run([sys.executable, "-c", ONLY_JAX, *files], cwd=tmp_path, check=True)
+    with np.load(tmp_path / "found.npz") as actual:
+        assert_agrees(dict(actual), expected)
 
 
 def test_stablehlo_calls_nothing_outside_itself(stablehlo):
     program = jax.export.deserialize(bytearray(stablehlo)).mlir_module()
     assert "stablehlo.convolution" in program
-    # JAX's own, of the number of images.
+    # JAX's check of the number of images.
     assert set(re.findall(r"custom_call\s*@?(\w+)", program)) <= {"shape_assertion"}
 
 
@@ -168,7 +169,7 @@ def test_int8_rounds_convolutions_and_keeps_the_scale_of_the_maps(detector, imag
         assert 1e-4 < error < 0.1, name
     for name in ("local", "global"):
         inside = np.s_[:, 4:-4, 4:-4]  # the margin is 0 in both
-        quantiles = [np.quantile(of[name][inside], (0.9, 0.995)) for of in (rounded, expected)]
+        quantiles = [np.quantile(m[name][inside], (0.9, 0.995)) for m in (rounded, expected)]
         np.testing.assert_allclose(*quantiles, rtol=1e-3)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for name in ("teacher/conv2", "student/conv4"):
@@ -196,7 +197,7 @@ def test_calibration_images_are_spread_over_the_folder(detector, tmp_path):
         calibration_images(detector, "nowhere")
 
 
-def test_what_is_no_exported_detector_is_refused_in_one_line(detector, tmp_path):
+def test_other_files_are_refused_in_one_line(detector, tmp_path):
     def refused(name, match):
         with pytest.raises(InputError, match=match) as error:
             open_program(tmp_path / name)

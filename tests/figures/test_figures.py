@@ -1,4 +1,4 @@
-"""What the figures show: computed as defined, drawn where and as bright as it is."""
+"""Tests the values that the figures show, and their position and brightness."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -34,7 +34,7 @@ SIZE = (48, 48)
 CHANNELS = 3
 
 
-def made(size: Size) -> tuple[PatchDescriptionNetwork, dict]:
+def random_network(size: Size) -> tuple[PatchDescriptionNetwork, dict]:
     network = PatchDescriptionNetwork(size, CHANNELS, convolution="direct")
     return network, random_params(network, SIZE)
 
@@ -46,9 +46,11 @@ def made(size: Size) -> tuple[PatchDescriptionNetwork, dict]:
 def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
     size: Size, channels: Sequence[int]
 ) -> None:
-    network, params = made(size)
+    network, params = random_network(size)
     position = (1, 2)
-    gradient = absolute_gradient(network, params, uint8_images(1, SIZE), position, channels)
+    gradient = absolute_gradient(
+        network, params, uint8_images(1, SIZE), position=position, channels=channels
+    )
     rows, columns = receptive_window(*position)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (33, 33)
     inside = np.zeros(SIZE, bool)
@@ -58,12 +60,12 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
 
 
 def test_the_gradient_is_how_much_the_feature_changes() -> None:
-    network, params = made("small")
+    network, params = random_network("small")
     images = uint8_images(2, SIZE)
     position, channel = (2, 2), 1
-    gradient = absolute_gradient(network, params, images, position, [channel])
+    gradient = absolute_gradient(network, params, images, position=position, channels=[channel])
     np.testing.assert_array_equal(
-        gradient, absolute_gradient(network, params, images, None, [channel])
+        gradient, absolute_gradient(network, params, images, channels=[channel])
     )
     y, x, step = 22, 27, 1e-2
     slopes = []
@@ -73,46 +75,46 @@ def test_the_gradient_is_how_much_the_feature_changes() -> None:
         for color in range(3):
             changed[2 * color, y, x, color] += step
             changed[2 * color + 1, y, x, color] -= step
-        described = network.apply(params, jnp.asarray(changed))
-        features = np.asarray(described, np.float64)[:, *position, channel]
+        outputs = network.apply(params, jnp.asarray(changed))
+        features = np.asarray(outputs, np.float64)[:, *position, channel]
         slopes.append(np.abs(features[::2] - features[1::2]) / (2 * step))
     assert gradient[y, x] == pytest.approx(np.mean(slopes), rel=0.02)
 
 
 def test_a_mean_feature_map_is_the_mean_of_the_maps() -> None:
-    network, params = made("small")
+    network, params = random_network("small")
     images = uint8_images(3, SIZE)
     features = network.apply(params, normalize_images(to_unit_range(jnp.asarray(images))))
-    found = mean_feature_map(network, params, images, channel=2)
-    np.testing.assert_allclose(found, np.asarray(features)[..., 2].mean(0), rtol=1e-4, atol=1e-5)
+    actual = mean_feature_map(network, params, images, channel=2)
+    np.testing.assert_allclose(actual, np.asarray(features)[..., 2].mean(0), rtol=1e-4, atol=1e-5)
 
 
 # Hard features.
 
 
-def test_hard_features_are_counted_of_each_patch() -> None:
+def test_hard_features_are_counted_per_patch() -> None:
     networks = create_networks("small", CHANNELS, (128, 128), convolution="direct")
     teacher, student = (random_params(network, SIZE) for network in networks[:2])
     images = uint8_images(2, SIZE)
     for p_hard in (0.0, 0.9):
-        counts = count_hard_features(networks, teacher, student, images, p_hard)
-        for image, found in zip(images, counts, strict=True):
+        counts = count_hard_features(networks, teacher, student, images=images, p_hard=p_hard)
+        for image, patch_counts in zip(images, counts, strict=True):
             x = normalize_images(to_unit_range(jnp.asarray(image)))[None]
-            described, imitated = (
+            teacher_features, student_features = (
                 np.asarray(jax.jit(partial(network.apply, params))(x)[0], np.float64)
                 for network, params in ((networks.teacher, teacher), (networks.student, student))
             )
-            squared = (described - imitated[..., :CHANNELS]) ** 2
+            squared = (teacher_features - student_features[..., :CHANNELS]) ** 2
             hard = squared >= np.quantile(squared, p_hard)
-            np.testing.assert_array_equal(found, hard.sum(-1))
+            np.testing.assert_array_equal(patch_counts, hard.sum(-1))
 
 
 # Drawings.
 
 
 def detection(value: float, size: tuple[int, int], has_global: bool = True) -> Detection:
-    one = np.full(size, value, np.float32)
-    return Detection(value, one, one + 1, one + 2 if has_global else None)
+    values = np.full(size, value, np.float32)
+    return Detection(value, values, values + 1, values + 2 if has_global else None)
 
 
 def test_maps_are_drawn_on_one_scale() -> None:
@@ -123,11 +125,11 @@ def test_maps_are_drawn_on_one_scale() -> None:
     figure = draw_maps(images, detections)
     rows = np.array(figure.axes[:8]).reshape(2, 4)
     assert [axis.get_title() for axis in rows[0]] == ["image", "local", "global", "combined"]
-    for row, image, one in zip(rows, images, detections, strict=True):
+    for row, image, result in zip(rows, images, detections, strict=True):
         shown = [axis.images[0] for axis in row]
         np.testing.assert_array_equal(shown[0].get_array(), image)
         for drawn, expected in zip(
-            shown[1:], (one.local_map, one.global_map, one.anomaly_map), strict=True
+            shown[1:], (result.local_map, result.global_map, result.anomaly_map), strict=True
         ):
             np.testing.assert_array_equal(drawn.get_array(), expected)
             assert drawn.get_clim() == (0, pytest.approx(0.4))
@@ -142,11 +144,11 @@ def test_maps_are_drawn_on_one_scale() -> None:
 
 
 @pytest.mark.parametrize(("padding", "first"), [(False, 14.5), (True, 0)])
-def test_masks_lie_over_what_their_patches_see(padding: bool, first: float) -> None:
+def test_masks_are_drawn_at_the_centers_of_their_patches(padding: bool, first: float) -> None:
     images = uint8_images(2, SIZE)
     side = 12 if padding else 4
     counts = {name: np.full((2, side, side), i) for i, name in enumerate(("step 1", "step 2"), 1)}
-    figure = draw_hard_features(images, counts, CHANNELS, padding)
+    figure = draw_hard_features(images, counts, CHANNELS, padding=padding)
     axes = np.array(figure.axes[:6]).reshape(2, 3)
     assert [axis.get_title() for axis in axes[0]] == ["image", "step 1", "step 2"]
     for row in axes:
@@ -155,7 +157,7 @@ def test_masks_lie_over_what_their_patches_see(padding: bool, first: float) -> N
             np.testing.assert_array_equal(mask.get_array(), i)
             assert mask.get_extent() == [first, first + 4 * side, first + 4 * side, first]
             assert mask.get_clim() == (0, 2)
-    # The first patch of an unpadded network is centred on the middle of its 33 pixels.
+    # The first patch of an unpadded network is centered on the middle of its 33 pixels.
     if not padding:
         rows, _ = receptive_window(0, 0)
         assert first + 2 == (rows.start + rows.stop) / 2
@@ -165,7 +167,7 @@ def test_the_receptive_field_is_framed() -> None:
     gradient = np.random.default_rng(0).random(SIZE, np.float32)
     window = (slice(4, 37), slice(12, 45))
     images = uint8_images(3, SIZE)
-    figure = draw_receptive_field(gradient, window, images, gradient[:8, :8])
+    figure = draw_receptive_field(gradient, window, images, feature_map=gradient[:8, :8])
     left, middle, right = figure.axes[:3]
     (frame,) = left.patches
     assert (frame.get_y(), frame.get_x()) == (3.5, 11.5)
@@ -174,15 +176,15 @@ def test_the_receptive_field_is_framed() -> None:
     np.testing.assert_array_equal(right.images[0].get_array(), gradient[:8, :8])
 
 
-def test_methods_stand_at_their_latency_and_auroc() -> None:
+def test_methods_are_drawn_at_their_latency_and_auroc() -> None:
     figure = draw_latency({"mine": Point(3.5, 94.5, 0.2)}, "an abacus")
     (axis,) = figure.axes
     texts = {text.get_text().replace("\n", " "): text.xy for text in axis.texts}
     assert texts.pop("mine") == (3.5, 94.5)
     methods = paper_results.OTHER_METHODS | {
-        f"EfficientAD-{size[0].upper()}": of for size, of in paper_results.EFFICIENT_AD.items()
+        f"EfficientAD-{size[0].upper()}": m for size, m in paper_results.EFFICIENT_AD.items()
     }
-    assert texts == {name: (of.latency.mean, of.detection.mean) for name, of in methods.items()}
+    assert texts == {name: (m.latency.mean, m.detection.mean) for name, m in methods.items()}
     assert "ours (an abacus)" in axis.get_legend_handles_labels()[1]
 
 
@@ -198,11 +200,11 @@ def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:
         save_figure(draw_latency({}, ""), tmp_path / "figure.tiff")
 
 
-def test_the_command_draws_what_a_teacher_sees(tmp_path: Path) -> None:
+def test_the_command_draws_a_receptive_field(tmp_path: Path) -> None:
     for i, image in enumerate(uint8_images(2, SIZE)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     output = tmp_path / "figures" / "field.svg"
-    # It computes more than it compiles.
+    # This command computes longer than it compiles.
     optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     result = command("figures", "receptive_field", tmp_path, f"--output={output}", **optimized)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Statistics against float64 over everything at once, where one float32 pass fails."""
+"""Compares the statistics with float64, for values on which one float32 pass fails."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +15,11 @@ def features():
 
 def test_batches_merge_to_the_statistics_of_all():
     x = features()
-    found = channel_statistics(jnp.asarray(part) for part in np.split(x, [1, 5]))
+    actual = channel_statistics(jnp.asarray(part) for part in np.split(x, [1, 5]))
     exact = x.astype(np.float64)
-    np.testing.assert_allclose(found.mean, exact.mean((0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(found.std, exact.std((0, 1, 2)), rtol=1e-3)
-    assert found.constant_channels == ()
+    np.testing.assert_allclose(actual.mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(actual.std, exact.std((0, 1, 2)), rtol=1e-3)
+    assert actual.constant_channels == ()
 
 
 def test_mean_of_squares_less_square_of_mean_would_fail():
@@ -32,9 +32,9 @@ def test_mean_of_squares_less_square_of_mean_would_fail():
 def test_a_channel_without_variance_is_reported_and_not_divided_by():
     x = features()
     x[..., 1] = 7.0
-    found = channel_statistics([jnp.asarray(x)])
-    assert found.constant_channels == (1,)
-    assert found.std[1] == 1.0
+    actual = channel_statistics([jnp.asarray(x)])
+    assert actual.constant_channels == (1,)
+    assert actual.std[1] == 1.0
 
 
 def test_no_features_are_refused():

@@ -1,4 +1,4 @@
-"""The networks against PyTorch builds of the paper's tables, written here a second time."""
+"""Compares the networks with independent PyTorch implementations of the paper's tables."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def assert_agree(ours, theirs):
     ],
 )
 def test_pdn_agrees_with_pytorch(size, channels, padding, method):
-    network = PatchDescriptionNetwork(size, channels, padding, convolution=method)
+    network = PatchDescriptionNetwork(size, channels, padding=padding, convolution=method)
     x = images(128, 160)
     params = random_params(network, (128, 160))
     theirs = torch_pdn(torch_params(params), to_torch(x), size, padding)
@@ -97,7 +97,7 @@ def test_half_of_the_channels_is_a_slice_of_all(size):
 
 
 def test_receptive_field_is_33_pixels():
-    # Direct, since the transforms of the other leave rounding noise where zeros belong.
+    # Direct, as the transforms of the other methods leave rounding noise in place of zeros.
     network = PatchDescriptionNetwork("small", 4, convolution="direct")
     x = images(128, 128)
     params = random_params(network, (128, 128))
@@ -128,13 +128,13 @@ def test_dropout_needs_training_mode():
 
 
 @pytest.mark.parametrize("size", [(96, 128), (128, 144)])
-def test_autoencoder_refuses_sides_that_do_not_suit(size):
+def test_autoencoder_refuses_sides_that_are_too_small_or_not_divisible(size):
     with pytest.raises(ValueError, match="divisible by 32, at least 128"):
         Autoencoder().init(jax.random.key(0), jnp.zeros((1, *size, 3)))
 
 
-def test_an_image_reaches_the_end_of_a_fresh_autoencoder():
-    # With PyTorch's default kernels, smaller by sqrt(6), it arrives as 2e-7 of what it was.
+def test_an_untrained_autoencoder_keeps_the_difference_of_two_images():
+    # With PyTorch's default kernels, smaller by sqrt(6), 2e-7 of the difference remains.
     network = Autoencoder(8, output_size(128, 128), convolution="direct")
     x = images(128, 128, batch=2)
     first, second = network.apply(network.init(jax.random.key(0), x), x)

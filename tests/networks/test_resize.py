@@ -1,4 +1,4 @@
-"""Resizing against PyTorch's interpolate."""
+"""Compares resizing with PyTorch's interpolate."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +18,9 @@ def test_bilinear_without_aligned_corners(source, target):
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(x).permute(0, 3, 1, 2), size=target, mode="bilinear", align_corners=False
     )
-    found = resize_bilinear(jnp.asarray(x), target)
+    actual = resize_bilinear(jnp.asarray(x), target)
     # PyTorch computes positions in float32, which moves weights by 1e-5.
-    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), atol=5e-5)
+    np.testing.assert_allclose(actual, expected.permute(0, 2, 3, 1), atol=5e-5)
 
 
 def test_every_target_is_a_mean_of_sources():

@@ -1,4 +1,4 @@
-"""Teachers as files, and the normalisation folded into them."""
+"""Tests teachers as files, and the normalization that is folded into them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Teachers of PyTorch implementations, in and out, against modules built as theirs are."""
+"""Compares imported and exported teachers with PyTorch modules of the usual layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["sequential", "named"])
 
 
 def sequential(size):
-    """As the public implementations write it: ReLUs and poolings take numbers too."""
+    """The usual layout of public implementations: ReLUs and poolings are numbered too."""
     layers = []
     convolutions = CONVOLUTIONS[size]
     for i, (kernel, inside, out) in enumerate(convolutions):

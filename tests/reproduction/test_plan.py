@@ -1,4 +1,4 @@
-"""Which detectors the paper's tables need, and which of the data there is."""
+"""Tests which detectors the paper's tables need, and which datasets are found."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_a_variant_changes_its_fields_alone() -> None:
     assert run.name == "visa/pcb1/medium/q_a=0.5,penalty=False/seed3"
     assert run.trained.name == "visa/pcb1/medium/penalty=False/seed3"
     inputs = Inputs({"visa": Path("/data/visa")}, {"medium": "m.safetensors"})
-    found = configuration_of(run, base, inputs)
+    actual = configuration_of(run, base, inputs)
     expected = Config(
         seed=3,
         category="pcb1",
@@ -57,7 +57,7 @@ def test_a_variant_changes_its_fields_alone() -> None:
         losses=LossConfig(penalty=False),
         calibration=CalibrationConfig(q_a=0.5),
     )
-    assert found == expected
+    assert actual == expected
 
 
 def variants(number: int) -> list[tuple[str, str]]:
@@ -105,10 +105,10 @@ def test_a_detector_is_planned_although_no_row_shows_it() -> None:
 def test_what_is_absent_is_named(tmp_path: Path) -> None:
     write_mvtec_ad(tmp_path / "mvtec_ad", "cable")
     write_mvtec_loco(tmp_path / "mvtec_loco_anomaly_detection" / "inner", "pushpins")
-    found = find_collection(tmp_path, "mvtec_ad", ("bottle", "cable"))
-    assert found.root == tmp_path / "mvtec_ad"
-    assert found.categories == ("cable",)
-    assert "MVTec AD: no folder bottle in" in found.absent[0]
+    actual = find_collection(tmp_path, "mvtec_ad", ("bottle", "cable"))
+    assert actual.root == tmp_path / "mvtec_ad"
+    assert actual.categories == ("cable",)
+    assert "MVTec AD: no folder bottle in" in actual.absent[0]
     assert find_collection(tmp_path, "mvtec_loco", ("pushpins",)).categories == ("pushpins",)
     assert find_collection(tmp_path, "visa", ("bottle",)).absent == ()
     (line,) = find_collection(tmp_path, "visa").absent

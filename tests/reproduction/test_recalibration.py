@@ -1,4 +1,4 @@
-"""Scores of other quantiles, from the maps of one detector."""
+"""Tests scores with other quantiles, from the maps of one detector."""
 
 import numpy as np
 
@@ -17,9 +17,9 @@ def test_scores_of_other_quantiles_are_those_of_a_detector_calibrated_so() -> No
     detector = Detector(spec, params, calibration, {}, {})
     validation, test = random_images(2, SIZE), random_images(4, SIZE)[2:]
     choices = [CalibrationChoice(0.5, 0.99, True), CalibrationChoice(0.9, 0.995, False)]
-    found = recalibrated_scores(detector, validation, test, choices)
-    for choice, scores in zip(choices, found, strict=True):
+    actual = recalibrated_scores(detector, validation, test, choices)
+    for choice, scores in zip(choices, actual, strict=True):
         expected, _ = calibrate(detector.networks, params, validation, **choice._asdict())
-        own = Detector(spec, params, expected, {}, {}).detect(test).scores
-        np.testing.assert_allclose(scores, own, rtol=1e-4)
-    assert not np.allclose(found[0], found[1])
+        direct = Detector(spec, params, expected, {}, {}).detect(test).scores
+        np.testing.assert_allclose(scores, direct, rtol=1e-4)
+    assert not np.allclose(actual[0], actual[1])

@@ -1,4 +1,4 @@
-"""Carrying a plan out, and the command itself."""
+"""Tests running a plan, and the command."""
 
 import csv
 import json
@@ -71,14 +71,14 @@ def test_a_failing_run_is_named_and_the_others_go_on(
         raise RuntimeError("out of\nmemory")
 
     monkeypatch.setattr(execution, "fit_detector", fit)
-    told = []
-    failed = carry_out(runs, base, inputs, results, told.append)
+    messages = []
+    failed = carry_out(runs, base, inputs, results, messages.append)
     assert trained == [results / grid.name, results / pill.name]
     assert failed.keys() == set(runs[2:])
     assert "002.png" in failed[cable]
     assert failed[grid] == "RuntimeError: out of"
     assert "no detector.json" in failed[grid._replace(variant=sweep)]
-    assert any(line.startswith(f"{cable.name}: failed: ") for line in told)
+    assert any(line.startswith(f"{cable.name}: failed: ") for line in messages)
 
 
 def test_results_of_another_configuration_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is made of the results of many runs: means and deviations, tables, their texts."""
+"""Tests means, deviations and tables of the results of many runs, and their formats."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.paper_results import Figure
 from efficientad_jax.reproduction.aggregation import (
     Measured,
-    collection_figure,
+    collection_result,
     detection,
     detection_of_kind,
-    mean_figure,
+    mean_result,
     segmentation_of,
 )
 from efficientad_jax.reproduction.collections_on_disk import COLLECTIONS
@@ -52,17 +52,17 @@ def test_cells_are_means_over_categories_and_deviations_over_seeds() -> None:
     other = Variant((("losses.penalty", False),))
     results[Run("visa", categories[0], "small", other, 0)] = metrics_of(0.1)
     del results[Run("visa", categories[1], "small", FULL, 3)]
-    found = collection_figure(results, "visa", "small", FULL, detection)
+    actual = collection_result(results, "visa", "small", FULL, detection)
     by_seed = 100 * values[:, :3].mean(0)
-    assert found is not None
-    assert found == (
+    assert actual is not None
+    assert actual == (
         pytest.approx(by_seed.mean()),
         pytest.approx(np.std(by_seed, ddof=1)),
         3,
         3,
         len(COLLECTIONS["visa"].benchmark.categories),
     )
-    assert mean_figure(results, "small", FULL, lambda _: detection) is None
+    assert mean_result(results, "small", FULL, lambda _: detection) is None
 
 
 def whole_results() -> dict[Run, dict]:
@@ -83,26 +83,28 @@ def whole_results() -> dict[Run, dict]:
 
 def test_means_are_over_the_collections_whatever_their_sizes() -> None:
     results = whole_results()
-    found = mean_figure(results, "small", FULL, lambda _: detection)
-    assert found == Measured(
+    actual = mean_result(results, "small", FULL, lambda _: detection)
+    assert actual == Measured(
         pytest.approx(25), pytest.approx(statistics.stdev([20, 30])), 2, 32, 32
     )
     # The third collection, LOCO, is measured by AU-sPRO, the others by AU-PRO.
     assert list(COLLECTIONS).index("mvtec_loco") == 2
-    found = mean_figure(results, "small", FULL, segmentation_of)
-    assert found is not None
-    assert found.mean == pytest.approx(100 * (0.2 + 0.3 + 0.7) / 3)
-    one = collection_figure(results, "mvtec_loco", "small", FULL, detection_of_kind("structural"))
-    assert one is not None
-    assert one.mean == pytest.approx(75)
+    actual = mean_result(results, "small", FULL, segmentation_of)
+    assert actual is not None
+    assert actual.mean == pytest.approx(100 * (0.2 + 0.3 + 0.7) / 3)
+    structural = collection_result(
+        results, "mvtec_loco", "small", FULL, detection_of_kind("structural")
+    )
+    assert structural is not None
+    assert structural.mean == pytest.approx(75)
     run = next(run for run in results if run.dataset == "mvtec_ad")
     results[run] = metrics_of(None)
-    assert mean_figure(results, "small", FULL, segmentation_of) == Measured(
+    assert mean_result(results, "small", FULL, segmentation_of) == Measured(
         pytest.approx(40), None, 1, 32, 32
     )
 
 
-def test_a_filled_table_has_ours_beside_the_paper_s() -> None:
+def test_a_filled_table_has_ours_next_to_the_papers() -> None:
     speeds = {"small": Speed(latency=Measured(250.0), throughput=Measured(5.0))}
     measurements = Measurements(whole_results(), speeds, {"small": Cost(8_060_000, 75.6e9)})
     cells = {}
@@ -159,7 +161,7 @@ def test_tables_are_written_with_what_there_is() -> None:
     assert "% A note." in text
 
 
-def test_each_run_is_told() -> None:
+def test_each_run_is_a_line() -> None:
     results = whole_results()
     rows = list(csv.DictReader(io.StringIO(runs_csv(results))))
     assert len(rows) == len(results)
@@ -170,14 +172,14 @@ def test_each_run_is_told() -> None:
 
 
 def test_speed_is_the_benchmark_s(tmp_path: Path) -> None:
-    found = [
+    measurements = [
         Measurement("small", "batch 1", 1, {OURS: Spread(0.002, 0.001, 0.003)}),
         Measurement("small", "batch 16", 16, {OURS: Spread(0.04, 0.03, 0.05)}),
         Measurement("medium", "train step", 1, {OURS: Spread(9.0, 9.0, 9.0)}),
     ]
     facts = {"device": "an abacus", "dtype": "float32"}
     starts = {"small": {OURS: StartUp(9.0, 3.0, 512_000_000, True)}}
-    write_results(tmp_path, facts, found, costs={}, starts=starts)
+    write_results(tmp_path, facts, measurements, costs={}, starts=starts)
     read = read_benchmark(tmp_path / "benchmark.json")
     assert read.measured_on == "an abacus, float32"
     small = Speed(Measured(pytest.approx(2.0)), Measured(pytest.approx(400)), Measured(512.0))

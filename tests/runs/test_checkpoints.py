@@ -1,4 +1,4 @@
-"""What is kept, and that no damage of a checkpoint goes unnoticed."""
+"""Tests which checkpoints are kept, and that any damage is noticed."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from efficientad_jax.runs.checkpoints import open_checkpoints
 
 
 def state(value):
-    """Parameters that barely compress, so that most bytes are theirs, and what goes with them."""
+    """A state whose parameters barely compress, so that they take most of the bytes."""
     noise = np.random.default_rng(value).standard_normal((64, 33)).astype(np.float32)
     return {
         "params": {"a": noise, "b": jnp.full((3,), value, jnp.float32)},
@@ -34,10 +34,10 @@ def steps(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
-def assert_is(found, step):
-    assert int(found["step"]) == step
-    np.testing.assert_array_equal(found["params"]["a"], state(step)["params"]["a"])
-    np.testing.assert_array_equal(found["params"]["b"], np.full(3, step, np.float32))
+def assert_is(actual, step):
+    assert int(actual["step"]) == step
+    np.testing.assert_array_equal(actual["params"]["a"], state(step)["params"]["a"])
+    np.testing.assert_array_equal(actual["params"]["b"], np.full(3, step, np.float32))
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -46,7 +46,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert_is(restored(tmp_path / "c"), 5)
 
 
-def test_nothing_is_restored_where_nothing_is(tmp_path):
+def test_nothing_is_restored_from_an_empty_folder(tmp_path):
     assert restored(tmp_path / "c") is None
 
 
@@ -57,7 +57,7 @@ def test_a_step_is_saved_once(tmp_path):
     assert_is(restored(tmp_path / "c"), 3)
 
 
-def test_what_was_being_written_at_a_kill_is_cleared_away(tmp_path):
+def test_an_incomplete_checkpoint_of_a_killed_run_is_removed(tmp_path):
     saved(tmp_path / "c", {1: 0.5, 2: 0.5})
     unfinished = tmp_path / "c" / "3.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "c" / "2", unfinished)
@@ -92,13 +92,13 @@ def damage(path, how):
 
 
 def warnings(caplog):
-    """Ours; orbax has its own."""
+    """Warnings of the package, without those of orbax."""
     return [r.getMessage() for r in caplog.records if r.name == "efficientad_jax.runs.checkpoints"]
 
 
 @pytest.mark.parametrize("how", ["a bit flipped", "cut off", "zeros", "gone"])
 def test_damage_to_any_file_is_survived(tmp_path, caplog, how):
-    """Either the state is whole all the same, or the damage is named and the one before taken."""
+    """Either the state is intact, or the damage is reported and an earlier one is restored."""
     saved(tmp_path / "whole", {1: 0.5, 2: 0.5})
     files = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole/2").rglob("*")]
     files = [file for file in files if (tmp_path / "whole" / file).is_file()]
@@ -108,39 +108,41 @@ def test_damage_to_any_file_is_survived(tmp_path, caplog, how):
         shutil.copytree(tmp_path / "whole", folder)
         damage(folder / file, how)
         caplog.clear()
-        found = restored(folder)
-        if int(found["step"]) == 2:
-            assert_is(found, 2)
+        actual = restored(folder)
+        if int(actual["step"]) == 2:
+            assert_is(actual, 2)
             assert not warnings(caplog)
             continue
-        assert_is(found, 1)
+        assert_is(actual, 1)
         (message,) = warnings(caplog)
         assert message.startswith(f"checkpoint {folder / '2'}: damaged (")
-        assert message.endswith("going on from one before it")
+        assert message.endswith("resuming from an earlier one")
         assert "\n" not in message
         assert steps(folder) == [1]
         assert (folder / "damaged-2-0").is_dir()
-        # The run comes to that step again.
+        # The run reaches that step again.
         saved(folder, {2: 0.5})
         assert_is(restored(folder), 2)
         noticed += 1
     assert noticed >= 3
 
 
-def test_without_a_whole_one_nothing_begins_anew_in_silence(tmp_path):
+def test_a_run_without_an_intact_checkpoint_does_not_silently_restart(tmp_path):
     saved(tmp_path / "c", {1: 0.5, 2: 0.5})
     for file in (tmp_path / "c").rglob("*"):
         if file.is_file() and "state" in file.parts:
             file.write_bytes(b"")
-    with pytest.raises(InputError, match=r"c/2: damaged \(.*remove .*/c to begin anew") as error:
+    with pytest.raises(
+        InputError, match=r"c/2: damaged \(.*remove .*/c to start again from step 0"
+    ) as error:
         restored(tmp_path / "c")
     assert "\n" not in str(error.value)
     assert steps(tmp_path / "c") == [1, 2]
 
 
-@pytest.mark.parametrize("first_beside_others", [True, False])
-def test_a_run_beside_others_and_one_alone_read_each_other(tmp_path, first_beside_others):
-    with open_checkpoints(tmp_path / "c", beside_others=first_beside_others) as checkpoints:
+@pytest.mark.parametrize("first_concurrent", [True, False])
+def test_concurrent_and_single_runs_read_each_others_checkpoints(tmp_path, first_concurrent):
+    with open_checkpoints(tmp_path / "c", concurrent=first_concurrent) as checkpoints:
         checkpoints.save(7, state(7), 0.5)
-    with open_checkpoints(tmp_path / "c", beside_others=not first_beside_others) as checkpoints:
+    with open_checkpoints(tmp_path / "c", concurrent=not first_concurrent) as checkpoints:
         assert_is(checkpoints.restore_latest(state(0)), 7)

@@ -1,4 +1,4 @@
-"""A signal ends a command wherever it comes."""
+"""Tests that a signal ends a command at any point."""
 
 import os
 import subprocess
@@ -11,19 +11,19 @@ from efficientad_jax.errors import InputError, first_line
 from efficientad_jax.runs.processes import join_processes
 from tests.helpers.command import REPOSITORY
 
-# The signal comes while the garbage collector runs a callback: what is raised there is dropped.
+# The signal arrives in a callback of the garbage collector, where Python drops exceptions.
 IN_A_CALLBACK = """
 import gc, os, signal, sys, time
-from efficientad_jax.runs.signals import one_line_endings
+from efficientad_jax.runs.signals import exit_with_one_line
 
 def callback(phase, info):
     gc.callbacks.remove(callback)
     os.kill(os.getpid(), int(sys.argv[1]))
     time.sleep(0.1)
 
-# Where the tests run in the background, Ctrl-C is ignored, and by those that they start.
+# If the tests run in the background, they and their child processes ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with one_line_endings():
+with exit_with_one_line():
     gc.callbacks.append(callback)
     gc.collect()
     time.sleep(20)
@@ -31,7 +31,7 @@ with one_line_endings():
 
 
 @pytest.mark.parametrize(("number", "name", "status"), [(15, "SIGTERM", 75), (2, "SIGINT", 130)])
-def test_a_signal_whose_exception_is_dropped_comes_again(number, name, status):
+def test_a_signal_whose_exception_is_dropped_is_sent_again(number, name, status):
     done = subprocess.run(
         [sys.executable, "-c", IN_A_CALLBACK, str(number)],
         cwd=REPOSITORY,
@@ -44,7 +44,7 @@ def test_a_signal_whose_exception_is_dropped_comes_again(number, name, status):
     assert (done.returncode, done.stderr) == (status, f"stopped by {name}\n")
 
 
-def test_an_error_of_somebody_elses_is_told_in_one_line(monkeypatch):
+def test_the_first_line_of_another_librarys_error_is_reported(monkeypatch):
     assert first_line(ValueError("\n one \n two")) == "one "
     assert first_line(ValueError("x" * 1000)) == "x" * 300
 

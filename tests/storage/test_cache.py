@@ -1,4 +1,4 @@
-"""Programs are compiled once: the next process finds them, and they compute the same."""
+"""Programs are compiled once: the next process loads them and computes the same."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ import jax, jax.numpy as jnp
 from efficientad_jax.storage.cache import keep_compiled_programs
 from efficientad_jax.convolution import convolve
 keep_compiled_programs()
-found = []
-jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
 x = jax.random.normal(jax.random.key(0), (1, 9, 9, 32))
 y = jax.jit(lambda x: convolve(x, x[0, :4, :4, :, None] * jnp.ones(32)).sum())(x)
-hits = found.count("/jax/compilation_cache/cache_hits")
+hits = events.count("/jax/compilation_cache/cache_hits")
 print(float(y), hits > 0, jax.config.jax_compilation_cache_dir)
 """
 
@@ -44,7 +44,7 @@ def test_the_second_process_compiles_nothing(tmp_path):
     assert run(tmp_path, **{NAMED: str(tmp_path / "mine")})[2] == str(tmp_path / "mine")
 
 
-def test_without_a_folder_of_its_own_nothing_is_kept(tmp_path, monkeypatch, caplog):
+def test_nothing_is_cached_in_a_folder_that_others_can_write_to(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(NAMED, raising=False)
     cache_folder().chmod(0o777)

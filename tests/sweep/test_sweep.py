@@ -1,4 +1,4 @@
-"""Many trainings at once: the same detectors as one by one; after kills too."""
+"""Many trainings at once give the same detectors as one by one, also after kills."""
 
 import json
 import os
@@ -129,8 +129,8 @@ def test_eight_devices_end_with_the_detectors_of_eight_separate_runs(tmp_path: P
     output, errors = finish(start(tree, tmp_path / "sweep", *flags, "--seeds=1", devices=8))
     assert "of 8 of 8 trainings" in output
     # All of them trained at once.
-    said = re.findall(r"(part\d)/seed0: (training|evaluating)", errors)
-    assert [stage for _, stage in said[:8]] == ["training"] * 8
+    messages = re.findall(r"(part\d)/seed0: (training|evaluating)", errors)
+    assert [stage for _, stage in messages[:8]] == ["training"] * 8
 
     runs = planned_runs(small_config(tree, **losses), ["all"], 1)
     given = json.dumps({str(tmp_path / "alone" / r.name): as_dict(r.config) for r in runs})
@@ -171,7 +171,7 @@ def test_what_fails_fails_alone_and_is_made_up_for(tmp_path: Path) -> None:
 
 def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_detectors(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, ["part0", "part1"])
-    # So many images that it needs a program of its own.
+    # So many images that it needs another program.
     good = tree / "parts/part1/train/good"
     for i in range(150):
         shutil.copy(good / f"{i % 4:03}.png", good / f"copy{i:03}.png")
@@ -208,8 +208,8 @@ def test_processes_share_a_sweep(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    said = [finish(process)[1] for process in shared]
-    done = re.findall(r"^(\S+): training from step 0$", "".join(said), re.MULTILINE)
+    messages = [finish(process)[1] for process in shared]
+    done = re.findall(r"^(\S+): training from step 0$", "".join(messages), re.MULTILINE)
     assert sorted(done) == ["part0/seed0", "part0/seed1", "part1/seed0", "part1/seed1"]
 
     of_two = [f"--coordinator={address}", "--processes=2", "--seeds=2"]
@@ -225,10 +225,10 @@ def test_processes_share_a_sweep(tmp_path: Path) -> None:
 
 
 def carried_out(
-    runs: list[SweepRun], workdir: Path, until_all: bool = False
+    runs: list[SweepRun], workdir: Path, wait_for_others: bool = False
 ) -> tuple[Outcome, dict[str, Status]]:
-    told: dict[str, Status] = {}
-    return carry_out(runs, workdir, told.__setitem__, until_all), told
+    statuses: dict[str, Status] = {}
+    return carry_out(runs, workdir, statuses.__setitem__, wait_for_others=wait_for_others), statuses
 
 
 def test_a_training_that_diverges_or_breaks_does_not_stop_the_next(
@@ -251,11 +251,11 @@ def test_a_training_that_diverges_or_breaks_does_not_stop_the_next(
         ]
 
     monkeypatch.setattr(execution, "train_side_by_side", disturbed)
-    outcome, told = carried_out(runs, tmp_path / "sweep")
+    outcome, statuses = carried_out(runs, tmp_path / "sweep")
     assert outcome.failed.keys() == {"part0/seed0", "part1/seed0"}
     assert "the loss 'hard' is nan at step 1" in outcome.failed["part0/seed0"]
     assert outcome.failed["part1/seed0"] == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
-    assert told["part2/seed0"].stage == "done"
+    assert statuses["part2/seed0"].stage == "done"
     assert is_done(tmp_path / "sweep/part2/seed0")
 
     # A folder of another configuration is refused, and is none of this sweep's.
@@ -270,9 +270,9 @@ def test_an_evaluation_that_is_missing_is_made_up_for(tmp_path: Path) -> None:
     workdir = tmp_path / "sweep"
     fit_detector(run.config, load_configured_dataset(run.config), workdir / run.name)
     before = arrays(workdir / run.name / "detector").stat().st_mtime_ns
-    outcome, told = carried_out([run], workdir)
+    outcome, statuses = carried_out([run], workdir)
     assert outcome == Outcome({}, [])
-    assert told[run.name].stage == "done"
-    assert told[run.name].note.startswith("image AU-ROC ")
+    assert statuses[run.name].stage == "done"
+    assert statuses[run.name].note.startswith("image AU-ROC ")
     assert (workdir / run.name / "metrics.json").is_file()
     assert arrays(workdir / run.name / "detector").stat().st_mtime_ns == before

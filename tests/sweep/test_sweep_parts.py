@@ -1,4 +1,4 @@
-"""Plan, claims, screen and summary of a sweep."""
+"""Tests plan, claims, progress display and summary of a sweep."""
 
 import io
 import json
@@ -17,9 +17,9 @@ from efficientad_jax.config import Config, replace
 from efficientad_jax.errors import InputError
 from efficientad_jax.sweep.claims import Claims
 from efficientad_jax.sweep.plan import SweepRun, planned_runs
-from efficientad_jax.sweep.progress import _Board, one_screen
+from efficientad_jax.sweep.progress import _Board, progress_display
 from efficientad_jax.sweep.status import Status
-from efficientad_jax.sweep.summary import figures_csv, figures_table, read_figures
+from efficientad_jax.sweep.summary import metrics_csv, metrics_table, read_metrics
 from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import command
 from tests.helpers.images import write_image
@@ -140,12 +140,12 @@ def test_one_screen_shows_the_trainings_of_all_processes(tmp_path: Path) -> None
     board.write()
     (file,) = (tmp_path / ".sweep").glob("*/progress.json")
     # What another process would have written.
-    said = json.loads(file.read_text())
-    assert said["trainings"].keys() == {"mono/seed0"}
-    said["trainings"] = {"mono/seed1": ["evaluating", 1500, "", 0.0]}
-    there = tmp_path / ".sweep" / "elsewhere-1"
-    there.mkdir()
-    (there / "progress.json").write_text(json.dumps(said))
+    progress = json.loads(file.read_text())
+    assert progress["trainings"].keys() == {"mono/seed0"}
+    progress["trainings"] = {"mono/seed1": ["evaluating", 1500, "", 0.0]}
+    other_process = tmp_path / ".sweep" / "elsewhere-1"
+    other_process.mkdir()
+    (other_process / "progress.json").write_text(json.dumps(progress))
     # Half-written, and of a process that died long ago: neither is shown.
     for name, text in {
         "half-1": '{"time": ',
@@ -171,7 +171,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = planned_runs(recipes.elpv("mono"), ["mono"], 1)
-    with one_screen(runs, tmp_path) as tell:
+    with progress_display(runs, tmp_path) as tell:
         for status in (
             Status("elsewhere"),
             Status("preparing"),
@@ -190,16 +190,16 @@ def test_without_a_terminal_there_is_a_line_for_each_change(
 
 def test_the_summary_is_over_seeds_and_then_over_categories(tmp_path: Path) -> None:
     runs = planned_runs(recipes.elpv("mono"), ["all"], 3)
-    found = {"mono/seed0": 0.9, "mono/seed1": 0.8, "poly/seed0": 0.7, "poly/seed1": 0.5}
-    found["mono/seed2"] = 0.1  # of which poly has none
-    for name, value in found.items():
+    aurocs = {"mono/seed0": 0.9, "mono/seed1": 0.8, "poly/seed0": 0.7, "poly/seed1": 0.5}
+    aurocs["mono/seed2"] = 0.1  # of which poly has none
+    for name, value in aurocs.items():
         (tmp_path / name).mkdir(parents=True)
         metrics = {"detector": {"image_auroc": value, "pixel_auroc": None}}
         (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
-    figures = read_figures(runs, tmp_path)
+    results = read_metrics(runs, tmp_path)
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in figures_table(runs, figures).splitlines()
+        for line in metrics_table(runs, results).splitlines()
     ]
     assert rows[0] == ["category", "seeds", "image AU-ROC"]
     means = [statistics.fmean(v) for v in ([0.9, 0.7], [0.8, 0.5])]
@@ -212,6 +212,6 @@ def test_the_summary_is_over_seeds_and_then_over_categories(tmp_path: Path) -> N
         ["poly", "2", cell([0.7, 0.5])],
         ["mean", "2", cell(means)],
     ]
-    lines = figures_csv(runs, figures).splitlines()
+    lines = metrics_csv(runs, results).splitlines()
     assert lines[1] == "mono,0,0.9,,,"
-    assert len(lines) == 1 + len(found)
+    assert len(lines) == 1 + len(aurocs)
