@@ -184,7 +184,8 @@ def test_folders_can_be_taken_in_at_a_glance() -> None:
 
 
 def test_no_name_stands_in_the_place_of_a_module() -> None:
-    # What a package's __init__ imports would hide a module of that name from `import a.b as c`.
+    # A name that a package's __init__ imports would hide a module of that name from
+    # `import a.b as c`.
     for package, path in MODULES.items():
         if path.name == "__init__.py":
             names = imported_names(path.read_text(), package, is_package=True)
@@ -217,7 +218,7 @@ def test_names_say_what_a_file_holds() -> None:
 
 
 def said_by(code: str) -> str:
-    """What a fresh process prints that runs this code."""
+    """The output of a fresh process that runs this code."""
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""What is timed is the same detector, times are taken in turns and told as they are."""
+"""All implementations compute the same detector, in turns; the reported times are as measured."""
 
 import json
 from functools import partial
@@ -75,15 +75,15 @@ def test_results_are_what_was_measured(tmp_path):
     found = [measurement(ours=0.2, torch=0.5), measurement(ours=0.1, onnx=0.4)]
     starts = {"small": {OURS: StartUp(9.04, 3.0, 512_000_000, True)}}
     costs = {"small": Cost(8_060_000, 75.6e9)}
-    told = write_results(tmp_path / "new", {"device": "an abacus"}, found, costs, starts)
+    text = write_results(tmp_path / "new", {"device": "an abacus"}, found, costs, starts)
     document = json.loads((tmp_path / "new" / "benchmark.json").read_text())
     assert document["facts"] == {"device": "an abacus"}
     assert document["measurements"][0]["seconds"][OURS]["median"] == 0.2
     assert [m["ratio_to_best_peer"] for m in document["measurements"]] == [2.5, 4.0]
     text = (tmp_path / "new" / "benchmark.md").read_text()
     assert "an abacus" in text
-    assert told in text
-    assert markdown(found) in told
+    assert text in text
+    assert markdown(found) in text
     assert document["costs"]["small"] == {"parameters": 8_060_000, "flop": 75.6e9}
     assert document["start_up"]["small"][OURS]["second"] == 3.0
     assert f"| {OURS} | 100 (50-200) | 50 (25-100) |" in text

@@ -156,7 +156,7 @@ def test_a_kernel_prepared_beforehand_gives_the_same(
     expected = convolve_and_finish(x, kernel, bias, stride, padding, Finish(True, True), "native")
     found = convolve_prepared(x, made, bias, taps, stride, padding, Finish(True, True))
     np.testing.assert_array_equal(found, expected)
-    # The last 32 output channels alone.
+    # Only the last 32 output channels.
     found = convolve_prepared(
         x, made, bias[-32:], taps, stride, padding, Finish(True, True), first_channel=out - 32
     )

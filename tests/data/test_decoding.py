@@ -23,7 +23,7 @@ SIXTEEN_BITS[0, :2] = 0, 65535
 
 
 def with_alpha(pixels: np.ndarray) -> np.ndarray:
-    """Adds a channel of transparency that would change the colours if it were applied."""
+    """Adds a channel of transparency that would change the colors if it were applied."""
     alpha = np.arange(35, dtype=np.uint8).reshape(7, 5, 1) * 7
     return np.concatenate([pixels.reshape(7, 5, -1), alpha], axis=-1)
 
@@ -167,7 +167,7 @@ def test_exif_rotation_is_carried_out(orientation: int, expected: np.ndarray) ->
 
 
 def test_first_frame_of_an_animation_is_taken() -> None:
-    frames = [Image.new("RGB", (4, 3), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [Image.new("RGB", (4, 3), color) for color in ((255, 0, 0), (0, 255, 0))]
     for file_format in ("GIF", "WEBP", "TIFF"):
         options = {"lossless": True} if file_format == "WEBP" else {}
         source = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options)

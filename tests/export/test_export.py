@@ -1,4 +1,4 @@
-"""Exported detectors in the runtimes they are for, beside the detector itself."""
+"""Exported detectors in the runtimes they are for, compared with the detector itself."""
 
 import re
 import subprocess
@@ -144,7 +144,7 @@ np.savez(sys.argv[3], **exported.call(np.load(sys.argv[2])))
 """
 
 
-def test_stablehlo_runs_with_jax_alone(stablehlo, images, expected, tmp_path):
+def test_stablehlo_needs_only_jax(stablehlo, images, expected, tmp_path):
     np.save(tmp_path / "images.npy", images)
     (tmp_path / "program").write_bytes(stablehlo)
     files = [str(tmp_path / name) for name in ("program", "images.npy", "found.npz")]

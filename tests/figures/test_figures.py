@@ -1,4 +1,4 @@
-"""What the figures show: computed as defined, drawn where and as bright as it is."""
+"""Figures: values are computed as defined, drawings have the right place and brightness."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -155,7 +155,7 @@ def test_masks_lie_over_what_their_patches_see(padding: bool, first: float) -> N
             np.testing.assert_array_equal(mask.get_array(), i)
             assert mask.get_extent() == [first, first + 4 * side, first + 4 * side, first]
             assert mask.get_clim() == (0, 2)
-    # The first patch of an unpadded network is centred on the middle of its 33 pixels.
+    # The first patch of an unpadded network is centered on the middle of its 33 pixels.
     if not padding:
         rows, _ = receptive_window(0, 0)
         assert first + 2 == (rows.start + rows.stop) / 2

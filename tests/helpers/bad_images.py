@@ -220,7 +220,7 @@ def _kinds_of_pixels():
     for compression in ("tiff_lzw", "tiff_deflate", "packbits"):
         content = encoded(RGB, "TIFF", compression=compression)
         yield case(f"kind_{compression}.tif", content, RGB)
-    frames = [Image.new("RGB", (4, 3), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [Image.new("RGB", (4, 3), color) for color in ((255, 0, 0), (0, 255, 0))]
     first = np.full((3, 4, 3), (255, 0, 0), np.uint8)
     for kind in ("GIF", "WEBP", "TIFF", "PNG"):
         content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -271,7 +271,7 @@ def _names():
     for name in names:
         yield case(name, content, RGB)
     yield case(b"broken_\xff\n.png", content[:80], REFUSED)
-    # A picture beside it would need a longer name than there can be.
+    # A picture next to it would need a longer name than there can be.
     yield case("long" * 62 + ".png", content, RGB)
 
 

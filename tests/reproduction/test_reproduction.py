@@ -47,7 +47,7 @@ def write_done(results: Path, run: Run, base: Config, inputs: Inputs) -> None:
     (folder / "metrics.json").write_text(json.dumps(METRICS))
 
 
-def test_a_failing_run_is_named_and_the_others_go_on(
+def test_a_failing_run_is_named_and_the_others_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "mvtec_ad"
@@ -71,14 +71,14 @@ def test_a_failing_run_is_named_and_the_others_go_on(
         raise RuntimeError("out of\nmemory")
 
     monkeypatch.setattr(execution, "fit_detector", fit)
-    told = []
-    failed = carry_out(runs, base, inputs, results, told.append)
+    lines = []
+    failed = carry_out(runs, base, inputs, results, lines.append)
     assert trained == [results / grid.name, results / pill.name]
     assert failed.keys() == set(runs[2:])
     assert "002.png" in failed[cable]
     assert failed[grid] == "RuntimeError: out of"
     assert "no detector.json" in failed[grid._replace(variant=sweep)]
-    assert any(line.startswith(f"{cable.name}: failed: ") for line in told)
+    assert any(line.startswith(f"{cable.name}: failed: ") for line in lines)
 
 
 def test_results_of_another_configuration_are_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def states(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_killed_reproduction_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+def test_a_killed_reproduction_resumes_and_repeats_nothing(tmp_path: Path) -> None:
     for category in ("bottle", "cable"):
         write_mvtec_ad(tmp_path / "data" / "mvtec_ad", category)
     write_image(tmp_path / "photographs" / "0.png")

@@ -1,4 +1,4 @@
-"""What is made of the results of many runs: means and deviations, tables, their texts."""
+"""Summaries of the results of many runs: means and deviations, tables, their texts."""
 
 import csv
 import io
@@ -102,7 +102,7 @@ def test_means_are_over_the_collections_whatever_their_sizes() -> None:
     )
 
 
-def test_a_filled_table_has_ours_beside_the_paper_s() -> None:
+def test_a_filled_table_has_ours_next_to_the_paper_s() -> None:
     speeds = {"small": Speed(latency=Measured(250.0), throughput=Measured(5.0))}
     measurements = Measurements(whole_results(), speeds, {"small": Cost(8_060_000, 75.6e9)})
     cells = {}
@@ -159,7 +159,7 @@ def test_tables_are_written_with_what_there_is() -> None:
     assert "% A note." in text
 
 
-def test_each_run_is_told() -> None:
+def test_each_run_is_listed() -> None:
     results = whole_results()
     rows = list(csv.DictReader(io.StringIO(runs_csv(results))))
     assert len(rows) == len(results)

@@ -1,4 +1,4 @@
-"""What is kept, and that no damage of a checkpoint goes unnoticed."""
+"""Which checkpoints are kept, and that no damage of one goes unnoticed."""
 
 import shutil
 
@@ -127,7 +127,7 @@ def test_damage_to_any_file_is_survived(tmp_path, caplog, how):
     assert noticed >= 3
 
 
-def test_without_a_whole_one_nothing_begins_anew_in_silence(tmp_path):
+def test_without_a_whole_one_nothing_restarts_silently(tmp_path):
     saved(tmp_path / "c", {1: 0.5, 2: 0.5})
     for file in (tmp_path / "c").rglob("*"):
         if file.is_file() and "state" in file.parts:
@@ -139,7 +139,7 @@ def test_without_a_whole_one_nothing_begins_anew_in_silence(tmp_path):
 
 
 @pytest.mark.parametrize("first_beside_others", [True, False])
-def test_a_run_beside_others_and_one_alone_read_each_other(tmp_path, first_beside_others):
+def test_a_run_next_to_others_and_a_single_one_read_each_other(tmp_path, first_beside_others):
     with open_checkpoints(tmp_path / "c", beside_others=first_beside_others) as checkpoints:
         checkpoints.save(7, state(7), 0.5)
     with open_checkpoints(tmp_path / "c", beside_others=not first_beside_others) as checkpoints:

@@ -44,7 +44,7 @@ def test_a_signal_whose_exception_is_dropped_comes_again(number, name, status):
     assert (done.returncode, done.stderr) == (status, f"stopped by {name}\n")
 
 
-def test_an_error_of_somebody_elses_is_told_in_one_line(monkeypatch):
+def test_an_error_of_somebody_elses_is_reported_in_one_line(monkeypatch):
     assert first_line(ValueError("\n one \n two")) == "one "
     assert first_line(ValueError("x" * 1000)) == "x" * 300
 

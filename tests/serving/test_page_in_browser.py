@@ -125,7 +125,7 @@ def test_dropped_images_are_scored(page, files, detector):
     assert_results(page, detector, PICTURES[1:2])
 
 
-def test_what_fails_is_told_and_the_others_are_done(page, files, detector):
+def test_what_fails_is_reported_and_the_others_are_done(page, files, detector):
     choose(page, files, "broken.png", "photo.tif", "2.png")
     wait_for(page, 3)
     broken, *others = of_cards(page, ".verdict")
@@ -138,7 +138,7 @@ def test_what_fails_is_told_and_the_others_are_done(page, files, detector):
     assert page.run("document.querySelectorAll('.heat')[0].getBoundingClientRect().height") > 100
 
 
-def test_it_is_used_with_the_keyboard_alone(page, files):
+def test_it_can_be_used_with_only_the_keyboard(page, files):
     order = []
     for _ in range(4):
         page.press("Tab")

@@ -190,7 +190,7 @@ def test_forms_without_one_file_are_refused(address):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(address):
-    # 30 000 x 30 000 pixels in some bytes: only the head of a PNG, which tells the size.
+    # 30,000 x 30,000 pixels in a few bytes: only the head of a PNG, which states the size.
     head = bytearray(PNG[:60])
     head[16:24] = (30_000).to_bytes(4, "big") * 2
     head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
@@ -302,7 +302,7 @@ def test_what_waits_is_put_together_in_order():
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_a_batch_of_any_size_is_as_images_alone(detector, count):
+def test_a_batch_of_any_size_is_as_single_images(detector, count):
     images = [picture(128, 128, seed=i) for i in range(count)]
     scored = score_batch(detector, images)
     assert len(scored) == count
@@ -321,7 +321,7 @@ def test_an_address_that_cannot_be_had_is_one_line(detector, host, reason):
             serve(detector, host, port, Limits(), print)
 
 
-def test_the_command_answers_what_is_in_work_when_it_is_told_to_stop(detector, tmp_path):
+def test_the_command_answers_pending_requests_when_it_is_asked_to_stop(detector, tmp_path):
     detector.save(tmp_path / "detector")
     process = subprocess.Popen(
         [sys.executable, "-m", "efficientad_jax", "serve", tmp_path / "detector", "--port=0"],

@@ -14,7 +14,7 @@ from efficientad_jax.storage.torch_checkpoint import read_torch_checkpoint
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install torch")
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-# What a legacy file holds before the dict itself.
+# The head of a legacy file, before the dict itself.
 _LEGACY_HEAD = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
 
 

@@ -133,18 +133,18 @@ def test_eight_devices_end_with_the_detectors_of_eight_separate_runs(tmp_path: P
     assert [stage for _, stage in said[:8]] == ["training"] * 8
 
     runs = planned_runs(small_config(tree, **losses), ["all"], 1)
-    given = json.dumps({str(tmp_path / "alone" / r.name): as_dict(r.config) for r in runs})
+    given = json.dumps({str(tmp_path / "single" / r.name): as_dict(r.config) for r in runs})
     # XLA sums up in parts, of which there are the more, the more devices it simulates.
     separately = [sys.executable, "-c", SEPARATELY]
     subprocess.run(separately, input=given, text=True, env=environment_of(8), check=True)
     for run in runs:
-        alone, together = tmp_path / "alone" / run.name, tmp_path / "sweep" / run.name
-        assert_the_same_detector(together / "detector", alone / "detector")
+        single, together = tmp_path / "single" / run.name, tmp_path / "sweep" / run.name
+        assert_the_same_detector(together / "detector", single / "detector")
         assert (together / "report.html").is_file()
         assert not (together / "checkpoints").exists()
 
 
-def test_what_fails_fails_alone_and_is_made_up_for(tmp_path: Path) -> None:
+def test_a_failure_affects_no_other_run_and_is_made_up_for(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, ["part0", "part1", "part2"])
     broken = tree / "parts/part1/train/good/002.png"
     whole = broken.read_bytes()
@@ -169,7 +169,7 @@ def test_what_fails_fails_alone_and_is_made_up_for(tmp_path: Path) -> None:
     assert [row.split(",")[:2] for row in rows[1:]] == [[f"part{i}", "0"] for i in range(3)]
 
 
-def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_detectors(tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_and_killed_resumes_to_the_same_detectors(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, ["part0", "part1"])
     # So many images that it needs a program of its own.
     good = tree / "parts/part1/train/good"
@@ -227,8 +227,8 @@ def test_processes_share_a_sweep(tmp_path: Path) -> None:
 def carried_out(
     runs: list[SweepRun], workdir: Path, until_all: bool = False
 ) -> tuple[Outcome, dict[str, Status]]:
-    told: dict[str, Status] = {}
-    return carry_out(runs, workdir, told.__setitem__, until_all), told
+    statuses: dict[str, Status] = {}
+    return carry_out(runs, workdir, statuses.__setitem__, until_all), statuses
 
 
 def test_a_training_that_diverges_or_breaks_does_not_stop_the_next(
@@ -251,11 +251,11 @@ def test_a_training_that_diverges_or_breaks_does_not_stop_the_next(
         ]
 
     monkeypatch.setattr(execution, "train_side_by_side", disturbed)
-    outcome, told = carried_out(runs, tmp_path / "sweep")
+    outcome, statuses = carried_out(runs, tmp_path / "sweep")
     assert outcome.failed.keys() == {"part0/seed0", "part1/seed0"}
     assert "the loss 'hard' is nan at step 1" in outcome.failed["part0/seed0"]
     assert outcome.failed["part1/seed0"] == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
-    assert told["part2/seed0"].stage == "done"
+    assert statuses["part2/seed0"].stage == "done"
     assert is_done(tmp_path / "sweep/part2/seed0")
 
     # A folder of another configuration is refused, and is none of this sweep's.
@@ -270,9 +270,9 @@ def test_an_evaluation_that_is_missing_is_made_up_for(tmp_path: Path) -> None:
     workdir = tmp_path / "sweep"
     fit_detector(run.config, load_configured_dataset(run.config), workdir / run.name)
     before = arrays(workdir / run.name / "detector").stat().st_mtime_ns
-    outcome, told = carried_out([run], workdir)
+    outcome, statuses = carried_out([run], workdir)
     assert outcome == Outcome({}, [])
-    assert told[run.name].stage == "done"
-    assert told[run.name].note.startswith("image AU-ROC ")
+    assert statuses[run.name].stage == "done"
+    assert statuses[run.name].note.startswith("image AU-ROC ")
     assert (workdir / run.name / "metrics.json").is_file()
     assert arrays(workdir / run.name / "detector").stat().st_mtime_ns == before

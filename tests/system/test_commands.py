@@ -124,7 +124,7 @@ def test_train_evaluate_predict(folder, tmp_path):
         assert result.returncode == 0, result.stderr
         assert figure.read_bytes().startswith(b"%PDF")
 
-    # Without --output the pictures lie beside the images, and are not taken for images.
+    # Without --output the pictures lie next to the images, and are not taken for images.
     for _ in range(2):
         result = command(
             "predict",
@@ -147,7 +147,7 @@ def test_train_evaluate_predict(folder, tmp_path):
     assert {**again, "threshold": None} == {**record, "threshold": None}
 
 
-def test_good_images_alone_train_and_predict(tmp_path):
+def test_only_good_images_train_and_predict(tmp_path):
     write_images(tmp_path / "good", 3)
     workdir = tmp_path / "run"
     result = train(tmp_path / "good", workdir, *SMALL, "--config.losses.autoencoder=False")

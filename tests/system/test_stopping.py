@@ -93,7 +93,7 @@ def newest_checkpoint(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("name", ["reproduce", "sweep"])
-def test_a_signal_ends_the_command_and_the_same_command_goes_on(name: str, tmp_path: Path) -> None:
+def test_a_signal_ends_the_command_and_the_same_command_resumes(name: str, tmp_path: Path) -> None:
     trainings = Trainings(name, tmp_path)
     first, second = trainings.folders
     step = 0
@@ -110,7 +110,7 @@ def test_a_signal_ends_the_command_and_the_same_command_goes_on(name: str, tmp_p
             process.wait()
         lines = trainings.lines()
         assert process.returncode == status, lines
-        # It went on from where the last one had been stopped, and did not reach its end.
+        # It resumed where the last one had been stopped, and did not reach its end.
         began, step = step, newest_checkpoint(first)
         assert began < step < STEPS
         of_training = f" after step {step}" if name == "reproduce" else ""

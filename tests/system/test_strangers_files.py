@@ -1,4 +1,4 @@
-"""What SECURITY.md says of detectors and teachers, tried.
+"""Claims of SECURITY.md about detectors and teachers, tried.
 
 `.pth` files: storage/test_torch_checkpoint.py.
 """

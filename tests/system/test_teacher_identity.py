@@ -68,7 +68,7 @@ def test_a_run_whose_packaged_teacher_changed_is_refused(package, dataset, tmp_p
     assert "\n" not in str(refused.value)
 
 
-def test_it_goes_on_with_that_teacher_from_another_file(package, dataset, tmp_path):
+def test_it_resumes_with_that_teacher_from_another_file(package, dataset, tmp_path):
     (tmp_path / "kept.safetensors").write_bytes(package(0.0).read_bytes())
     before = fit_detector(small_config(), dataset, tmp_path / "run")
     package(1.0)

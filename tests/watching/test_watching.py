@@ -40,8 +40,8 @@ class Watch:
         arguments = (detector, str(source), output, Options(settle=0.3, **options))
 
         def run():
-            told = (self._stop.is_set, self.said.append, self.complaints.append)
-            self.counts.append(watch(*arguments, *told))
+            callbacks = (self._stop.is_set, self.said.append, self.complaints.append)
+            self.counts.append(watch(*arguments, *callbacks))
 
         self._thread = threading.Thread(target=run)
 
@@ -100,7 +100,7 @@ def test_each_file_is_scored_once_when_it_is_complete(detector, tmp_path, pollin
         assert record["verdict"] is record["threshold"] is None
         assert line.endswith(f"{record['score']:.4g}  no verdict")
 
-    # After a new start only what is new, or written anew, is scored.
+    # After a new start only what is new, or written again, is scored.
     (folder / "slow.png").write_bytes(encoded(before))
     with Watch(detector, folder, output, polling=polling) as again:
         again.wait_for(1)
@@ -132,7 +132,7 @@ def test_pictures_of_what_is_anomalous(detector, tmp_path):
         assert record["threshold"] == sorted(scores)[2]
 
 
-def test_a_folder_that_goes_is_told(tmp_path):
+def test_a_folder_that_goes_is_reported(tmp_path):
     folder = tmp_path / "camera"
     folder.mkdir()
     files = completed_files(folder, 0.0, set(), lambda: False)
@@ -144,7 +144,7 @@ def test_a_folder_that_goes_is_told(tmp_path):
         next(files)
 
 
-def test_a_journal_with_half_a_line_is_read_and_gone_on_with(tmp_path):
+def test_a_journal_with_half_a_line_is_read_and_continued(tmp_path):
     file = tmp_path / "results.jsonl"
     assert read_arrivals(file) == set()
     record = {"image": "/a/b.png", "modified_ns": 5, "bytes": 7, "score": 0.5}
@@ -158,7 +158,7 @@ def test_a_journal_with_half_a_line_is_read_and_gone_on_with(tmp_path):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """Two seconds at 10 frames a second; each frame is of one colour, more blue with time."""
+    """Two seconds at 10 frames per second; each frame is of one color, more blue with time."""
     cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install -e '.[watch]'")
     path = tmp_path_factory.mktemp("video") / "camera.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (160, 128))
@@ -304,7 +304,7 @@ def test_flags_out_of_range_are_named(main, capsys, argument):
     assert argument.partition("=")[0] in capsys.readouterr().err
 
 
-def test_pictures_that_cannot_be_written_are_told(detector, tmp_path):
+def test_pictures_that_cannot_be_written_are_reported(detector, tmp_path):
     folder, output = tmp_path / "camera", tmp_path / "results"
     folder.mkdir()
     (folder / "a.png").write_bytes(encoded(picture()))

@@ -51,7 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def assert_nothing_is_left(folder: Path) -> None:
-    """Neither the folder nor an unfinished one beside it, nor anything outside."""
+    """Neither the folder nor an unfinished one next to it, nor anything outside."""
     assert not folder.parent.exists()
     assert {path.name for path in folder.parent.parent.parent.iterdir()} <= {"a", "work"}
 

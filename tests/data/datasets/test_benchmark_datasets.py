@@ -242,7 +242,7 @@ def test_archive_of_the_user_is_extracted(name: str, tree: Path, tmp_path: Path)
     assert archive.is_file()
 
 
-def test_changed_folder_is_prepared_anew(name: str, tree: Path, tmp_path: Path) -> None:
+def test_changed_folder_is_prepared_again(name: str, tree: Path, tmp_path: Path) -> None:
     before = load(name, tree, tmp_path).test
     index = before.labels.tolist().index(1)
     write_image(tree / TREES[name][0] / before.names[index])
@@ -250,7 +250,7 @@ def test_changed_folder_is_prepared_anew(name: str, tree: Path, tmp_path: Path) 
     assert not np.array_equal(before.images[index], after.images[index])
 
 
-def test_changed_saturation_is_prepared_anew(tmp_path: Path) -> None:
+def test_changed_saturation_is_prepared_again(tmp_path: Path) -> None:
     tree = TREES["mvtec_loco"][1](tmp_path / "tree")
     load("mvtec_loco", tree, tmp_path)
     file = tree / "pushpins/defects_config.json"

@@ -47,7 +47,7 @@ def file_names(names: list[str]) -> set[str]:
     return {Path(name).name for name in names}
 
 
-# One test a category, as the dataset is prepared anew in each of the processes that need it.
+# One test per category, as the dataset is prepared again in each of the processes that need it.
 def test_cells_are_split_as_documented(dataset: Dataset, category: str, package_data: Path) -> None:
     train, validation, test = dataset
     functional = cells(package_data, category, 0)

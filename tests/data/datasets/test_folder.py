@@ -114,7 +114,7 @@ def test_own_validation_images_are_taken(root: Path) -> None:
     assert dataset.train.names == [f"train/good/{i:03}.png" for i in range(4)]
 
 
-def test_good_images_alone_are_a_dataset(tmp_path: Path) -> None:
+def test_only_good_images_are_a_dataset(tmp_path: Path) -> None:
     root = tmp_path / "good ones"
     for i in range(5):
         write_image(root / f"{i}.jpg")
@@ -306,7 +306,7 @@ def test_unchanged_folder_is_prepared_once(root: Path) -> None:
     assert {path: path.stat().st_mtime_ns for copy in copies for path in copy.iterdir()} == times
 
 
-def test_changed_folder_is_prepared_anew(root: Path) -> None:
+def test_changed_folder_is_prepared_again(root: Path) -> None:
     def pixels(dataset: Dataset) -> dict[str, bytes]:
         images = [*dataset.train.images, *dataset.validation.images, *dataset.test.images]
         names = dataset.train.names + dataset.validation.names + dataset.test.names
