@@ -118,9 +118,10 @@ def _python(source: str) -> Iterator[Passage]:
             parts.update(node.values)
             values = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
             yield Passage(node.lineno, node.end_lineno or 0, "".join(map(str, values)))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
-            if " " in node.value.strip():
-                yield Passage(node.lineno, node.end_lineno or 0, node.value)
+        elif isinstance(node, ast.Constant) and node not in parts:
+            text = node.value if isinstance(node.value, str) else ""
+            if " " in text.strip():
+                yield Passage(node.lineno, node.end_lineno or 0, text)
 
 
 def _markdown(source: str) -> Iterator[Passage]:

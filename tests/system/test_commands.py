@@ -62,7 +62,7 @@ def assert_one_line_error(result, *parts):
     assert "Traceback" not in result.stderr
 
 
-def test_train_evaluate_predict(folder, tmp_path):
+def test_train_evaluate_predict(folder, tmp_path):  # long: each command needs the files of the last
     workdir = tmp_path / "run"
     photographs = tmp_path / "photographs"
     write_images(photographs, 2, seed=3)

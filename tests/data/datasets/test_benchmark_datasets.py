@@ -1,3 +1,4 @@
+# long: the tests are the same for all of the published datasets
 """The builders of the published datasets: what they read, prepare and refuse."""
 
 import hashlib
