@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import efficientad_jax
 from tests.helpers.command import REPOSITORY
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     site = tmp_path / "site"
     result = subprocess.run(

@@ -111,6 +111,7 @@ def test_weights_come_back_from_their_file(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
+@pytest.mark.slow
 def test_a_process_of_others_is_started_without_jax(tmp_path):
     pytest.importorskip("torch", reason="a peer is PyTorch: pip install -e '.[bench]'")
     write_detector(tmp_path, ["pytorch eager"], "small", SIZE, 1)
@@ -121,12 +122,14 @@ def test_a_process_of_others_is_started_without_jax(tmp_path):
     assert not found.has_jax
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path):
     # Ours, since the others are not installed everywhere, and no detector was written.
     with pytest.raises(RuntimeError, match=r"this package did not start: [\s\S]*weights\.npz"):
         start_up(None, tmp_path, "small", SIZE, "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "medium"])
 def test_pytorch_computes_our_maps(size, tmp_path):
     pytest.importorskip("torch", reason="a peer is PyTorch: pip install -e '.[bench]'")
@@ -139,6 +142,7 @@ def test_pytorch_computes_our_maps(size, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.ptp(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx runtime", "openvino", "openvino, streams"])
 @pytest.mark.filterwarnings("ignore:.*legacy TorchScript-based ONNX export.*")
 @pytest.mark.filterwarnings("ignore:Constant folding:UserWarning")

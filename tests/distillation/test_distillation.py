@@ -141,6 +141,7 @@ def assert_nearly_the_same(workdir, reference):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_devices_and_processes_do_not_change_the_teacher(photographs, tmp_path):
     finish(start(photographs, tmp_path / "one"))
     finish(start(photographs, tmp_path / "eight", devices=8))
@@ -152,6 +153,7 @@ def test_devices_and_processes_do_not_change_the_teacher(photographs, tmp_path):
     assert_nearly_the_same(together, tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_path):
     finish(start(photographs, tmp_path / "undisturbed"))
     killed = tmp_path / "killed"
@@ -161,6 +163,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_pa
     assert_the_same_bit_for_bit(killed, tmp_path / "undisturbed", schedule, SMALL["steps"])
 
 
+@pytest.mark.slow
 def test_whole_photographs_likewise(photographs, tmp_path):
     single = tmp_path / "single"
     said = finish(start(photographs, single, **FRESH))
@@ -182,6 +185,7 @@ def test_whole_photographs_likewise(photographs, tmp_path):
     assert card["steps"] == FRESH["steps"]
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_teacher_of_the_same_kind(photographs, tmp_path):
     network = PatchDescriptionNetwork("small", SMALL["channels"])
     params = network.init(jax.random.key(7), jnp.zeros((1, 64, 64, 3)))
@@ -201,6 +205,7 @@ def test_it_starts_from_a_teacher_of_the_same_kind(photographs, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_is_refused(photographs, tmp_path):
     process = start(photographs, tmp_path / "workdir", devices=4, batch_size=6)
     _, errors = process.communicate()
@@ -210,6 +215,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(photographs, tmp_path):
     assert not (tmp_path / "workdir").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_not_one_of_them_is_refused(photographs, tmp_path):
     flags = ("--coordinator=127.0.0.1:1", "--processes=2", "--process=2")
     process = start(photographs, tmp_path / "workdir", *flags)

@@ -9,6 +9,8 @@ from efficientad_jax.evaluation.metrics import evaluate
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 from tests.helpers.chromium import chromium
 
+pytestmark = pytest.mark.slow
+
 GOOD, SCRATCHED, DENTED = 14, 6, 4
 
 

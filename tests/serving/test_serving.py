@@ -321,6 +321,7 @@ def test_an_address_that_cannot_be_had_is_one_line(detector, host, reason):
             serve(detector, host, port, Limits(), print)
 
 
+@pytest.mark.slow
 def test_the_command_answers_pending_requests_when_it_is_asked_to_stop(detector, tmp_path):
     detector.save(tmp_path / "detector")
     process = subprocess.Popen(

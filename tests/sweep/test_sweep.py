@@ -29,6 +29,8 @@ from efficientad_jax.sweep.status import Status
 from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 EIGHT = [f"part{i}" for i in range(8)]
 FIELDS = {
     "model.input_height": 128,

@@ -132,6 +132,7 @@ def detector():
     return random_detector()
 
 
+@pytest.mark.slow
 def test_the_predict_command_goes_through_all_of_them(corpus, detector, tmp_path):
     detector.save(tmp_path / "detector")
     output = tmp_path / "output"

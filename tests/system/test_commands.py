@@ -15,6 +15,8 @@ from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from tests.helpers.command import command
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--config.model.input_height=128",
     "--config.model.input_width=128",

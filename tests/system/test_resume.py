@@ -22,6 +22,8 @@ from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.detectors import random_params
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "3"))
 REPOSITORY = Path(__file__).resolve().parents[2]
 

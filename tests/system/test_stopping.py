@@ -21,6 +21,8 @@ from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 # So many that a training is far from its end when the signal comes after the first checkpoint.
 STEPS = 12
 FIELDS = {

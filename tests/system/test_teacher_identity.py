@@ -15,6 +15,8 @@ from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from tests.helpers.detectors import random_params
 
+pytestmark = pytest.mark.slow
+
 SIDE = 128
 
 

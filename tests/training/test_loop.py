@@ -64,6 +64,7 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     undisturbed = run(tmp_path / "a")
     assert int(undisturbed.step) == 4

@@ -29,6 +29,8 @@ from tests.helpers.benchmark_trees import (
 )
 from tests.helpers.images import HEIGHT, WIDTH, write_image
 
+pytestmark = pytest.mark.slow
+
 BUILDERS = {
     "mvtec_ad": MvtecAd,
     "mvtec_loco": MvtecLoco,
