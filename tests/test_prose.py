@@ -85,6 +85,7 @@ def goes_on(alone):
     )  # normalised
 '''
     assert problems("a.py", content) == [
+        (3, "Told"),
         (5, "told"),
         (9, "alone"),
         (9, "goes on"),

@@ -32,7 +32,7 @@ EXCEPTIONS = [
 
 _END = r"(?=\s*(?:$|[.,;:)|]|(?:and|are|at|for|from|in|is|of|on|or|than|to|was|when|while|with)\b))"
 _UNITS = r"(?:\w+s|[kMGT]i?B|[kMGT]?FLOP|…|\d)"
-RULES = [
+WORDS = [
     (r"(?<![\w.,])[1-9]\d{0,2}(?:[ \u00a0\u2009\u202f]\d{3})+(?![\w]|[.,]\d)", "write 70,000"),
     (r"\banew\b", "write 'again'"),
     (r"\btold\b", "write 'reported' or 'said'"),
@@ -43,12 +43,16 @@ RULES = [
     (r"\b(?:where|there)of\b", "write 'of which' or 'of it'"),
     (r"\bof (?:its|their) own accord\b", "write 'by itself'"),
     (rf"{_UNITS}\s+a\s+second\b{_END}", "write 'per second'"),
+]
+_SENTENCE_START = r"(?:^[\s#>*|-]*|[.!?:][\"')*_]*\s+|\|\s*)"
+_RULES = [
+    *((re.compile(pattern, re.MULTILINE | re.IGNORECASE), advice) for pattern, advice in WORDS),
     (
-        r"(?:^[\s#>*|-]*|[.!?:][\"')*_]*\s+|\|\s*)(?:What|Of\s+which)\b(?![^.|]*\?)",
+        re.compile(rf"{_SENTENCE_START}(?:What|Of\s+which)\b(?![^.|]*\?)", re.MULTILINE),
         "begin with the subject",
     ),
 ]
-_RULES = [(re.compile(pattern, re.MULTILINE), advice) for pattern, advice in RULES]
+# To leave somebody alone is not to leave only somebody.
 _LEFT_ALONE = re.compile(r"\b(?:leaves?|left|let|leaving)\b[^.]{0,40}$")
 
 
@@ -203,7 +207,7 @@ def _unclear(path: Path, name: str) -> Iterator[Finding]:
         passage = passage._replace(text=text)
         for pattern, advice in _RULES:
             for match in pattern.finditer(text):
-                if match[0] == "alone" and _LEFT_ALONE.search(text[: match.start()]):
+                if match[0].lower() == "alone" and _LEFT_ALONE.search(text[: match.start()]):
                     continue
                 words = " ".join(match[0].strip(" \n#>*|-.!?:\"')_").split())
                 position = match.end() - len(match[0].lstrip())
