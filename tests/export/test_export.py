@@ -136,7 +136,7 @@ def test_onnx_gives_the_detectors_maps(detector, images, expected):
     assert_agrees(run_in_batches(onnx_program(model), images), expected)
 
 
-JAX_ALONE = """
+ONLY_JAX = """
 import sys
 sys.modules["efficientad_jax"] = None  # any import of it fails
 import jax, jax.export, numpy as np
@@ -150,7 +150,7 @@ def test_stablehlo_needs_only_jax(stablehlo, images, expected, tmp_path):
     np.save(tmp_path / "images.npy", images)
     (tmp_path / "program").write_bytes(stablehlo)
     files = [str(tmp_path / name) for name in ("program", "images.npy", "found.npz")]
-    subprocess.run([sys.executable, "-c", JAX_ALONE, *files], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", ONLY_JAX, *files], cwd=tmp_path, check=True)
     with np.load(tmp_path / "found.npz") as found:
         assert_agrees(dict(found), expected)
 
