@@ -1,4 +1,4 @@
-"""Configurations: the paper's constants, every range, and what the door refuses."""
+"""Configurations: the paper's constants, every range, and refusals on reading."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The documentation site is built without a warning: no dead link, no docstring that misleads."""
+"""The documentation site is built without a warning: no dead link, no malformed docstring."""
 
 import os
 import re

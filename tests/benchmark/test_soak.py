@@ -1,4 +1,4 @@
-"""A short soak, and what the long one is judged by."""
+"""A short soak test, and the limits by which a long one passes or fails."""
 
 import pytest
 

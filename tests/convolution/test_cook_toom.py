@@ -1,4 +1,4 @@
-"""The transforms over the rationals, the convolution against XLA's own."""
+"""The transforms in exact rational arithmetic; the convolution against that of XLA."""
 
 from fractions import Fraction
 

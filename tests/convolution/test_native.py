@@ -1,4 +1,4 @@
-"""The package's C++ convolutions and their gradients against XLA's own, and how it is compiled."""
+"""The package's C++ convolutions and gradients against those of XLA, and how they are compiled."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Exact quantiles, also where float32 ranks and random subsets are not."""
+"""Quantiles are exact, also for counts at which float32 ranks and random subsets are not."""
 
 import jax.numpy as jnp
 import numpy as np

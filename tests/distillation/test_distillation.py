@@ -1,4 +1,4 @@
-"""Phase 1 as a command: one teacher, on one device, on eight, by two processes, after a kill."""
+"""The distill command gives one teacher: on one or eight devices, in two processes, after a kill."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Statistics against float64 over everything at once, where one float32 pass fails."""
+"""Statistics against float64 over all values at once, on data where one float32 pass fails."""
 
 import jax.numpy as jnp
 import numpy as np

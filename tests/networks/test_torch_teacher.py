@@ -1,4 +1,4 @@
-"""Teachers of PyTorch implementations, in and out, against modules built as theirs are."""
+"""Import and export of PyTorch teachers, against modules built like the original ones."""
 
 import jax
 import jax.numpy as jnp

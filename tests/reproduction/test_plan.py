@@ -1,4 +1,4 @@
-"""Which detectors the paper's tables need, and which of the data there is."""
+"""Which detectors the paper's tables need, and which data are available."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Carrying a plan out, and the command itself."""
+"""The execution of a plan, and the reproduce command."""
 
 import csv
 import json

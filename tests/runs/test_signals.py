@@ -1,4 +1,4 @@
-"""A signal ends a command wherever it comes."""
+"""A signal ends a command wherever it arrives."""
 
 import os
 import subprocess

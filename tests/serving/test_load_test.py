@@ -1,4 +1,4 @@
-"""A short load on a server, and what a long one is judged by."""
+"""A short load test of a server, and the checks that a long one has to pass."""
 
 import re
 from types import SimpleNamespace

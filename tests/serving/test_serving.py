@@ -1,4 +1,4 @@
-"""The server as clients meet it, over real connections."""
+"""The server as its clients see it, over real connections."""
 
 import asyncio
 import io

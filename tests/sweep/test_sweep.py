@@ -1,4 +1,4 @@
-"""Many trainings at once: the same detectors as one by one; after kills too."""
+"""Trainings side by side give the same detectors as separate ones, also after kills."""
 
 import json
 import os

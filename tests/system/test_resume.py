@@ -1,4 +1,4 @@
-"""Runs that are killed and asked to stop, as processes of their own.
+"""Runs in separate processes that are killed or asked to stop.
 
 `EFFICIENTAD_KILLS` says how often a run is killed, 3 times unless given.
 """

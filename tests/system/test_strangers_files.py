@@ -1,4 +1,4 @@
-"""Claims of SECURITY.md about detectors and teachers, tried.
+"""The claims of SECURITY.md about detectors and teachers from untrusted sources.
 
 `.pth` files: storage/test_torch_checkpoint.py.
 """

@@ -1,4 +1,4 @@
-"""A run knows its teacher: it is what the file holds, not where the file lies."""
+"""A run identifies its teacher by the content of the file, not by its path."""
 
 import json
 

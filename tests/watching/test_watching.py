@@ -1,4 +1,4 @@
-"""Watching a folder and a camera, for which a video file stands in."""
+"""Watching a folder and a camera; a video file replaces the camera."""
 
 import json
 import os
