@@ -1,4 +1,4 @@
-"""The distill command gives one teacher: on one or eight devices, in two processes, after a kill."""
+"""The distill command gives one teacher: on one or eight devices, two processes, after kills."""
 
 import os
 import re
