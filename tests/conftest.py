@@ -1,4 +1,4 @@
-"""What every test runs under: no accelerator, no caches of the user's, types checked."""
+"""Settings of every test: no accelerator, no caches of the user's, types checked."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real images: $EFFICIENTAD_DATA, or `../shared/data` beside the checkout."""
+    """The folder of real images: $EFFICIENTAD_DATA, or `../shared/data` next to the checkout."""
     given = os.environ.get("EFFICIENTAD_DATA")
     root = Path(given) if given else REPOSITORY.parent / "shared" / "data"
     if not root.is_dir():

@@ -1,14 +1,17 @@
-"""The documentation site is built without a warning: no dead link, no docstring that misleads."""
+"""The documentation site is built without a warning: no dead link, no malformed docstring."""
 
 import os
 import re
 import subprocess
 import sys
 
+import pytest
+
 import efficientad_jax
 from tests.helpers.command import REPOSITORY
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     site = tmp_path / "site"
     result = subprocess.run(

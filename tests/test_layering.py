@@ -3,15 +3,18 @@
 import ast
 import graphlib
 import multiprocessing
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from multiprocessing.pool import Pool
 from pathlib import Path
 
 import pytest
 
+import efficientad_jax
 from efficientad_jax.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,6 +54,10 @@ PHASES = {"distillation", "training", "detection"}
 # So many files, of whatever kind, a reader still takes in at a glance.
 MOST_FILES_IN_ROOT = 8
 MOST_FILES = 12
+MOST_LINES_OF_A_FILE = 400
+MOST_LINES_OF_A_FUNCTION = 60
+# A comment on the first line of a file or function that may be longer, with the reason.
+LONG = re.compile(r"# long: \S")
 # The package itself only names the public parts of its modules: all may be imported there, and no
 # module may import it.
 FACADE = ""
@@ -89,6 +96,7 @@ def imported_names(
     return names
 
 
+@cache
 def imported_modules(module: str, in_functions: bool = True) -> set[str]:
     """The modules of the package that a module of the package imports, by name below it."""
     path = MODULES[module]
@@ -186,8 +194,60 @@ def test_folders_can_be_taken_in_at_a_glance() -> None:
         assert len(files) <= most, f"{folder}: more than {most} files: {files}"
 
 
+def python_files() -> list[Path]:
+    """Every Python file of the repository that is in one of its own folders."""
+    folders = (REPOSITORY / name for name in (PACKAGE, "configs", "experiments", "tests"))
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+def too_long(source: str) -> list[str]:
+    """The files and functions of a source that are too long, without `# long: REASON`."""
+    lines = source.splitlines()
+    found = []
+    if len(lines) > MOST_LINES_OF_A_FILE and not LONG.search(lines[0]):
+        found.append(f"{len(lines)} lines, expected at most {MOST_LINES_OF_A_FILE}")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            count = (node.end_lineno or 0) - node.lineno + 1
+            if count > MOST_LINES_OF_A_FUNCTION and not LONG.search(lines[node.lineno - 1]):
+                found.append(
+                    f"line {node.lineno}: {node.name} has {count} lines, "
+                    f"expected at most {MOST_LINES_OF_A_FUNCTION}"
+                )
+    return found
+
+
+def test_files_and_functions_fit_on_few_screens() -> None:
+    found = {
+        path.relative_to(REPOSITORY).as_posix(): problems
+        for path in python_files()
+        if (problems := too_long(path.read_text()))
+    }
+    listed = "\n".join(f"{path}: {line}" for path, lines in found.items() for line in lines)
+    assert not found, f"divide these, or say why not in `# long: REASON`:\n{listed}"
+
+
+def test_long_files_and_functions_are_found() -> None:
+    body = "    pass\n" * MOST_LINES_OF_A_FUNCTION
+    assert too_long("def f():\n" + body[9:]) == []
+    (found,) = too_long("def f():\n" + body)
+    assert found == "line 1: f has 61 lines, expected at most 60"
+    assert too_long("def f():  # long: a table\n" + body) == []
+    assert len(too_long("def f():  # long:\n" + body)) == 1
+    lines = "x = 1\n" * MOST_LINES_OF_A_FILE
+    assert too_long(lines) == []
+    assert too_long("# a table\n" + lines) == ["401 lines, expected at most 400"]
+    assert too_long("# long: a table\n" + lines) == []
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    in_root = {module.partition(".")[0] for module in INNER_MODULES}
+    assert not in_root & set(efficientad_jax.__all__)
+
+
 def test_no_name_stands_in_the_place_of_a_module() -> None:
-    # What a package's __init__ imports would hide a module of that name from `import a.b as c`.
+    # A name that a package's __init__ imports would hide a module of that name from
+    # `import a.b as c`.
     for package, path in MODULES.items():
         if path.name == "__init__.py":
             names = imported_names(path.read_text(), package, is_package=True)
@@ -212,26 +272,27 @@ def test_package_imports_nothing_of_the_experiments(module: str) -> None:
 
 def test_names_say_what_a_file_holds() -> None:
     vague = {"common", "helper", "helpers", "misc", "util", "utils"}
-    folders = [REPOSITORY / name for name in (PACKAGE, "configs", "experiments", "tests")]
-    paths = [path.relative_to(REPOSITORY) for folder in folders for path in folder.rglob("*.py")]
+    paths = [path.relative_to(REPOSITORY) for path in python_files()]
     assert paths
     paths = [path for path in paths if path.parts[:2] != ("tests", "helpers")]
     assert not [path for path in paths if vague & set(path.with_suffix("").parts)]
 
 
 def said_by(code: str) -> str:
-    """What a fresh process prints that runs this code."""
+    """The output of a fresh process that runs this code."""
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
 
+@pytest.mark.slow
 def test_importing_the_package_leaves_heavy_libraries_alone() -> None:
     heavy = {"tensorflow", "tensorflow_datasets", "torch"}
     assert said_by(f"import sys, {PACKAGE}; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
+@pytest.mark.slow
 def test_a_detector_and_its_server_start_without_the_code_of_a_training() -> None:
     pytest.importorskip("starlette", reason="needs the server: pip install -e '.[serve]'")
     at_work = (
@@ -273,6 +334,7 @@ except SystemExit as ended:
     assert said_by(code).splitlines()[-1] == "0 []"
 
 
+@pytest.mark.slow
 def test_public_names_are_listed_and_there_at_first_use() -> None:
     # Before it is used, hard_feature_loss is not loaded, but known.
     code = f"""
@@ -297,6 +359,7 @@ def fresh_processes() -> Iterator[Pool]:
         yield pool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", INNER_MODULES)
 def test_module_can_be_imported_first(module: str, fresh_processes: Pool) -> None:
     fresh_processes.apply(exec, (f"import {PACKAGE}.{module}",))

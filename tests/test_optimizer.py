@@ -1,4 +1,4 @@
-"""The optimiser against torch.optim.Adam, which adds its decay to the gradient."""
+"""The optimizer against torch.optim.Adam, which adds its decay to the gradient."""
 
 import jax
 import jax.numpy as jnp

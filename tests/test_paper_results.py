@@ -1,4 +1,4 @@
-"""The paper's figures, as they are in print."""
+"""The published results, as printed in the paper."""
 
 import statistics
 

@@ -114,6 +114,7 @@ def test_weights_come_back_from_their_file(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
+@pytest.mark.slow
 def test_the_process_of_a_peer_is_started_without_jax(tmp_path):
     pytest.importorskip("torch", reason="a peer is PyTorch: pip install -e '.[bench]'")
     write_weights(tmp_path, ["pytorch eager"], "small", image_size=SIZE, batch=1)
@@ -124,6 +125,7 @@ def test_the_process_of_a_peer_is_started_without_jax(tmp_path):
     assert not start.has_jax
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path):
     # This package, because peers are not installed everywhere. No weights were written.
     with pytest.raises(RuntimeError, match=r"this package did not start: [\s\S]*weights\.npz"):
@@ -134,6 +136,7 @@ def open_own(size, folder):
     return open_implementation(OURS, size, SIZE, dtype="float32", batch=2, folder=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "medium"])
 def test_pytorch_computes_the_same_maps(size, tmp_path):
     pytest.importorskip("torch", reason="a peer is PyTorch: pip install -e '.[bench]'")
@@ -148,6 +151,7 @@ def test_pytorch_computes_the_same_maps(size, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.ptp(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx runtime", "openvino", "openvino, streams"])
 @pytest.mark.filterwarnings("ignore:.*legacy TorchScript-based ONNX export.*")
 @pytest.mark.filterwarnings("ignore:Constant folding:UserWarning")

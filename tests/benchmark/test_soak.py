@@ -1,9 +1,12 @@
 """A short soak test, and the limits by which a soak test is judged."""
 
+import pytest
+
 from efficientad_jax.benchmark.soak import judge_soak
 from tests.helpers.command import command
 
 
+@pytest.mark.slow
 def test_a_short_run():
     result = command("soak", "--images=96", "--warm=48", "--sizes=7", "--channels=1")
     assert "96 images, " in result.stdout, result.stderr

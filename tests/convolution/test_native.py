@@ -264,6 +264,7 @@ print(float(program(x, kernel).min()))
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("which", "value"), [("patches", 288.0), ("gradient", 196.0)])
@@ -286,6 +287,7 @@ def test_compiled_once():
     assert [p for p in first.parent.iterdir() if p.is_file() and p.suffix != ".so"] == []
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_is_xlas_products(tmp_path):
     code = (
         "import jax.numpy as jnp; from efficientad_jax.convolution import chosen_method, convolve\n"

@@ -88,6 +88,7 @@ def test_one_prepared_copy_serves_every_size(root: Path) -> None:
     assert len(list((root.parent / "prepared").glob("mvtec_folder/*"))) == 1
 
 
+@pytest.mark.slow
 def test_default_folder_is_that_of_tensorflow_datasets(root: Path) -> None:
     home = root.parent / "home"
     code = (

@@ -49,7 +49,7 @@ def test_maps_have_the_size_of_each_image(detector, tmp_path):
     assert scores[1] == scores[3] != scores[0]
 
 
-def test_one_image_alone_is_as_in_a_list(detector):
+def test_a_single_image_is_as_in_a_list(detector):
     one = detector(picture())
     among = detector([picture(seed=1), picture(), picture(seed=2)])[1]
     assert one.score == pytest.approx(among.score, rel=1e-5)
@@ -62,10 +62,10 @@ def test_any_number_of_images_takes_two_compiled_programs_at_most(detector, monk
     # As on a CPU, and as elsewhere, where the last batch is filled up.
     monkeypatch.setattr(detector_module, "computes_singly", lambda networks: singly)
     jitted_detect.clear_cache()
-    alone = [detector(picture(64 + i, 64)).score for i in range(11)]
+    singly_scored = [detector(picture(64 + i, 64)).score for i in range(11)]
     for count in (1, 2, 5, 8, 11, 1):
         found = detector([picture(64 + i, 64) for i in range(count)])
-        np.testing.assert_allclose([one.score for one in found], alone[:count], rtol=1e-5)
+        np.testing.assert_allclose([one.score for one in found], singly_scored[:count], rtol=1e-5)
     assert jitted_detect._cache_size() == (1 if singly else 2)
 
 

@@ -60,7 +60,7 @@ def test_an_empty_range_is_named(low, high):
         overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2)), low, high)
 
 
-def test_save_picture_puts_the_overlays_beside_the_image(tmp_path):
+def test_save_picture_puts_the_overlays_next_to_the_image(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
     maps = [np.full((6, 7), value, np.float32) for value in (0.0, 0.5)]
     path = tmp_path / "new" / "picture.png"

@@ -85,7 +85,7 @@ def test_without_an_autoencoder_the_local_map_is_all():
     np.testing.assert_array_equal(found.combined, found.local)
 
 
-def test_normalisation_can_be_switched_off():
+def test_normalization_can_be_switched_off():
     params, images = detector_params(), uint8_images(size=SIZE)
     off, scores = calibrate(NETWORKS, params, images, normalize=False)
     local, global_ = literal_maps(params, images)

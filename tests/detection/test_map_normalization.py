@@ -1,4 +1,4 @@
-"""Exact quantiles, also where float32 ranks and random subsets are not."""
+"""Quantiles are exact, also for counts at which float32 ranks and random subsets are not."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +54,7 @@ def test_what_has_no_quantiles_is_refused(maps, quantiles, message):
         map_quantiles(maps, *quantiles)
 
 
-def test_normalisation_sends_a_to_0_and_b_to_a_tenth():
+def test_normalization_sends_a_to_0_and_b_to_a_tenth():
     normalized = normalize_map(jnp.array([2.0, 4.0, 3.0, 10.0]), MapQuantiles(2.0, 4.0))
     np.testing.assert_allclose(normalized, [0.0, 0.1, 0.05, 0.4], rtol=1e-6)
 

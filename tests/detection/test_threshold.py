@@ -60,7 +60,7 @@ def test_the_bounds_are_those_of_the_binomial_distribution():
     assert stats.binom.sf(9, 200, threshold.high) == pytest.approx(0.975)
 
 
-def test_too_few_images_are_told_in_one_line_and_enough_are_not(caplog):
+def test_too_few_images_are_reported_in_one_line_and_enough_are_not(caplog):
     scores = np.random.default_rng(0).normal(size=100)
     choose_threshold(scores, 0.01)
     assert not caplog.records

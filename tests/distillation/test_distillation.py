@@ -1,4 +1,4 @@
-"""Phase 1 as a command: one teacher, on one device, on eight, by two processes, after a kill."""
+"""The distill command gives one teacher: on one or eight devices, two processes, after kills."""
 
 import os
 import re
@@ -141,6 +141,7 @@ def assert_nearly_the_same(workdir, reference):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_devices_and_processes_do_not_change_the_teacher(photographs, tmp_path):
     finish(start(photographs, tmp_path / "one"))
     finish(start(photographs, tmp_path / "eight", devices=8))
@@ -152,6 +153,7 @@ def test_devices_and_processes_do_not_change_the_teacher(photographs, tmp_path):
     assert_nearly_the_same(together, tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_path):
     finish(start(photographs, tmp_path / "undisturbed"))
     killed = tmp_path / "killed"
@@ -161,20 +163,21 @@ def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_pa
     assert_the_same_bit_for_bit(killed, tmp_path / "undisturbed", schedule, SMALL["steps"])
 
 
+@pytest.mark.slow
 def test_whole_photographs_likewise(photographs, tmp_path):
-    alone = tmp_path / "alone"
-    said = finish(start(photographs, alone, **FRESH))
+    single = tmp_path / "single"
+    said = finish(start(photographs, single, **FRESH))
     assert re.search(r"alone makes [0-9.]+ images/s, the steps alone see [0-9.]+; waited", said[0])
     together = tmp_path / "together"
     finish(*start_two_processes(photographs, together, **FRESH))
     assert "2 x" in teacher(together).record["device"]
-    assert_nearly_the_same(together, alone)
+    assert_nearly_the_same(together, single)
     killed = tmp_path / "killed"
     kill_after_step(start(photographs, killed, **FRESH), killed, 1)
     # Bit for bit, although another process makes the views from here on.
     finish(start(photographs, killed, **FRESH, worker_count=1))
-    assert_the_same_bit_for_bit(killed, alone, 1e-3, FRESH["steps"])
-    card = teacher(alone).record
+    assert_the_same_bit_for_bit(killed, single, 1e-3, FRESH["steps"])
+    card = teacher(single).record
     assert card["backbone"]["name"] == "EfficientNet-Lite0"
     assert "Apache-2.0" in card["backbone"]["license"]
     assert card["images"] == {"name": "photographs", "license": "not stated"}
@@ -182,7 +185,8 @@ def test_whole_photographs_likewise(photographs, tmp_path):
     assert card["steps"] == FRESH["steps"]
 
 
-def test_it_goes_on_with_a_teacher_of_its_own_kind(photographs, tmp_path):
+@pytest.mark.slow
+def test_it_starts_from_a_teacher_of_the_same_kind(photographs, tmp_path):
     network = PatchDescriptionNetwork("small", SMALL["channels"])
     params = network.init(jax.random.key(7), jnp.zeros((1, 64, 64, 3)))
     given = tmp_path / "given.safetensors"
@@ -201,6 +205,7 @@ def test_it_goes_on_with_a_teacher_of_its_own_kind(photographs, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_is_refused(photographs, tmp_path):
     process = start(photographs, tmp_path / "workdir", devices=4, batch_size=6)
     _, errors = process.communicate()
@@ -210,6 +215,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(photographs, tmp_path):
     assert not (tmp_path / "workdir").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_not_one_of_them_is_refused(photographs, tmp_path):
     flags = ("--coordinator=127.0.0.1:1", "--processes=2", "--process=2")
     process = start(photographs, tmp_path / "workdir", *flags)
@@ -227,7 +233,7 @@ def test_shares_of_a_batch_are_its_crops_with_their_targets():
     images, wanted = random_crops(pool, np.random.default_rng(1), 6, 48)
     assert images.shape == (6, 48, 48, 3)
     assert wanted.shape == (6, *output_size(48, 48), 2)
-    # The first output sees pixels 0 to 32: its centre lies in the target 4 from the corner.
+    # The first output sees pixels 0 to 32: its center lies in the target 4 from the corner.
     np.testing.assert_array_equal(images[:, 16:-16:4, 16:-16:4, :2], wanted)
     for share in (slice(0, 2), slice(2, 6)):
         part = random_crops(pool, np.random.default_rng(1), 6, 48, share)

@@ -55,6 +55,7 @@ def registered(folder, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_dataset_is_prepared_and_read_without_tensorflow(registered, folder, tmp_path):
     photographs = open_photographs("tfds:tiny_photographs", str(tmp_path / "tfds"))
     assert photographs.name == "tfds:tiny_photographs/1.0.0"
@@ -73,6 +74,7 @@ def test_a_dataset_is_prepared_and_read_without_tensorflow(registered, folder, t
     assert len(found) == 5
 
 
+@pytest.mark.slow
 def test_what_is_prepared_can_be_read_without_the_builder(registered, tmp_path, monkeypatch):
     data_dir = str(tmp_path / "tfds")
     open_photographs("tfds:tiny_photographs", data_dir)
@@ -80,6 +82,7 @@ def test_what_is_prepared_can_be_read_without_the_builder(registered, tmp_path, 
     assert len(open_photographs("tfds:tiny_photographs", data_dir).records) == 5
 
 
+@pytest.mark.slow
 def test_datasets_that_cannot_be_used_are_named_in_one_line(registered, tmp_path, monkeypatch):
     def refused(images):
         with pytest.raises(InputError) as info:

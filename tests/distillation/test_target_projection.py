@@ -32,7 +32,7 @@ def targets_of(projection, batches):
     return np.concatenate(rows).reshape(-1, rows[0].shape[-1])
 
 
-def test_as_many_features_as_targets_are_normalized_alone(batches):
+def test_as_many_features_as_targets_are_only_normalized(batches):
     projection = fit_projection(map(jnp.asarray, batches), FEATURES, "average", 0)
     assert projection.matrix is None
     assert projection.explained == 1.0

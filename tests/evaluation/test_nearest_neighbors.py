@@ -1,4 +1,4 @@
-"""Nearest neighbors against scikit-learn's; the command on a folder where it can be told apart."""
+"""Nearest neighbors against scikit-learn's; the command on a separable folder."""
 
 import jax.numpy as jnp
 import numpy as np

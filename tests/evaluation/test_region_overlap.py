@@ -111,7 +111,7 @@ def test_au_pro_is_that_of_adeval(limit):
     curve = pro_curve(maps, masks, limit)
     assert curve is not None
     assert 0.3 < curve.area < 0.9
-    # It puts thresholds at the scores of the normal pixels alone, beginning below the highest, so
+    # It puts thresholds only at the scores of the normal pixels, beginning below the highest, so
     # that the overlap is read half a normal pixel late throughout.
     late = np.diff(_mean_overlaps(maps, masks, normal[[-1, -1 - round(limit * normal.size)]]))
     assert curve.area == pytest.approx(expected - late[0] / (2 * limit * normal.size), abs=1e-9)

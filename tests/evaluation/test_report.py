@@ -102,7 +102,7 @@ def test_text_from_outside_is_escaped(tmp_path):
     assert html.count("&lt;script&gt;alert") >= 6
 
 
-def test_figures_stand_beside_the_baselines(tmp_path):
+def test_metrics_stand_next_to_the_baselines(tmp_path):
     html, _, metrics = _write(tmp_path, _test_images())
     for name in ("image_auroc", "image_best_f1", "pixel_auroc", "au_pro"):
         assert f">{getattr(metrics, name):.3f}<" in html

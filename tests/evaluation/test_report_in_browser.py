@@ -9,6 +9,8 @@ from efficientad_jax.evaluation.metrics import evaluate
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 from tests.helpers.chromium import chromium
 
+pytestmark = pytest.mark.slow
+
 GOOD, SCRATCHED, DENTED = 14, 6, 4
 
 
@@ -176,7 +178,7 @@ def focused(page):
     return page.run("document.activeElement.id || document.activeElement.className")
 
 
-def test_it_is_used_with_the_keyboard_alone(page):
+def test_it_can_be_used_with_only_the_keyboard(page):
     page.press("Tab")
     assert focused(page) == "skip"
     page.press("Tab")
@@ -237,5 +239,5 @@ def test_text_stands_out_in_both_color_schemes(page, scheme):
     page.color_scheme(scheme)
     red = int(style(page, "body", "backgroundColor").split("(")[1].split(",")[0])
     assert (red > 200) == (scheme == "light")
-    # What WCAG 2.2 asks of text, level AA.
+    # WCAG 2.2 asks this of text, level AA.
     assert page.run(CONTRAST) >= 4.5

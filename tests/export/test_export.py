@@ -29,6 +29,8 @@ from tests.helpers.detectors import random_detector
 from tests.helpers.images import uint8_images
 from tests.helpers.torch_reference import torch_autoencoder, torch_params, torch_pdn
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
 functional = torch.nn.functional
 

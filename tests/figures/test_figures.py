@@ -200,6 +200,7 @@ def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:
         save_figure(draw_latency({}, ""), tmp_path / "figure.tiff")
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_receptive_field(tmp_path: Path) -> None:
     for i, image in enumerate(uint8_images(2, SIZE)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")

@@ -1,4 +1,4 @@
-"""More than 200 files that are broken, rare or hostile, and what is to become of each."""
+"""More than 200 files that are broken, rare or hostile, each with the expected outcome."""
 
 import io
 import os
@@ -14,19 +14,19 @@ from PIL import Image
 
 from tests.helpers.images import encoded
 
-REFUSED = "refused"  # one line that names it
-WHOLE_OR_REFUSED = "whole or refused"  # never other pixels than those that were stored
-ANYTHING = "anything"  # damage that no reader can tell: some image, or refused
+REFUSED = "refused"  # with one line that names the file
+WHOLE_OR_REFUSED = "whole or refused"  # read as the stored pixels, or refused
+ANYTHING = "anything"  # damage that no reader can detect: any image, or refused
 
 
 class Case(NamedTuple):
-    """A file.
+    """A file and the expected outcome of reading it.
 
     Attributes:
       name: of the file, as the bytes that the file system has.
       make: writes it at a path.
       outcome: one of the above, or the pixels that it holds.
-      title: what it shows, where the name does not say.
+      whole: pixels before the damage; None where the file is not a damaged image.
     """
 
     name: bytes
@@ -58,7 +58,7 @@ def decoded(content: bytes) -> np.ndarray:
 
 
 def png_of(width: int, height: int, *more: bytes, bits: int = 8, color: int = 0) -> bytes:
-    """A PNG that says it has this size and holds no pixels."""
+    """A PNG whose header claims this size, without pixels."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     pixels, end = png_chunk(b"IDAT", zlib.compress(b"")), png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + pixels + end
@@ -75,7 +75,7 @@ def case(name: str | bytes, content: bytes, outcome, whole=None) -> Case:
 
 
 def cases() -> list[Case]:
-    """All of them; their names differ."""
+    """All cases, each with a name of its own."""
     return [
         *_cut(),
         *_flipped(),
@@ -220,7 +220,7 @@ def _kinds_of_pixels():
     for compression in ("tiff_lzw", "tiff_deflate", "packbits"):
         content = encoded(RGB, "TIFF", compression=compression)
         yield case(f"kind_{compression}.tif", content, RGB)
-    frames = [Image.new("RGB", (4, 3), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [Image.new("RGB", (4, 3), color) for color in ((255, 0, 0), (0, 255, 0))]
     first = np.full((3, 4, 3), (255, 0, 0), np.uint8)
     for kind in ("GIF", "WEBP", "TIFF", "PNG"):
         content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -271,7 +271,7 @@ def _names():
     for name in names:
         yield case(name, content, RGB)
     yield case(b"broken_\xff\n.png", content[:80], REFUSED)
-    # A picture beside it would need a longer name than there can be.
+    # A picture next to it would need a longer name than there can be.
     yield case("long" * 62 + ".png", content, RGB)
 
 

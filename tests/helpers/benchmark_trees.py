@@ -29,7 +29,7 @@ def write_mvtec_loco(root: Path, category: str = "pushpins") -> Path:
     for name in ("good/000", "logical_anomalies/000", "logical_anomalies/001"):
         write_image(folder / f"test/{name}.png")
     write_image(folder / "test/structural_anomalies/000.png")
-    # An additional pushpin saturates in pixels, a colour defect with half of its own area.
+    # An additional pushpin saturates in pixels, a color defect with half of its own area.
     masks = folder / "ground_truth"
     write_mask(masks / "logical_anomalies/000/000.png", value=255)
     write_mask(masks / "logical_anomalies/001/000.png", value=255)

@@ -89,7 +89,7 @@ class Page:
     def open(self, page: Path | str) -> None:
         """Loads a file or an address, and forgets what was noted before."""
         url = page if isinstance(page, str) else page.as_uri()
-        # What was opened before may have the same address.
+        # The page opened before may have the same address.
         self.call("Page.navigate", url="about:blank")
         self.until("location.href === 'about:blank'")
         self.requests.clear()

@@ -1,4 +1,4 @@
-"""The commands in processes of their own, as a user starts them."""
+"""Runs commands in separate processes, as a user does."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""An application that listens."""
+"""Serves an application on a local port."""
 
 import contextlib
 import socket

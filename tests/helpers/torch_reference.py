@@ -1,4 +1,4 @@
-"""PyTorch builds of the paper's tables, written independently of the package's own."""
+"""The networks of the paper's tables in PyTorch, written independently of the package."""
 
 import numpy as np
 import pytest

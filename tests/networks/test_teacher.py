@@ -38,7 +38,7 @@ def test_the_packaged_teacher_is_small_and_says_how_it_was_made():
     assert "/" not in json.dumps(teacher.record["config"])
 
 
-def test_normalisation_is_folded_into_the_last_layer():
+def test_normalization_is_folded_into_the_last_layer():
     network, teacher = small_teacher()
     rng = np.random.default_rng(0)
     mean = rng.standard_normal(8).astype(np.float32)

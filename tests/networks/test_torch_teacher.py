@@ -70,6 +70,7 @@ def test_an_imported_teacher_says_what_the_module_says(size, layout, tmp_path):
         np.testing.assert_array_equal(exported[name], value.numpy())
 
 
+@pytest.mark.slow
 def test_commands_import_what_they_exported(tmp_path):
     for suffix in (".safetensors", ".pth"):
         exported, imported = tmp_path / f"out{suffix}", tmp_path / "in.safetensors"
@@ -102,6 +103,7 @@ def test_anything_else_is_refused(tmp_path):
     assert "conv3.bias" in refused(tmp_path, state | {"conv3.bias": state["conv1.bias"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["teacher.pth", "teacher.safetensors"])
 def test_files_that_are_no_state_dicts_are_refused(name, tmp_path):
     for content in (None, b"", b"no tensors in here"):
@@ -114,6 +116,7 @@ def test_files_that_are_no_state_dicts_are_refused(name, tmp_path):
         assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     run = efficientad("export-teacher", "", tmp_path / "file" / "out.safetensors")

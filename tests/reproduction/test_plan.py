@@ -40,7 +40,7 @@ def test_a_run_has_the_benchmark_s_own_configuration(dataset: str) -> None:
     assert configuration_of(run, Config(), Inputs({}, {})) == expected
 
 
-def test_a_variant_changes_its_fields_alone() -> None:
+def test_a_variant_changes_only_its_fields() -> None:
     base = Config()
     variant = variant_of(base, {"losses.penalty": False, "calibration.q_a": 0.5})
     run = Run("visa", "pcb1", "medium", variant, 3)

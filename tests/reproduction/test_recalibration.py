@@ -1,6 +1,7 @@
 """Tests scores with other quantiles, from the maps of one detector."""
 
 import numpy as np
+import pytest
 
 from efficientad_jax.benchmark.implementations import random_images, random_weights
 from efficientad_jax.detection.calibration import calibrate
@@ -11,6 +12,7 @@ from efficientad_jax.reproduction.recalibration import CalibrationChoice, recali
 SIZE = (128, 128)
 
 
+@pytest.mark.slow
 def test_scores_of_other_quantiles_are_those_of_a_detector_calibrated_so() -> None:
     params, calibration = random_weights("small", SIZE)
     spec = DetectorSpec("small", 384, SIZE, False, "float32", True)

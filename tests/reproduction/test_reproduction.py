@@ -47,7 +47,8 @@ def write_done(results: Path, run: Run, base: Config, inputs: Inputs) -> None:
     (folder / "metrics.json").write_text(json.dumps(METRICS))
 
 
-def test_a_failing_run_is_named_and_the_others_go_on(
+@pytest.mark.slow
+def test_a_failing_run_is_named_and_the_others_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "mvtec_ad"
@@ -116,7 +117,8 @@ def states(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_killed_reproduction_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_reproduction_resumes_and_repeats_nothing(tmp_path: Path) -> None:
     for category in ("bottle", "cable"):
         write_mvtec_ad(tmp_path / "data" / "mvtec_ad", category)
     write_image(tmp_path / "photographs" / "0.png")
@@ -162,6 +164,7 @@ def test_a_killed_reproduction_goes_on_and_repeats_nothing(tmp_path: Path) -> No
     assert "EfficientAD-S" in (tmp_path / "results" / "table_2.tex").read_text()
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_before_anything_is_run(tmp_path: Path) -> None:
     write_mvtec_ad(tmp_path / "data" / "mvtec_ad", "bottle")
     result = command("reproduce", *arguments(tmp_path), "--config.pretraining_images=")

@@ -30,6 +30,7 @@ with exit_with_one_line():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "name", "status"), [(15, "SIGTERM", 75), (2, "SIGINT", 130)])
 def test_a_signal_whose_exception_is_dropped_is_sent_again(number, name, status):
     done = subprocess.run(

@@ -34,6 +34,7 @@ def load(monkeypatch):
     return load
 
 
+@pytest.mark.slow
 def test_a_server_is_started_loaded_and_stopped(detector, tmp_path):
     detector.save(tmp_path / "detector")
     arguments = (f"--detector={tmp_path / 'detector'}", "--clients=6", "--seconds=0.5")

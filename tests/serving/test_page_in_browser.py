@@ -9,6 +9,8 @@ from tests.helpers.detectors import random_detector, with_threshold
 from tests.helpers.images import encoded, picture
 from tests.helpers.live_server import running
 
+pytestmark = pytest.mark.slow
+
 PICTURES = [picture(300, 400, seed=i) for i in range(3)]
 
 

@@ -321,6 +321,7 @@ def test_an_address_that_cannot_be_used_is_one_line(detector, host, reason):
             serve(detector, host, port, limits=Limits(), report=print)
 
 
+@pytest.mark.slow
 def test_a_stopped_command_answers_the_requests_being_processed(detector, tmp_path):
     detector.save(tmp_path / "detector")
     process = subprocess.Popen(

@@ -34,6 +34,7 @@ def run(tmp_path, **variables):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_the_second_process_compiles_nothing(tmp_path):
     first, second = run(tmp_path), run(tmp_path)
     assert first[1] == "False"

@@ -29,6 +29,8 @@ from efficientad_jax.sweep.status import Status
 from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 EIGHT = [f"part{i}" for i in range(8)]
 FIELDS = {
     "model.input_height": 128,
@@ -133,18 +135,18 @@ def test_eight_devices_end_with_the_detectors_of_eight_separate_runs(tmp_path: P
     assert [stage for _, stage in messages[:8]] == ["training"] * 8
 
     runs = planned_runs(small_config(tree, **losses), ["all"], 1)
-    given = json.dumps({str(tmp_path / "alone" / r.name): as_dict(r.config) for r in runs})
+    given = json.dumps({str(tmp_path / "single" / r.name): as_dict(r.config) for r in runs})
     # XLA sums up in parts, of which there are the more, the more devices it simulates.
     separately = [sys.executable, "-c", SEPARATELY]
     subprocess.run(separately, input=given, text=True, env=environment_of(8), check=True)
     for run in runs:
-        alone, together = tmp_path / "alone" / run.name, tmp_path / "sweep" / run.name
-        assert_the_same_detector(together / "detector", alone / "detector")
+        single, together = tmp_path / "single" / run.name, tmp_path / "sweep" / run.name
+        assert_the_same_detector(together / "detector", single / "detector")
         assert (together / "report.html").is_file()
         assert not (together / "checkpoints").exists()
 
 
-def test_what_fails_fails_alone_and_is_made_up_for(tmp_path: Path) -> None:
+def test_a_failure_affects_no_other_run_and_is_made_up_for(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, ["part0", "part1", "part2"])
     broken = tree / "parts/part1/train/good/002.png"
     whole = broken.read_bytes()
@@ -169,7 +171,7 @@ def test_what_fails_fails_alone_and_is_made_up_for(tmp_path: Path) -> None:
     assert [row.split(",")[:2] for row in rows[1:]] == [[f"part{i}", "0"] for i in range(3)]
 
 
-def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_detectors(tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_and_killed_resumes_to_the_same_detectors(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, ["part0", "part1"])
     # So many images that it needs another program.
     good = tree / "parts/part1/train/good"

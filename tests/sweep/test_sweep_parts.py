@@ -68,6 +68,7 @@ def test_what_cannot_be_planned_is_named(
         planned_runs(config, categories, seeds)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_before_anything_is_begun(tmp_path: Path) -> None:
     workdir = tmp_path / "sweep"
     flags = [f"--workdir={workdir}", "--categories=mono,bottle"]
@@ -87,6 +88,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_claim_excludes_other_processes_and_ends_with_its_own(tmp_path: Path) -> None:
     claims = Claims(tmp_path, ["a/seed0", "b/seed0"])
     with subprocess.Popen(

@@ -58,7 +58,7 @@ def assert_one_line(message, path):
 
 
 def outcomes(corpus, read):
-    """What a reader makes of each: its pixels, or None for one line that names the file."""
+    """The result of a reader for each: its pixels, or None for one line that names the file."""
     found = {}
     for case in CASES:
         path = path_of(corpus, case)
@@ -91,7 +91,7 @@ def test_decoding(corpus):
 
 
 def test_training_and_evaluation_take_and_refuse_the_same(corpus):
-    """What datasets are prepared with, for normal images, test images and masks."""
+    """The readers that prepare datasets, for normal images, test images and masks."""
     decodes = outcomes(corpus, decode_image)
     examples = outcomes(
         corpus, lambda path: list(generate([Example(path, "train/good/0", "good")]))
@@ -132,6 +132,7 @@ def detector():
     return random_detector()
 
 
+@pytest.mark.slow
 def test_the_predict_command_goes_through_all_of_them(corpus, detector, tmp_path):
     detector.save(tmp_path / "detector")
     output = tmp_path / "output"
@@ -196,7 +197,7 @@ def test_sources_that_cannot_be_used_are_named_and_the_others_done(detector, tmp
 
 @pytest.fixture
 def nobody(tmp_path_factory):
-    """A folder that another user may enter, as whom the test goes on: root may read anything."""
+    """A folder that another user may enter, as whom the test continues: root may read anything."""
     folder = tmp_path_factory.mktemp("open")
     if os.geteuid() != 0:
         yield folder

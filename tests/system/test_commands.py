@@ -15,6 +15,8 @@ from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from tests.helpers.command import command, efficientad
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--config.model.input_height=128",
     "--config.model.input_width=128",
@@ -62,7 +64,7 @@ def assert_one_line_error(result, *parts):
     assert "Traceback" not in result.stderr
 
 
-def test_train_evaluate_predict(folder, tmp_path):
+def test_train_evaluate_predict(folder, tmp_path):  # long: each command needs the files of the last
     workdir = tmp_path / "run"
     photographs = tmp_path / "photographs"
     write_images(photographs, 2, seed=3)
@@ -122,7 +124,7 @@ def test_train_evaluate_predict(folder, tmp_path):
         assert result.returncode == 0, result.stderr
         assert figure.read_bytes().startswith(b"%PDF")
 
-    # Without --output the pictures lie beside the images, and are not taken for images.
+    # Without --output the pictures lie next to the images, and are not taken for images.
     for _ in range(2):
         result = efficientad(
             "predict",
@@ -145,7 +147,7 @@ def test_train_evaluate_predict(folder, tmp_path):
     assert {**again, "threshold": None} == {**record, "threshold": None}
 
 
-def test_good_images_alone_train_and_predict(tmp_path):
+def test_only_good_images_train_and_predict(tmp_path):
     write_images(tmp_path / "good", 3)
     workdir = tmp_path / "run"
     result = train(tmp_path / "good", workdir, *SMALL, "--config.losses.autoencoder=False")

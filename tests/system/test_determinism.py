@@ -12,6 +12,8 @@ from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.detectors import random_params
 
+pytestmark = pytest.mark.slow
+
 SIDE = 128
 
 

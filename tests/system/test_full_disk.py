@@ -1,4 +1,4 @@
-"""At every place that writes: on a full disk and on a read-only one, with what was there before."""
+"""Every writer on a full and on a read-only disk: it fails clearly and keeps earlier files."""
 
 import os
 import subprocess

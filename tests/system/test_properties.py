@@ -1,4 +1,4 @@
-"""What holds for every input: transforms, losses and metrics, on inputs that hypothesis finds."""
+"""Properties of every input: transforms, losses and metrics, on inputs that hypothesis finds."""
 
 import json
 
@@ -203,7 +203,7 @@ def test_quantiles_are_numpys(values, q):
 
 @FEW
 @given(values=floats((3, 4)), a=moderate, width=st.floats(0.5, 1e3, width=32))
-def test_normalisation_keeps_the_order_and_sends_a_to_0(values, a, width):
+def test_normalization_keeps_the_order_and_sends_a_to_0(values, a, width):
     quantiles = MapQuantiles(a, a + width)
     normalized = np.asarray(normalize_map(jnp.asarray(values), quantiles)).ravel()
     order = np.argsort(values.ravel(), kind="stable")
@@ -242,7 +242,7 @@ def test_image_figures(given_):
         assert found.image_reason
         return
     assert found.image_auroc == pytest.approx(expected)
-    # Scores count by their order alone; turned round, they are as wrong as they were right.
+    # Only the order of the scores counts; turned round, they are as wrong as they were right.
     assert evaluate(np.exp(scores), labels).image_auroc == pytest.approx(expected)
     assert evaluate(-scores, labels).image_auroc == pytest.approx(1 - expected)
     assert found.image_best_f1 is not None

@@ -1,4 +1,4 @@
-"""Runs that are killed and asked to stop, as processes of their own.
+"""Runs in separate processes that are killed or asked to stop.
 
 `EFFICIENTAD_KILLS` says how often a run is killed, 3 times unless given.
 """
@@ -21,6 +21,8 @@ from PIL import Image
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.detectors import random_params
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "3"))
 REPOSITORY = Path(__file__).resolve().parents[2]

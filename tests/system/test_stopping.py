@@ -21,6 +21,8 @@ from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 # So many that a training is far from its end when the signal comes after the first checkpoint.
 STEPS = 12
 FIELDS = {
@@ -93,7 +95,7 @@ def newest_checkpoint(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("name", ["reproduce", "sweep"])
-def test_a_signal_ends_the_command_and_the_same_command_goes_on(name: str, tmp_path: Path) -> None:
+def test_a_signal_ends_the_command_and_the_same_command_resumes(name: str, tmp_path: Path) -> None:
     trainings = Trainings(name, tmp_path)
     first, second = trainings.folders
     step = 0
@@ -110,7 +112,7 @@ def test_a_signal_ends_the_command_and_the_same_command_goes_on(name: str, tmp_p
             process.wait()
         lines = trainings.lines()
         assert process.returncode == status, lines
-        # It went on from where the last one had been stopped, and did not reach its end.
+        # It resumed where the last one had been stopped, and did not reach its end.
         began, step = step, newest_checkpoint(first)
         assert began < step < STEPS
         of_training = f" after step {step}" if name == "reproduce" else ""

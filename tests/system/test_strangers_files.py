@@ -1,4 +1,4 @@
-"""What SECURITY.md says of detectors and teachers, tried.
+"""The claims of SECURITY.md about detectors and teachers from untrusted sources.
 
 `.pth` files: storage/test_torch_checkpoint.py.
 """
@@ -267,6 +267,7 @@ for kind, path in (argument.split("=", 1) for argument in sys.argv[1:]):
 """
 
 
+@pytest.mark.slow
 def test_a_gigabyte_of_memory_is_enough_for_every_lie(folder, tmp_path):
     """With more they would not be noticed; files themselves are of some kilobytes, or holes."""
     claims = tmp_path / "claims"

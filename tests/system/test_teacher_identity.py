@@ -1,4 +1,4 @@
-"""A run knows its teacher: it is what the file holds, not where the file lies."""
+"""A run identifies its teacher by the content of the file, not by its path."""
 
 import json
 
@@ -14,6 +14,8 @@ from efficientad_jax.networks import teacher as teacher_module
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from tests.helpers.detectors import random_params
+
+pytestmark = pytest.mark.slow
 
 SIDE = 128
 
@@ -68,7 +70,7 @@ def test_a_run_whose_packaged_teacher_changed_is_refused(package, dataset, tmp_p
     assert "\n" not in str(refused.value)
 
 
-def test_it_goes_on_with_that_teacher_from_another_file(package, dataset, tmp_path):
+def test_it_resumes_with_that_teacher_from_another_file(package, dataset, tmp_path):
     (tmp_path / "kept.safetensors").write_bytes(package(0.0).read_bytes())
     before = fit_detector(small_config(), dataset, tmp_path / "run")
     package(1.0)

@@ -1,4 +1,4 @@
-"""The mined set against PyTorch's quantile and against sorting everything."""
+"""The selected hard features against PyTorch's quantile and against a full sort."""
 
 import jax
 import jax.numpy as jnp

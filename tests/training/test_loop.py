@@ -1,4 +1,4 @@
-"""Stopping, going on, and refusing: the loop of phase 2."""
+"""Stopping, resuming, and refusing: the loop of phase 2."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ def run(workdir, **train):
 
 @pytest.fixture
 def written(monkeypatch):
-    """What runs write for TensorBoard: steps and values by name."""
+    """Records of what runs write for TensorBoard: steps and values by name."""
     written = []
 
     @contextlib.contextmanager
@@ -64,6 +64,7 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     undisturbed = run(tmp_path / "a")
     assert int(undisturbed.step) == 4

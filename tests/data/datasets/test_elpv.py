@@ -9,6 +9,8 @@ from PIL import Image
 from efficientad_jax.data.loading import Dataset, load_dataset
 from efficientad_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 CATEGORIES = ["mono", "poly"]
 
 

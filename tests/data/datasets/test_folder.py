@@ -114,7 +114,7 @@ def test_own_validation_images_are_taken(root: Path) -> None:
     assert dataset.train.names == [f"train/good/{i:03}.png" for i in range(4)]
 
 
-def test_good_images_alone_are_a_dataset(tmp_path: Path) -> None:
+def test_only_good_images_are_a_dataset(tmp_path: Path) -> None:
     root = tmp_path / "good ones"
     for i in range(5):
         write_image(root / f"{i}.jpg")

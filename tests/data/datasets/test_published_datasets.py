@@ -1,3 +1,4 @@
+# long: the tests are the same for all of the published datasets
 """The builders of the published datasets: the files they read, prepare and refuse."""
 
 import hashlib
@@ -27,6 +28,8 @@ from tests.helpers.benchmark_trees import (
     write_mvtec_ad,
 )
 from tests.helpers.images import HEIGHT, WIDTH, write_image
+
+pytestmark = pytest.mark.slow
 
 BUILDERS = {
     "mvtec_ad": MvtecAd,

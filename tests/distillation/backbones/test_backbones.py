@@ -1,4 +1,4 @@
-"""Several backbones as one: the same view, each at its own size, features one after the other."""
+"""Combined backbones: each sees the same view at its own size; features are concatenated."""
 
 import jax
 import jax.numpy as jnp
