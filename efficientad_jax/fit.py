@@ -22,7 +22,7 @@ from efficientad_jax.networks.channel_statistics import ChannelStatistics, chann
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.networks.teacher import load_teacher, normalize_teacher
-from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.runs.workdir import Workdir, claim_workdir
 from efficientad_jax.training.loop import run_training
 from efficientad_jax.training.step import TrainData, TrainState
 
@@ -138,7 +138,7 @@ def finish_fit(config: Config, dataset: Dataset, prepared: Prepared, state: Trai
         validation_scores=tuple(scores.tolist()),
         teacher=prepared.teacher,
     )
-    detector.save(prepared.workdir / "detector")
+    detector.save(Workdir(prepared.workdir).detector)
     return detector
 
 

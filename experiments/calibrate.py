@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.detection.threshold import describe
+from efficientad_jax.detection.threshold import summary
 from efficientad_jax.errors import InputError
 from experiments import run
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     detector = Detector.load(folder).with_threshold(_RATE.value)
     assert detector.threshold is not None
     detector.save_record(folder)
-    print(f"threshold {describe(detector.threshold)}")
+    print(f"threshold {summary(detector.threshold)}")
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir, evaluation_summary
 from experiments import run
 
 _WORKDIR = flags.DEFINE_string(
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """Evaluates."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
-    print(evaluate_workdir(Path(_WORKDIR.value).absolute()))
+    print(evaluation_summary(evaluate_workdir(Path(_WORKDIR.value).absolute())))
     return 0
 
 

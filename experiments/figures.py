@@ -41,6 +41,7 @@ from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.reproduction.rendering import read_cells
 from efficientad_jax.reproduction.speed import read_benchmark
 from efficientad_jax.reproduction.tables import NAMES, SIZES
+from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.training.loop import saved_students
 from experiments import run
 
@@ -116,7 +117,7 @@ def _hard_features(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     if not _WORKDIR.value:
         raise InputError("figure 'hard_features': needs --workdir, the folder of a training")
     workdir = Path(_WORKDIR.value).absolute()
-    detector = Detector.load(workdir / "detector")
+    detector = Detector.load(Workdir(workdir).detector)
     config = read_config(detector.config)
     spec, networks = detector.spec, detector.networks
     images = _resized(arguments, spec.input_size)

@@ -16,7 +16,7 @@ from absl import flags
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
-from efficientad_jax.detection.threshold import describe
+from efficientad_jax.detection.threshold import summary
 from efficientad_jax.detection.tiling import chosen_overlap
 from efficientad_jax.errors import InputError
 from experiments import run
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     unread = predict_files(detector, tasks, scores, _LOW.value, _HIGH.value, _complain, overlap)
     if detector.threshold is not None:
         rates = "; these rates are those of one tile" if _TILE.value else ""
-        print(f"threshold {describe(detector.threshold)}{rates}")
+        print(f"threshold {summary(detector.threshold)}{rates}")
     print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")
     return 1 if failed + unread else 0
 

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
-from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir, evaluation_summary
 from efficientad_jax.fit import fit_detector
 from experiments import run
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value or f"runs/quickstart_{config.category}")
     fit_detector(config, dataset, workdir)
-    print(evaluate_workdir(workdir))
+    print(evaluation_summary(evaluate_workdir(workdir, dataset)))
     print(f"in {(time.monotonic() - start) / 60:.1f} minutes")
     return 0
 

@@ -9,6 +9,7 @@ from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector
+from efficientad_jax.runs.workdir import Workdir
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value)
     fit_detector(config, dataset, workdir)
-    print(f"detector: {workdir / 'detector'}")
+    print(f"detector: {Workdir(workdir).detector}")
     return 0
 
 

@@ -16,9 +16,9 @@ from efficientad_jax.detection.inference import (
     Anomalies,
     Calibration,
     DetectorParams,
-    computes_singly,
     jitted_detect,
     prepared_params,
+    runs_images_sequentially,
 )
 from efficientad_jax.detection.maps import resize_map
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
@@ -120,7 +120,7 @@ class Detector:
         Two compiled programs then serve every number of images: one on a CPU, where an image that
         fills a batch costs as much as any other.
         """
-        return 1 if images == 1 or computes_singly(self.networks) else BATCH_SIZE
+        return 1 if images == 1 or runs_images_sequentially(self.networks) else BATCH_SIZE
 
     def detect(self, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
         """Scores and maps of images that already have the input size; see `inference.detect`."""

@@ -100,6 +100,11 @@ def _write_record(folder: Path, detector: Contents, digest: str) -> None:
     write_atomically(folder / _RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a completely saved detector: its `detector.json` is written last."""
+    return (folder / _RECORD_FILE).is_file()
+
+
 def read_detector(folder: Path) -> Contents:
     """Reads what `write_detector` wrote.
 

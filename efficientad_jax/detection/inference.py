@@ -66,7 +66,7 @@ class Anomalies(NamedTuple):
     global_: Float[Array, "n h w"] | None
 
 
-def computes_singly(networks: Networks) -> bool:
+def runs_images_sequentially(networks: Networks) -> bool:
     """Whether the images of a batch are computed one after another.
 
     On a CPU they are: one fills the machine, and several do not fit its caches.
@@ -89,7 +89,7 @@ def raw_maps(
       upsample_first: whether to resize the maps to that size.
     """
     # That first: the program of `export.stablehlo` is traced without a number of images.
-    if computes_singly(networks) and len(images) > 1:
+    if runs_images_sequentially(networks) and len(images) > 1:
         one = partial(raw_maps, networks, params, upsample_first=upsample_first)
         maps = jax.lax.map(lambda image: one(image[None]), images)
         return jax.tree.map(lambda m: m[:, 0], maps)

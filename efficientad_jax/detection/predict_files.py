@@ -14,7 +14,7 @@ from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.files import list_images
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
-from efficientad_jax.detection.threshold import verdict_of
+from efficientad_jax.detection.threshold import is_anomalous
 from efficientad_jax.detection.tiling import detect_tiled
 from efficientad_jax.errors import InputError, stops_all_writing
 from efficientad_jax.storage.atomic import write_atomically
@@ -136,7 +136,7 @@ def predict_files(
                     raise
                 note(str(InputError(f"{task.picture}: {error.strerror}")))
                 continue
-            verdict = verdict_of(detector.threshold, detection.score)
+            verdict = is_anomalous(detector.threshold, detection.score)
             anomalous = "" if verdict is None else str(int(verdict))
             rows.append((str(task.image), f"{detection.score:.6g}", str(task.picture), anomalous))
     table = io.StringIO()

@@ -50,8 +50,8 @@ class Threshold(NamedTuple):
     images: int
 
 
-class Verdicts(NamedTuple):
-    """What a threshold makes of labeled images.
+class VerdictCounts(NamedTuple):
+    """Counts of the verdicts by a threshold on labeled images.
 
     Attributes:
       false_alarms: normal images that count as anomalous.
@@ -111,18 +111,18 @@ def choose_threshold(
     return threshold
 
 
-def judge(
+def count_verdicts(
     threshold: Threshold, scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
-) -> Verdicts:
-    """Counts verdicts on labeled images.
+) -> VerdictCounts:
+    """Counts the verdicts by a threshold on labeled images.
 
     Args:
-      threshold: to judge by.
-      scores: of images.
+      threshold: a score >= its value counts as anomalous.
+      scores: of the images.
       labels: 0 for normal, 1 for anomalous.
     """
     alarmed, anomalous = scores >= threshold.value, labels == 1
-    return Verdicts(
+    return VerdictCounts(
         false_alarms=int((alarmed & ~anomalous).sum()),
         normal=int((~anomalous).sum()),
         found=int((alarmed & anomalous).sum()),
@@ -130,8 +130,8 @@ def judge(
     )
 
 
-def describe(threshold: Threshold) -> str:
-    """One line for people."""
+def summary(threshold: Threshold) -> str:
+    """One readable line with the threshold and its expected rate of false alarms."""
     return (
         f"{threshold.value:.4g} for {percent(threshold.false_alarm_rate)} false alarms; the true "
         f"rate is {percent(threshold.low)} to {percent(threshold.high)}, with "
@@ -184,7 +184,7 @@ def checked_scores(stored: list[float]) -> tuple[float, ...]:
 WORDS = {True: "anomalous", False: "normal", None: "no verdict"}
 
 
-def verdict_of(threshold: Threshold | None, score: float) -> bool | None:
+def is_anomalous(threshold: Threshold | None, score: float) -> bool | None:
     """Whether the score reaches the threshold, None without one."""
     return None if threshold is None else score >= threshold.value
 
@@ -193,6 +193,6 @@ def score_fields(threshold: Threshold | None, score: float) -> dict[str, Any]:
     """What is told of a score in JSON: itself, the verdict, and the threshold that it is by."""
     return {
         "score": score,
-        "verdict": verdict_of(threshold, score),
+        "verdict": is_anomalous(threshold, score),
         "threshold": None if threshold is None else threshold.value,
     }

@@ -19,12 +19,13 @@ import jax
 from filelock import BaseFileLock
 
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
+from efficientad_jax.detection.file import is_saved
 from efficientad_jax.detection.spec import networks_of
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.fit import Prepared, finish_fit, prepare_fit
 from efficientad_jax.runs.signals import interruption
-from efficientad_jax.runs.workdir import METRICS_FILE, claim_workdir
+from efficientad_jax.runs.workdir import Workdir, claim_workdir
 from efficientad_jax.sweep.claims import Claims
 from efficientad_jax.sweep.plan import SweepRun
 from efficientad_jax.sweep.status import Status, Tell
@@ -87,8 +88,8 @@ class _Lane:
 
 def is_done(folder: Path) -> bool:
     """Whether a training is over: of its files, the checkpoints are removed last."""
-    detector = folder / "detector" / "detector.json"
-    return detector.is_file() and not (folder / "checkpoints").exists()
+    files = Workdir(folder)
+    return is_saved(files.detector) and not files.checkpoints.exists()
 
 
 def carry_out(runs: Sequence[SweepRun], workdir: Path, tell: Tell, until_all: bool) -> Outcome:
@@ -268,8 +269,7 @@ def _prepare(run: SweepRun, folder: Path, device: Device) -> _Training | Dataset
     """What a training begins with; its dataset alone if only the evaluation is missing."""
     with jax.default_device(device), ExitStack() as opened:
         dataset = load_configured_dataset(run.config)
-        # Of a detector the record is written last.
-        if (folder / "detector" / "detector.json").is_file():
+        if is_saved(Workdir(folder).detector):
             claim_workdir(folder, run.config)
             return dataset
         prepared = prepare_fit(run.config, dataset, folder)
@@ -309,18 +309,22 @@ def _finish(run: SweepRun, folder: Path, device: Device, training: _Training) ->
 
 def _evaluate(folder: Path, device: Device, dataset: Dataset) -> str:
     with jax.default_device(device):
-        evaluate_workdir(folder, dataset)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return figure_of(folder)
+        evaluation = evaluate_workdir(folder, dataset)
+    shutil.rmtree(Workdir(folder).checkpoints, ignore_errors=True)
+    return _auroc_in_words(evaluation.metrics.image_auroc)
 
 
 def figure_of(folder: Path) -> str:
     """The image AU-ROC of a training that is done, '' where its dataset has none."""
     try:
-        found = json.loads((folder / METRICS_FILE).read_text())["detector"]["image_auroc"]
+        found = json.loads(Workdir(folder).metrics.read_text())["detector"]["image_auroc"]
     except FileNotFoundError:
         return ""
-    return "" if found is None else f"image AU-ROC {found:.4f}"
+    return _auroc_in_words(found)
+
+
+def _auroc_in_words(image_auroc: float | None) -> str:
+    return "" if image_auroc is None else f"image AU-ROC {image_auroc:.4f}"
 
 
 def _in_a_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from efficientad_jax.runs.workdir import METRICS_FILE
+from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.sweep.plan import SweepRun
 
 # As they are named in `metrics.json`, and here.
@@ -26,7 +26,7 @@ def read_figures(runs: Sequence[SweepRun], workdir: Path) -> dict[str, Figures]:
     """What `metrics.json` of each training that has one says, by the training's name."""
     found = {}
     for run in runs:
-        file = workdir / run.name / METRICS_FILE
+        file = Workdir(workdir / run.name).metrics
         if file.is_file():
             metrics: dict[str, Any] = json.loads(file.read_text())["detector"]
             found[run.name] = {name: metrics.get(name) for name in FIGURES}

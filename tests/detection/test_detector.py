@@ -66,7 +66,7 @@ def test_one_image_alone_is_as_in_a_list(detector):
 @pytest.mark.parametrize("singly", [True, False])
 def test_any_number_of_images_takes_two_compiled_programs_at_most(detector, monkeypatch, singly):
     # As on a CPU, and as elsewhere, where the last batch is filled up.
-    monkeypatch.setattr(detector_module, "computes_singly", lambda networks: singly)
+    monkeypatch.setattr(detector_module, "runs_images_sequentially", lambda networks: singly)
     jitted_detect.clear_cache()
     alone = [detector(picture(64 + i, 64)).score for i in range(11)]
     for count in (1, 2, 5, 8, 11, 1):

@@ -12,7 +12,7 @@ from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
 from efficientad_jax.config import read_config
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.detection.threshold import describe, judge
+from efficientad_jax.detection.threshold import count_verdicts, summary
 from tests.helpers.torch_reference import random_params
 
 SPEC = DetectorSpec("small", 1, (128, 128), False, "float32", autoencoder=False)
@@ -102,11 +102,13 @@ def test_what_no_threshold_can_be_chosen_by_is_refused(scores, rate, match):
 
 def test_verdicts_are_counted():
     threshold = choose_threshold([0.0, 1.0, 2.0], 0.5)  # just above 1
-    assert judge(threshold, np.array([0.5, 2.0, 2.0, 1.0, 3.0]), np.array([0, 0, 1, 1, 1])) == (
+    assert count_verdicts(
+        threshold, np.array([0.5, 2.0, 2.0, 1.0, 3.0]), np.array([0, 0, 1, 1, 1])
+    ) == (
         *(1, 2),
         *(2, 3),
     )
-    assert describe(threshold).startswith("1 for 50 % false alarms; the true rate is 9.4 % to 91 %")
+    assert summary(threshold).startswith("1 for 50 % false alarms; the true rate is 9.4 % to 91 %")
 
 
 @pytest.fixture(scope="module")

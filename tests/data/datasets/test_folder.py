@@ -1,5 +1,7 @@
+import hashlib
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image
-from efficientad_jax.data.loading import Dataset, load_dataset
+from efficientad_jax.data.loading import Dataset, ImageSet, load_dataset
 from efficientad_jax.data.prepare import prepare
 from efficientad_jax.errors import InputError
 
@@ -56,6 +58,49 @@ def prepared_copies(root: Path) -> set[Path]:
 def train_names(dataset: Dataset) -> list[str]:
     """Names of the images of train/good, those held out for validation included."""
     return sorted(dataset.train.names + dataset.validation.names)
+
+
+def write_reference(root: Path) -> None:
+    """A folder of every kind that is the same in all runs; some names sort otherwise as paths."""
+    generator = np.random.default_rng(7)
+    kinds = {"L": (), "RGB": (3,), "RGBA": (4,)}
+    for i, name in enumerate(
+        [f"train/good/{name}.png" for name in ("b", "a", "a/z", "a-1", "Z", "c.d", "11", "9")]
+        + [f"test/{name}.png" for name in ("good/1", "good-2/1", "crack/b", "crack/b/c", "Dent/x")]
+    ):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (20 + 3 * i, 45 - 2 * i, *list(kinds.values())[i % 3])
+        Image.fromarray(generator.integers(0, 256, shape, np.uint8)).save(path)
+        if i in (10, 12):
+            mask = root / name.replace("test", "ground_truth").replace(".png", "_mask.png")
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 2, shape[:2], np.uint8) * 255).save(mask)
+
+
+def digest(images: ImageSet) -> str:
+    """Of all that a split holds."""
+    fields = hashlib.sha256(images.images.tobytes() + images.labels.tobytes())
+    masks = [None if mask is None else (mask.shape, mask.tobytes()) for mask in images.masks]
+    known = (images.images.shape, images.names, images.defects, images.sizes, masks, images.regions)
+    fields.update(repr(known).encode())
+    return fields.hexdigest()[:16]
+
+
+def test_images_are_those_that_earlier_versions_read(tmp_path: Path) -> None:
+    # The digests are those of the copies that tensorflow-datasets once made of folders.
+    write_reference(tmp_path / "data")
+    found = [digest(split) for split in load(tmp_path / "data")]
+    shutil.copytree(tmp_path / "data/test/crack", tmp_path / "data/validation/good")
+    found += [digest(split) for split in load(tmp_path / "data")]
+    assert found == [
+        "45c4ff44b4c130c6",
+        "4b9f15e2907b2569",
+        "5779e98d21c444f9",
+        "030be9129858be84",
+        "89d05d4bfe1548cb",
+        "5779e98d21c444f9",
+    ]
 
 
 def test_layout_is_read(root: Path) -> None:
