@@ -83,7 +83,7 @@ def _serve(given: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise _missing("serve", error) from error
     limits = Limits(given.max_bytes, given.max_pixels, given.max_requests)
-    serve(Detector.load(given.detector), given.host, given.port, limits, _say)
+    serve(Detector.load(given.detector), given.host, given.port, limits=limits, report=_say)
 
 
 def _watch(given: argparse.Namespace) -> None:
@@ -92,7 +92,13 @@ def _watch(given: argparse.Namespace) -> None:
     with interruption() as came:
         try:
             scored, failed = watch(
-                detector, given.source, given.output, options, lambda: bool(came()), _say, _complain
+                detector,
+                given.source,
+                given.output,
+                options=options,
+                stopped=lambda: bool(came()),
+                report=_say,
+                report_error=_complain,
             )
         except ModuleNotFoundError as error:
             raise _missing("watch", error) from error

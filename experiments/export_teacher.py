@@ -16,7 +16,7 @@ from absl import flags
 from safetensors.numpy import save
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import SIZES, Size
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.networks.torch_teacher import Layout, torch_state_dict
 from efficientad_jax.storage.atomic import write_atomically
@@ -25,7 +25,7 @@ from experiments import run
 _LAYOUT = flags.DEFINE_enum(
     "layout", "sequential", get_args(Layout), "keys '0.weight' or 'conv1.weight'"
 )
-_SIZE = flags.DEFINE_enum("size", "small", get_args(Size), "size of the teacher")
+_SIZE = flags.DEFINE_enum("size", "small", SIZES, "size of the teacher")
 
 
 def main(argv: list[str]) -> int:

@@ -36,11 +36,10 @@ from efficientad_jax.figures.receptive_field import (
     mean_feature_map,
     receptive_window,
 )
-from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
+from efficientad_jax.networks.pdn import NAMES, SIZES, PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.reproduction.rendering import read_cells
 from efficientad_jax.reproduction.speed import read_benchmark
-from efficientad_jax.reproduction.tables import NAMES, SIZES
 from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.training.loop import saved_students
 from experiments import run

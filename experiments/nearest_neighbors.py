@@ -20,7 +20,7 @@ from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.distillation.backbones import load_backbone
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.nearest_neighbors import Describe, nearest_neighbor_scores
-from efficientad_jax.networks.pdn import STRIDE, PatchDescriptionNetwork
+from efficientad_jax.networks.pdn import MARGIN, STRIDE, PatchDescriptionNetwork
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.networks.teacher import load_teacher
 from experiments import run
@@ -33,8 +33,6 @@ _WEIGHTS = flags.DEFINE_string("backbone_weights", "", "as config.backbone_weigh
 _SPACING = flags.DEFINE_integer("spacing", 1, "use every n-th patch in both directions", 1)
 
 _CHANNELS = 384
-# Patches at the border of an image that an unpadded teacher has no output for.
-_MARGIN = 4
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +78,7 @@ def _backbone(name: str, size: tuple[int, int]) -> Describe:
     if height != width:
         raise InputError(f"the input is {height}x{width}: a backbone's is expected to be square")
     backbone = load_backbone(name, _WEIGHTS.value, _CHANNELS, height // STRIDE)
-    inside = slice(_MARGIN, height // STRIDE - _MARGIN)
+    inside = slice(MARGIN, height // STRIDE - MARGIN)
     return lambda image: backbone.describe(backbone.params, image)[:, inside, inside]
 
 

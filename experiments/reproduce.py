@@ -23,7 +23,7 @@ from efficientad_jax.config import Config, read_config, replace
 from efficientad_jax.data.files import list_images
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.paper_results import RUNS, SPEED_MEASURED_ON
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import NAMES, SIZES, Size
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.reproduction.collections_on_disk import (
     COLLECTIONS,
@@ -36,8 +36,6 @@ from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of, pla
 from efficientad_jax.reproduction.rendering import csv_text, latex, markdown, runs_csv
 from efficientad_jax.reproduction.speed import Benchmarked, read_benchmark
 from efficientad_jax.reproduction.tables import (
-    NAMES,
-    SIZES,
     TABLES,
     Measurements,
     detectors_of,

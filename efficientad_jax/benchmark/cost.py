@@ -1,4 +1,4 @@
-"""What the networks cost whatever runs them: parameters and operations (paper, Table 11)."""
+"""Counts parameters and floating-point operations of the networks (paper, Table 11)."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from efficientad_jax.networks.pdn import Size
 
 
 class Cost(NamedTuple):
-    """Of teacher, student and autoencoder together.
+    """Cost of teacher, student and autoencoder together.
 
     Attributes:
-      parameters: their number.
-      flop: of one image, by XLA's count of the direct convolution.
+      parameters: number of parameters.
+      flop: floating-point operations per image, as XLA counts them for direct convolutions.
     """
 
     parameters: int
@@ -22,7 +22,7 @@ class Cost(NamedTuple):
 
 
 def cost_of(size: Size, image_size: tuple[int, int]) -> Cost:
-    """Counts both for images of this size."""
+    """Counts parameters and operations for images of a height and width in pixels."""
     image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     parameters, flop = 0, 0.0
     for network in create_networks(size, 384, image_size, convolution="direct"):

@@ -1,7 +1,7 @@
-"""The same detector in PyTorch, ONNX Runtime and OpenVINO, from files, as its users deploy it.
+"""The peers: the same detector in PyTorch, ONNX Runtime and OpenVINO, loaded from files.
 
-Neither this module nor what it imports imports JAX: what the others need in memory and at their
-start is measured in processes without it.
+Neither this module nor its imports import JAX, because the memory and the start-up of a peer are
+measured in a process without it.
 """
 
 import os
@@ -14,7 +14,7 @@ import numpy as np
 # From uint8 images [n, h, w, 3] to combined maps [n, h / 4, w / 4].
 Detect = Callable[[np.ndarray], np.ndarray]
 
-# Each needs its module, installed by the `bench` extra.
+# The module that each peer needs; the extra `bench` installs all of them.
 PEERS = {
     "pytorch eager": "torch",
     "pytorch channels_last": "torch",
@@ -26,22 +26,22 @@ PEERS = {
 WEIGHTS_FILE = "weights.npz"
 
 
-def cores() -> int:
-    """How many this process may use."""
+def core_count() -> int:
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_models(
-    folder: Path, names: list[str], size: str, image_size: tuple[int, int], batch: int
+    folder: Path, names: list[str], size: str, *, image_size: tuple[int, int], batch: int
 ) -> None:
-    """Writes the models of ONNX Runtime and OpenVINO beside the weights, made from PyTorch.
+    """Exports the PyTorch model for ONNX Runtime and OpenVINO, into the folder of the weights.
 
     Args:
-      folder: has the weights (see `torch_networks.Weights`) as `weights.npz`.
-      names: of the peers; what none of them needs is not written.
+      folder: holds the weights (see `torch_networks.Weights`) as `weights.npz`.
+      names: of the peers; only the files that these need are written.
       size: 'small' or 'medium'.
-      image_size: height and width of images.
-      batch: images a call.
+      image_size: height and width of images in pixels.
+      batch: images per call.
     """
     if not {"onnx runtime", "openvino", "openvino, streams"} & set(names):
         return
@@ -55,12 +55,12 @@ def write_models(
     if "onnx runtime" in names:
         file = str(folder / f"{batch}.onnx")
         torch.onnx.export(model, (example(batch),), file, dynamo=False, input_names=["images"])
-    # Streams work on an image each.
-    wanted = {batch if "openvino" in names else 1, 1 if "openvino, streams" in names else batch}
+    # Each stream processes one image.
+    batches = {batch if "openvino" in names else 1, 1 if "openvino, streams" in names else batch}
     if any(name.startswith("openvino") for name in names):
         import openvino
 
-        for count in wanted:
+        for count in batches:
             shape = (count, *image_size, 3)
             converted = openvino.convert_model(model, example_input=example(count), input=shape)
             openvino.save_model(converted, str(folder / f"{count}.xml"), compress_to_fp16=False)
@@ -70,21 +70,22 @@ def open_peer(
     name: str,
     folder: Path,
     size: str,
+    *,
     image_size: tuple[int, int],
     dtype: str,
     batch: int,
     cache: str = "",
 ) -> Detect:
-    """One of the peers, ready to be called with `batch` images, at its best settings.
+    """Opens a peer with its fastest settings; it is called with `batch` images.
 
     Args:
       name: one of `PEERS`.
-      folder: what `write_models` left, and the weights.
+      folder: holds the weights and the files of `write_models`.
       size: 'small' or 'medium'.
-      image_size: height and width of images.
+      image_size: height and width of images in pixels.
       dtype: of PyTorch's computation, 'float32' or 'bfloat16'; the runtimes compute in float32.
-      batch: images a call.
-      cache: where OpenVINO keeps what it compiles, nowhere unless given.
+      batch: images per call.
+      cache: folder in which OpenVINO stores compiled models; '' for none.
     """
     if name == "onnx runtime":
         return _onnx_runtime(folder / f"{batch}.onnx")
@@ -96,7 +97,7 @@ def open_peer(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        torch.set_num_threads(cores())
+        torch.set_num_threads(core_count())
     model = _torch_model(folder, size, image_size)
     model = model.to(device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     if name != "pytorch eager":
@@ -104,7 +105,7 @@ def open_peer(
     if name == "torch.compile" and device == "cuda":
         model = torch.compile(model, mode="max-autotune")
     elif name == "torch.compile":
-        # Freezing lets it lay the kernels out for its convolutions beforehand.
+        # Freezing lets the compiler choose the memory layout of the kernels in advance.
         model = torch.compile(model, options={"freezing": True})
 
     def detect(images: np.ndarray) -> np.ndarray:
@@ -118,7 +119,7 @@ def _torch_model(folder: Path, size: str, image_size: tuple[int, int]) -> Any:
     from efficientad_jax.benchmark.torch_networks import EfficientAD
 
     with np.load(folder / WEIGHTS_FILE) as weights:
-        model = EfficientAD(size, {name: weights[name] for name in weights.files}, *image_size)
+        model = EfficientAD(size, {name: weights[name] for name in weights.files}, image_size)
     return model.eval().requires_grad_(False)
 
 
@@ -126,8 +127,8 @@ def _onnx_runtime(file: Path) -> Detect:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores()
-    # Between calls alone: otherwise its threads spin into the turn of whoever comes next.
+    options.intra_op_num_threads = core_count()
+    # Stops spinning between calls; otherwise the threads would disturb the next implementation.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session: Any = onnxruntime.InferenceSession(
         str(file), options, providers=["CPUExecutionProvider"]
@@ -137,12 +138,12 @@ def _onnx_runtime(file: Path) -> Detect:
 
 def _openvino(file: Path, cache: str) -> Detect:
     compiled = _compiled_by_openvino(file, "LATENCY", cache)
-    # Copied: OpenVINO's outputs are overwritten by its next call.
+    # Copied, because the next call of OpenVINO overwrites the outputs.
     return lambda images: np.array(compiled(images)[0])
 
 
 def _openvino_streams(file: Path, cache: str) -> Detect:
-    """As many images at once as OpenVINO finds best, each on some of the cores."""
+    """Processes as many images at a time as OpenVINO chooses, each on some of the cores."""
     import openvino
 
     compiled = _compiled_by_openvino(file, "THROUGHPUT", cache)
@@ -151,10 +152,10 @@ def _openvino_streams(file: Path, cache: str) -> Detect:
     def detect(images: np.ndarray) -> np.ndarray:
         maps: list[Any] = [None] * len(images)
 
-        def keep(request: Any, index: int) -> None:
+        def store(request: Any, index: int) -> None:
             maps[index] = np.array(request.get_output_tensor(0).data)
 
-        queue.set_callback(keep)
+        queue.set_callback(store)
         for i in range(len(images)):
             queue.start_async([images[i : i + 1]], i)
         queue.wait_all()
@@ -169,7 +170,7 @@ def _compiled_by_openvino(file: Path, hint: str, cache: str) -> Any:
     settings = {
         "PERFORMANCE_HINT": hint,
         "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": cores(),
+        "INFERENCE_NUM_THREADS": core_count(),
         "CACHE_DIR": cache,
     }
     return openvino.Core().compile_model(str(file), "CPU", settings)

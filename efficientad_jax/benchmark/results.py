@@ -1,57 +1,53 @@
-"""What a benchmark found, as JSON, as a Markdown table and as a plot."""
+"""The results of a benchmark as JSON, Markdown tables and a plot."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from efficientad_jax.benchmark.cost import Cost
 from efficientad_jax.benchmark.implementations import LAX, OURS
 from efficientad_jax.benchmark.start_up import StartUp
 from efficientad_jax.benchmark.timing import Spread
 from efficientad_jax.evaluation.paper_results import EFFICIENT_AD, SPEED_MEASURED_ON
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import LETTERS, NAMES, Size
 from efficientad_jax.storage.atomic import write_atomically
-
-TITLE = {"small": "S", "medium": "M"}
 
 
 class Measurement(NamedTuple):
-    """The implementations of one network in one situation.
+    """The times of all implementations of one task.
 
     Attributes:
-      size: 'small' or 'medium'.
-      what: such as 'batch 1' or 'train step'.
-      images: how many images a call works on: times are divided by it.
-      times: by implementation, seconds of a call.
+      size: of the networks, 'small' or 'medium'.
+      task: such as 'batch 1' or 'train step'.
+      images: number of images per call, by which times are divided in tables.
+      times: seconds per call, by implementation.
     """
 
     size: Size
-    what: str
+    task: str
     images: int
     times: dict[str, Spread]
 
 
 def ratio_to_best_peer(measurement: Measurement) -> float | None:
-    """How many times faster than the fastest of the others ours is; None without others.
+    """How many times faster this package is than the fastest peer; None without peers.
 
-    JAX with XLA's own convolution is not one of the others.
+    JAX with XLA's convolution is not a peer.
     """
-    others = [t.median for name, t in measurement.times.items() if name not in (OURS, LAX)]
-    return min(others) / measurement.times[OURS].median if others else None
+    peers = [t.median for name, t in measurement.times.items() if name not in (OURS, LAX)]
+    return min(peers) / measurement.times[OURS].median if peers else None
 
 
-def markdown(measurements: Sequence[Measurement]) -> str:
-    """A row an implementation, a column a measurement: median (quartiles), ms an image."""
+def times_table(measurements: Sequence[Measurement]) -> str:
+    """A row per implementation, a column per measurement: median (quartiles), ms per image."""
     names = list(dict.fromkeys(name for m in measurements for name in m.times))
     lines = [
-        "| ms an image | " + " | ".join(f"{TITLE[m.size]}, {m.what}" for m in measurements) + " |",
+        "| ms per image | "
+        + " | ".join(f"{LETTERS[m.size]}, {m.task}" for m in measurements)
+        + " |",
         "|---" * (len(measurements) + 1) + "|",
     ]
     for name in names:
@@ -59,39 +55,40 @@ def markdown(measurements: Sequence[Measurement]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     ratios = [ratio_to_best_peer(m) for m in measurements]
     cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-    lines.append("| times faster than the best of the others | " + " | ".join(cells) + " |")
+    lines.append("| times faster than the fastest peer | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def summary(
+def costs_table(
     size: Size,
     measurements: Sequence[Measurement],
     cost: Cost,
+    *,
     starts: Mapping[str, StartUp],
 ) -> str:
-    """The columns of the paper's Table 11, with the paper's figures, and start-up.
+    """The columns of the paper's Table 11 and start-up times, with the paper's numbers.
 
     Args:
-      size: of the networks; measurements of others are passed over.
-      measurements: those of batch 1 give latencies, those of the largest batch give throughputs.
-      cost: the same for all.
-      starts: by implementation.
+      size: of the networks; measurements of the other size are ignored.
+      measurements: batch 1 gives the latencies, the largest batch the throughputs.
+      cost: of the networks; the same for all implementations.
+      starts: start-up by implementation.
     """
-    own = sorted((m for m in measurements if m.size == size), key=lambda m: m.images)
+    batches = sorted((m for m in measurements if m.size == size), key=lambda m: m.images)
     lines = [
-        f"| EfficientAD-{TITLE[size]} | latency, ms | images/s, batch {own[-1].images} "
+        f"| {NAMES[size]} | latency, ms | images/s, batch {batches[-1].images} "
         "| parameters, M | GFLOP | memory, MB | first start, s | second start, s |",
         "|---" * 8 + "|",
     ]
-    counted = f"{cost.parameters / 1e6:.2f} | {cost.flop / 1e9:.1f}"
-    for name in dict.fromkeys(name for m in own for name in m.times):
-        latency, many = own[0].times.get(name), own[-1].times.get(name)
+    cost_cells = f"{cost.parameters / 1e6:.2f} | {cost.flop / 1e9:.1f}"
+    for name in dict.fromkeys(name for m in batches for name in m.times):
+        latency, many = batches[0].times.get(name), batches[-1].times.get(name)
         start = starts.get(name)
         cells = [
             name,
-            "" if latency is None or own[0].images > 1 else f"{1e3 * latency.median:.0f}",
-            "" if many is None else f"{own[-1].images / many.median:.1f}",
-            counted,
+            "" if latency is None or batches[0].images > 1 else f"{1e3 * latency.median:.0f}",
+            "" if many is None else f"{batches[-1].images / many.median:.1f}",
+            cost_cells,
             "" if start is None else f"{start.peak_bytes / 1e6:.0f}",
             "" if start is None else f"{start.cold:.1f}",
             "" if start is None else f"{start.second:.1f}",
@@ -99,8 +96,8 @@ def summary(
         lines.append(f"| {' | '.join(cells)} |")
     paper = EFFICIENT_AD[size]
     columns = (paper.latency, paper.throughput, paper.parameters, paper.flop, paper.memory)
-    told = " | ".join(str(figure.mean) for figure in columns)
-    lines.append(f"| the paper: {SPEED_MEASURED_ON}, batch 16 | {told} | | |")
+    values = " | ".join(str(column.mean) for column in columns)
+    lines.append(f"| the paper: {SPEED_MEASURED_ON}, batch 16 | {values} | | |")
     return "\n".join(lines)
 
 
@@ -115,26 +112,27 @@ def write_results(
     folder: Path,
     facts: Mapping[str, Any],
     measurements: Sequence[Measurement],
+    *,
     costs: Mapping[Size, Cost],
     starts: Mapping[Size, Mapping[str, StartUp]],
 ) -> str:
-    """Writes `benchmark.json`, `benchmark.md` and `benchmark.png` to a folder, made if need be.
+    """Writes `benchmark.json`, `benchmark.md` and `benchmark.png`.
 
     Args:
-      folder: where to.
-      facts: machine, versions, settings.
+      folder: for the files; created if it does not exist.
+      facts: machine, versions and settings.
       measurements: at least one.
       costs: by size; empty for train steps.
-      starts: by size and implementation.
+      starts: start-up by size and implementation.
 
     Returns:
       The tables of `benchmark.md`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = [
+    entries = [
         {
             "size": m.size,
-            "what": m.what,
+            "what": m.task,
             "images": m.images,
             "seconds": {name: spread._asdict() for name, spread in m.times.items()},
             "ratio_to_best_peer": ratio_to_best_peer(m),
@@ -143,29 +141,29 @@ def write_results(
     ]
     document = {
         "facts": dict(facts),
-        "measurements": found,
+        "measurements": entries,
         "costs": {size: cost._asdict() for size, cost in costs.items()},
         "start_up": {
-            size: {name: start._asdict() for name, start in of.items()}
-            for size, of in starts.items()
+            size: {name: start._asdict() for name, start in by_name.items()}
+            for size, by_name in starts.items()
         },
     }
     write_atomically(folder / "benchmark.json", (json.dumps(document, indent=2) + "\n").encode())
-    tables = [markdown(measurements)]
+    tables = [times_table(measurements)]
     tables += [
-        summary(size, measurements, cost, starts.get(size, {})) for size, cost in costs.items()
+        costs_table(size, measurements, cost, starts=starts.get(size, {}))
+        for size, cost in costs.items()
     ]
     text = "\n\n".join(tables)
-    told = [f"- {key}: {value}" for key, value in facts.items()]
-    write_atomically(folder / "benchmark.md", "\n".join([*told, "", text, ""]).encode())
+    fact_lines = [f"- {key}: {value}" for key, value in facts.items()]
+    write_atomically(folder / "benchmark.md", "\n".join([*fact_lines, "", text, ""]).encode())
     _plot(folder / "benchmark.png", measurements)
     return text
 
 
 def _plot(path: Path, measurements: Sequence[Measurement]) -> None:
-    figure, axes = pyplot.subplots(
-        1, len(measurements), figsize=(3.2 * len(measurements), 3), squeeze=False
-    )
+    figure = Figure(figsize=(3.2 * len(measurements), 3))
+    axes = figure.subplots(1, len(measurements), squeeze=False)
     for axis, m in zip(axes[0], measurements, strict=True):
         names = list(m.times)[::-1]
         medians = [1e3 * m.times[name].median / m.images for name in names]
@@ -175,9 +173,8 @@ def _plot(path: Path, measurements: Sequence[Measurement]) -> None:
         ]
         colors = ["#c0392b" if name == OURS else "#7f8c8d" for name in names]
         axis.barh(names, medians, xerr=errors, color=colors)
-        axis.set_title(f"EfficientAD-{m.size[0].upper()}, {m.what}", fontsize=9)
-        axis.set_xlabel("ms an image")
+        axis.set_title(f"{NAMES[m.size]}, {m.task}", fontsize=9)
+        axis.set_xlabel("ms per image")
         axis.tick_params(labelsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""Train steps of several trainings: one after another, side by side by `pmap`, or by `vmap`."""
+"""Times the train steps of several trainings: sequentially, with `pmap`, and with `vmap`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from efficientad_jax.benchmark.timing import Spread, time_in_turns
+from efficientad_jax.benchmark.timing import Spread, time_interleaved
 from efficientad_jax.config import LossConfig
-from efficientad_jax.convolution import Method
+from efficientad_jax.convolution import ConvolutionMethod
 from efficientad_jax.networks.model import Networks, create_networks
 from efficientad_jax.networks.pdn import Size
 from efficientad_jax.training.parallel import Steps, resident_on, train_side_by_side
@@ -32,67 +32,68 @@ def time_side_by_side(
     size: Size,
     side: int,
     trainings: int,
+    *,
     objective: LossConfig,
     optimizer: optax.GradientTransformation,
     steps: int,
     rounds: int,
-    convolution: Method = "auto",
+    convolution: ConvolutionMethod = "auto",
 ) -> dict[str, Spread]:
-    """Times `steps` train steps of each of some trainings, in three ways.
+    """Times `steps` train steps of each of several trainings, in three ways.
 
     Args:
       size: of the networks.
       side: height and width of the images in pixels.
-      trainings: how many; at most as many as this process has devices are made by `pmap`.
-      objective: which losses count.
-      optimizer: of all of them.
-      steps: in each dispatch, of batch 1.
+      trainings: number of trainings; `pmap` is timed only if there is a device for each.
+      objective: the losses to minimize.
+      optimizer: of all trainings.
+      steps: number of steps per dispatch, with batch size 1.
       rounds: how often each way is timed.
-      convolution: of the networks.
+      convolution: method of the networks' convolutions.
 
     Returns:
-      Seconds of `trainings` times `steps` steps by each way: 'one after another', 'pmap' where
-      there are enough devices, and 'vmap' on one device.
+      Seconds for `trainings` times `steps` steps: 'sequential', 'pmap' if there are enough devices,
+      and 'vmap' on one device.
     """
     networks = create_networks(size, _CHANNELS, (side, side), convolution=convolution)
     images = np.random.default_rng(0).integers(0, 256, (_IMAGES, side, side, 3), np.uint8)
     data = TrainData(images, None, images if objective.penalty else None)
-    chosen = np.arange(steps, dtype=np.int32).reshape(steps, 1) % _IMAGES
+    indices = np.arange(steps, dtype=np.int32).reshape(steps, 1) % _IMAGES
     key = jax.random.key(0)
     teacher = networks.teacher.init(key, jnp.zeros((1, side, side, 3)))
-    task = _Task((networks, objective, optimizer), trainings, teacher, data, chosen, key)
-    # Each way takes its states on and on, as a training does.
-    ways = {"one after another": _one_after_another(task)}
+    task = _Task((networks, objective, optimizer), trainings, teacher, data, indices, key)
+    # Each call of a way continues from the states of the previous call, as a training does.
+    ways = {"sequential": _sequential(task)}
     if jax.local_device_count() >= trainings > 1:
         ways["pmap"] = _by_pmap(task)
     ways["vmap"] = _by_vmap(task)
-    return time_in_turns(ways, rounds)
+    return time_interleaved(ways, rounds)
 
 
 class _Task(NamedTuple):
-    """What each way does: `trainings` times the steps that take the images `chosen`."""
+    """The work of each way: `trainings` times the steps on the images `indices`."""
 
     settings: tuple[Networks, LossConfig, optax.GradientTransformation]
     trainings: int
     teacher: PyTree
     data: TrainData
-    chosen: np.ndarray
+    indices: np.ndarray
     key: jax.Array
 
-    def fresh(self) -> TrainState:
+    def new_state(self) -> TrainState:
         networks, _, optimizer = self.settings
         _, height, width, _ = self.data.images.shape
         return create_train_state(self.key, networks, optimizer, (height, width))
 
 
-def _one_after_another(task: _Task) -> Callable[[], Any]:
-    settings, trainings, teacher, data, chosen, key = task
+def _sequential(task: _Task) -> Callable[[], Any]:
+    settings, trainings, teacher, data, indices, key = task
     on_device = jax.tree.map(jnp.asarray, data)
-    states = [task.fresh() for _ in range(trainings)]
+    states = [task.new_state() for _ in range(trainings)]
 
     def call() -> None:
         for i, state in enumerate(states):
-            ended, losses = train_steps(*settings, teacher, on_device, state, chosen, chosen, key)
+            ended, losses = train_steps(*settings, teacher, on_device, state, indices, indices, key)
             jax.block_until_ready(losses)
             states[i] = ended
 
@@ -100,12 +101,12 @@ def _one_after_another(task: _Task) -> Callable[[], Any]:
 
 
 def _by_pmap(task: _Task) -> Callable[[], Any]:
-    settings, trainings, teacher, data, chosen, key = task
+    settings, trainings, teacher, data, indices, key = task
     residents = [resident_on(device, teacher, data) for device in jax.local_devices()[:trainings]]
-    states = [task.fresh() for _ in range(trainings)]
+    states = [task.new_state() for _ in range(trainings)]
 
     def call() -> None:
-        steps = [Steps(state, chosen, chosen, key) for state in states]
+        steps = [Steps(state, indices, indices, key) for state in states]
         ended = train_side_by_side(*settings, residents, steps)
         jax.block_until_ready([losses for _, losses in ended])
         states[:] = [state for state, _ in ended]
@@ -114,19 +115,19 @@ def _by_pmap(task: _Task) -> Callable[[], Any]:
 
 
 def _by_vmap(task: _Task) -> Callable[[], Any]:
-    settings, trainings, teacher, data, chosen, key = task
+    settings, trainings, teacher, data, indices, key = task
 
-    def several(tree: PyTree) -> PyTree:
+    def stack(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * trainings), tree)
 
-    # As in a sweep, each training has its own teacher, images and state.
-    own = several(teacher), several(data)
+    # As in a sweep, each training has a teacher, images and a state.
+    inputs = stack(teacher), stack(data)
     mapped = jax.vmap(partial(several_steps, *settings), in_axes=(0, 0, 0, None, None, None))
     compiled = jax.jit(mapped, donate_argnums=(2,))
-    held = [several(task.fresh())]
+    states = [stack(task.new_state())]
 
     def call() -> None:
-        held[0], losses = compiled(*own, held[0], chosen, chosen, key)
+        states[0], losses = compiled(*inputs, states[0], indices, indices, key)
         jax.block_until_ready(losses)
 
     return call

@@ -1,4 +1,4 @@
-"""Times that can be compared although the machine is noisy: taken in turns, told as medians."""
+"""Compares times on a noisy machine: interleaved calls, summarized by their medians."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,17 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Thread pools spin for a while after their last work. Each call waits for the others' to sleep.
+# Seconds. Thread pools spin for a while after their last work; each call waits until the pools of
+# the previous one are idle.
 _PAUSE = 0.03
 
 
 class Spread(NamedTuple):
-    """Seconds that a call took, over all rounds.
+    """Quartiles of the seconds per call over all rounds.
 
     Attributes:
-      median: half of the calls took less.
-      lower: a quarter took less.
-      upper: a quarter took more.
+      median: the second quartile.
+      lower: the first quartile.
+      upper: the third quartile.
     """
 
     median: float
@@ -24,21 +25,22 @@ class Spread(NamedTuple):
     upper: float
 
 
-def time_in_turns(
+def time_interleaved(
     calls: Mapping[str, Callable[[], Any]],
     rounds: int,
+    *,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Spread]:
-    """Times calls in turns, so that all see the same disturbances.
+    """Times calls in an interleaved order, so that all are disturbed alike.
 
-    Every call is made once before the first round. Each round makes all of them, beginning with
-    another one, after a pause.
+    Every call is made once before the first round. Each round makes each call once, starting with a
+    different one, with a pause before every call.
 
     Args:
       calls: by name; each returns when its work is done.
-      rounds: how often each is timed.
-      clock: seconds.
+      rounds: how often each call is timed.
+      clock: returns the time in seconds.
       sleep: waits for some seconds.
     """
     for call in calls.values():
@@ -52,7 +54,7 @@ def time_in_turns(
             start = clock()
             calls[name]()
             seconds[name].append(clock() - start)
-    return {name: spread(taken) for name, taken in seconds.items()}
+    return {name: spread(times) for name, times in seconds.items()}
 
 
 def spread(seconds: list[float]) -> Spread:

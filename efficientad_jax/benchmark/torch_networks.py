@@ -1,7 +1,7 @@
-"""EfficientAD in PyTorch, as its users write it: what others run is compared with, and made from.
+"""EfficientAD in PyTorch, written as is usual there; the models of the other peers derive from it.
 
-Importing this module needs PyTorch (the `bench` extra), and not JAX: what PyTorch needs is measured
-in processes without it.
+This module needs PyTorch (the extra `bench`) and does not import JAX, because the memory and the
+start-up of PyTorch are measured in a process without it.
 """
 
 import copy
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Kernels `[kh, kw, in, out]` and biases by name: 'teacher/conv1/kernel'. With them the quantiles of
-# both maps, 'local' and 'global', and ImageNet's 'mean' and 'std'.
+# Kernels `[kh, kw, in, out]` and biases by name, such as 'teacher/conv1/kernel'; the quantiles of
+# both maps, 'local' and 'global'; ImageNet's 'mean' and 'std'.
 Weights = Mapping[str, np.ndarray]
 
 
@@ -26,12 +26,12 @@ class Interpolate(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Resizes."""
+        """Resizes images `[n, c, h, w]`."""
         return functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
 
 def pdn(size: str, channels: int) -> nn.Sequential:
-    """Table 1 or 6 without padding."""
+    """The PDN of Table 1 (small) or Table 6 (medium), without padding."""
     if size == "small":
         return nn.Sequential(
             *(nn.Conv2d(3, 128, 4), nn.ReLU(), nn.AvgPool2d(2, 2)),
@@ -47,7 +47,7 @@ def pdn(size: str, channels: int) -> nn.Sequential:
 
 
 def autoencoder(channels: int, height: int, width: int) -> nn.Sequential:
-    """Table 7 for images of this size."""
+    """The autoencoder of Table 7 for images of this size."""
     layers: list[nn.Module] = []
     for before, after in ((3, 32), (32, 32), (32, 64), (64, 64), (64, 64)):
         layers += [nn.Conv2d(before, after, 4, 2, 1), nn.ReLU()]
@@ -61,7 +61,7 @@ def autoencoder(channels: int, height: int, width: int) -> nn.Sequential:
 
 
 def load_weights(network: nn.Sequential, weights: Weights, prefix: str) -> nn.Sequential:
-    """Gives a network our parameters; layers follow one another in the same order."""
+    """Copies the weights with a prefix into a network whose layers have the same order."""
     convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
     names = {name.split("/")[1] for name in weights if name.startswith(f"{prefix}/")}
     ordered = sorted(names, key=lambda name: (name.startswith("deconv"), name))
@@ -77,25 +77,25 @@ def load_weights(network: nn.Sequential, weights: Weights, prefix: str) -> nn.Se
 class EfficientAD(nn.Module):
     """From uint8 images `[n, h, w, 3]` to combined maps `[n, h // 4, w // 4]` (Algorithm 2)."""
 
-    def __init__(self, size: str, weights: Weights, height: int, width: int) -> None:
+    def __init__(self, size: str, weights: Weights, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.channels = 384
         self.teacher = load_weights(pdn(size, self.channels), weights, "teacher")
         self.student = load_weights(pdn(size, 2 * self.channels), weights, "student")
         self.autoencoder = load_weights(
-            autoencoder(self.channels, height, width), weights, "autoencoder"
+            autoencoder(self.channels, *image_size), weights, "autoencoder"
         )
         self.local, self.global_ = weights["local"].tolist(), weights["global"].tolist()
         self.mean = nn.Buffer(torch.tensor(weights["mean"]).view(1, 3, 1, 1))
         self.std = nn.Buffer(torch.tensor(weights["std"]).view(1, 3, 1, 1))
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Uint8 NHWC to ImageNet-normalised NCHW of the networks' dtype."""
+        """Uint8 NHWC to ImageNet-normalized NCHW of the networks' dtype."""
         x = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         return (x - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """The combined maps, padded to the patches' positions."""
+        """The combined maps, padded so that each value lies at the center of its patch."""
         x = self.normalized(images)
         teacher, student, predicted = self.teacher(x), self.student(x), self.autoencoder(x)
         local = (teacher - student[:, : self.channels]).square().mean(1)
@@ -107,9 +107,9 @@ class EfficientAD(nn.Module):
 
 
 class TrainStep(nn.Module):
-    """The losses of a step (Algorithm 1, lines 12-32), the penalty among them.
+    """The sum of the losses of a step (Algorithm 1, lines 12-32), including the penalty.
 
-    Images are given augmented: both sides of a comparison get the same ones.
+    It is given augmented images, so that both sides of a comparison use the same ones.
     """
 
     def __init__(self, model: EfficientAD, p_hard: float = 0.999) -> None:
@@ -122,22 +122,22 @@ class TrainStep(nn.Module):
     def forward(self, images: Tensor, augmented: Tensor, photographs: Tensor) -> Tensor:
         """The sum of the losses for one image of each."""
         m = self.model
-        x, changed = m.normalized(images), m.normalized(augmented)
+        x, x_augmented = m.normalized(images), m.normalized(augmented)
         with torch.no_grad():
-            target, target_changed = m.teacher(x), m.teacher(changed)
+            target, target_augmented = m.teacher(x), m.teacher(x_augmented)
         differences = (target - m.student(x)[:, : m.channels]).square().flatten()
-        # As many as lie at or above the quantile: far faster than torch.quantile, which sorts.
+        # Values at or above the quantile; topk is far faster than torch.quantile, which sorts.
         hard = differences.topk(
             differences.numel() - int(self.p_hard * (differences.numel() - 1)) - 1
         )
         penalty = m.student(m.normalized(photographs))[:, : m.channels].square().mean()
-        predicted = m.autoencoder(changed)
-        autoencoder = (target_changed - predicted).square().mean()
-        imitation = (predicted - m.student(changed)[:, m.channels :]).square().mean()
+        predicted = m.autoencoder(x_augmented)
+        autoencoder = (target_augmented - predicted).square().mean()
+        imitation = (predicted - m.student(x_augmented)[:, m.channels :]).square().mean()
         return hard.values.mean() + penalty + autoencoder + imitation
 
 
-def optimizer_of(step: TrainStep) -> Any:
-    """The paper's Adam, in the form that makes one kernel of all parameters where there is one."""
+def create_optimizer(step: TrainStep) -> Any:
+    """The paper's Adam, fused: one kernel updates all parameters."""
     parameters = [p for p in step.parameters() if p.requires_grad]
     return torch.optim.Adam(parameters, lr=1e-4, weight_decay=1e-5, fused=True)

@@ -1,9 +1,9 @@
-"""The 2-D convolution of every network here, and the one place that decides how it is computed.
+"""The 2-D convolution that every network uses, and the choice of how to compute it.
 
-XLA's own convolution is the best there is on GPU and TPU. On CPU it reaches a fifth of the rate
-of XLA's matrix products, and its gradients less, so there a convolution becomes matrix products:
-by Cook-Toom filtering where that saves multiplications, otherwise on patches. They are computed
-by C++ of the package where it can be compiled, otherwise by XLA's operations.
+On GPU and TPU, XLA's own convolution is the fastest. On CPU it reaches a fifth of the speed of
+XLA's matrix products, and its gradients are slower still. There, convolutions are computed as
+matrix products: by Cook-Toom filtering where it saves multiplications, and otherwise on patches.
+The package's C++ computes these products if it can be compiled; otherwise XLA does.
 """
 
 from typing import Literal
@@ -16,29 +16,29 @@ from jaxtyping import Array, Float
 
 from efficientad_jax.convolution.cook_toom import cook_toom_convolution
 from efficientad_jax.convolution.native import (
-    PANEL,
-    PLAIN,
-    Finish,
+    CHANNEL_BLOCK,
+    NO_EPILOGUE,
+    Epilogue,
     native_filter,
+    native_filter_transformed,
     native_patch_filter,
-    prepare_filter,
-    prepare_patches,
-    prepared_filter,
-    prepared_patch_filter,
+    native_patch_filter_transformed,
     suits_filtering,
     suits_patches,
+    transform_filter_kernel,
+    transform_patch_kernel,
 )
 from efficientad_jax.convolution.native_build import native_library
 
-Method = Literal["auto", "direct", "products", "native"]
-_Way = Literal["direct", "filter", "patches", "products", "whole image"]
+ConvolutionMethod = Literal["auto", "direct", "products", "native"]
+_Algorithm = Literal["direct", "filter", "patches", "products", "whole image"]
 
-# Cook-Toom pays where channels are many; its transforms cost the same for a few.
+# Cook-Toom filtering pays off where channels are many: its transforms cost as much for few.
 _FEWEST_CHANNELS = 32
 
 
-def chosen_method(method: Method) -> Method:
-    """What `method` means here, where it is 'auto': the one place that looks at the platform."""
+def chosen_method(method: ConvolutionMethod) -> ConvolutionMethod:
+    """Resolves 'auto' for the current platform; this is the only place that looks at it."""
     if method != "auto":
         return method
     if jax.default_backend() != "cpu":
@@ -50,20 +50,21 @@ def convolve(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "kh kw c k"],
     stride: int = 1,
+    *,
     padding: int = 0,
-    method: Method = "auto",
+    method: ConvolutionMethod = "auto",
 ) -> Float[Array, "n oh ow k"]:
-    """Correlates images with a kernel, zero padding on every side.
+    """Correlates images with a kernel.
 
     Args:
       x: images, channels last.
       kernel: filters of the same dtype.
       stride: step in both dimensions, in pixels.
       padding: rows and columns of zeros added on each side.
-      method: 'direct' is XLA's convolution; 'products' are XLA's matrix products (see the
-        module); 'native' is the package's C++, for float32 and numbers of channels that suit it,
-        and 'products' for others; 'auto' takes 'direct' on GPU and TPU, on CPU 'native' if there
-        is a compiler.
+      method: 'direct' is XLA's convolution. 'products' are XLA's matrix products (see the
+        module). 'native' is the package's C++; float16 and bfloat16 images, and numbers of
+        channels that it does not support, fall back to 'products'. 'auto' is 'direct' on GPU and
+        TPU; on CPU it is 'native' if there is a compiler and 'products' if not.
 
     Returns:
       `[n, (h + 2 padding - kh) // stride + 1, ..., k]` of the dtype of `x`.
@@ -72,94 +73,115 @@ def convolve(
       RuntimeError: `method` is 'native' and the C++ cannot be compiled here.
     """
     bias = jnp.zeros(kernel.shape[3:], x.dtype)
-    way = _way(x, kernel, stride, padding, method)
-    if way in ("filter", "patches"):
-        return _native(way, x, kernel, bias, stride, padding, PLAIN)
-    return _by_xla(way, x, kernel, stride, padding)
+    algorithm = _algorithm(x, kernel, stride, padding=padding, method=method)
+    if algorithm in ("filter", "patches"):
+        return _native(
+            algorithm, x, kernel, bias, stride=stride, padding=padding, epilogue=NO_EPILOGUE
+        )
+    return _by_xla(algorithm, x, kernel, stride=stride, padding=padding)
 
 
-def convolve_and_finish(
+def convolve_with_epilogue(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "kh kw c k"],
     bias: Float[Array, " k"],
+    *,
     stride: int = 1,
     padding: int = 0,
-    finish: Finish = PLAIN,
-    method: Method = "auto",
+    epilogue: Epilogue = NO_EPILOGUE,
+    method: ConvolutionMethod = "auto",
 ) -> Float[Array, "n oh ow k"]:
-    """`convolve`, the bias added, and ReLU and the average of 2x2 outputs as `finish` says.
+    """Computes `convolve`, adds the bias, and applies the epilogue (ReLU, 2x2 average pooling).
 
-    In the C++ that is one pass over memory.
+    The C++ does all of it in one pass over memory.
     """
-    way = _way(x, kernel, stride, padding, method)
-    if way in ("filter", "patches"):
-        return _native(way, x, kernel, bias, stride, padding, finish)
-    y = _by_xla(way, x, kernel, stride, padding) + bias
-    y = nn.relu(y) if finish.relu else y
-    return nn.avg_pool(y, window_shape=(2, 2), strides=(2, 2)) if finish.pool else y
+    algorithm = _algorithm(x, kernel, stride, padding=padding, method=method)
+    if algorithm in ("filter", "patches"):
+        return _native(
+            algorithm, x, kernel, bias, stride=stride, padding=padding, epilogue=epilogue
+        )
+    y = _by_xla(algorithm, x, kernel, stride=stride, padding=padding) + bias
+    y = nn.relu(y) if epilogue.relu else y
+    return nn.avg_pool(y, window_shape=(2, 2), strides=(2, 2)) if epilogue.pool else y
 
 
-def prepare_kernel(
+def transform_kernel(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "kh kw c k"],
     stride: int = 1,
+    *,
     padding: int = 0,
-    method: Method = "auto",
+    method: ConvolutionMethod = "auto",
 ) -> Array | None:
-    """What the C++ makes of a kernel before it is used, None where that is nothing.
+    """Transforms a kernel into the form that the C++ uses; None if the C++ is not used for it.
 
     Args:
-      x: images as `convolve` will get them; only shape and dtype count.
-      kernel: see `convolve`, as are the others.
+      x: images as `convolve` will get them; only shape and dtype matter.
+      kernel: see `convolve`, as for the arguments below.
       stride: of the convolution.
       padding: of the convolution.
       method: of the convolution.
     """
-    match _way(x, kernel, stride, padding, method):
+    match _algorithm(x, kernel, stride, padding=padding, method=method):
         case "filter":
-            return prepare_filter(kernel)
+            return transform_filter_kernel(kernel)
         case "patches":
-            return prepare_patches(kernel)
+            return transform_patch_kernel(kernel)
         case _:
             return None
 
 
-def convolve_prepared(
+def convolve_transformed(
     x: Float[Array, "n h w c"],
-    prepared: Array,
+    transformed: Array,
     bias: Float[Array, " k"],
-    side: int,
+    *,
+    kernel_size: int,
     stride: int = 1,
     padding: int = 0,
-    finish: Finish = PLAIN,
+    epilogue: Epilogue = NO_EPILOGUE,
     first_channel: int = 0,
 ) -> Float[Array, "n oh ow k"]:
-    """`convolve_and_finish`, which this is without gradients, of a kernel prepared beforehand.
+    """Computes `convolve_with_epilogue` with a kernel that is already transformed.
+
+    It has no gradients.
 
     Args:
       x: images.
-      prepared: of `prepare_kernel` for images of this size and type.
+      transformed: the result of `transform_kernel` for images of this size and dtype.
       bias: of the output channels to compute; their number is a multiple of 32.
-      side: of the kernel, in pixels.
-      stride: see `prepare_kernel`.
-      padding: see `prepare_kernel`.
-      finish: what becomes of the outputs.
-      first_channel: where the output channels begin among the kernel's, a multiple of 32.
+      kernel_size: height and width of the kernel, in pixels.
+      stride: see `transform_kernel`.
+      padding: see `transform_kernel`.
+      epilogue: applied to the outputs after the bias.
+      first_channel: index of the first output channel to compute, a multiple of 32.
     """
-    if prepared.ndim == 4:
-        return prepared_filter(x, prepared, bias, padding, finish, first_channel)
-    first, count = first_channel // PANEL, bias.shape[0] // PANEL
-    prepared = prepared[first : first + count]
-    return prepared_patch_filter(_padded(x, padding), prepared, bias, side, stride, finish)
+    if transformed.ndim == 4:
+        return native_filter_transformed(
+            x, transformed, bias, padding=padding, epilogue=epilogue, first_channel=first_channel
+        )
+    first, count = first_channel // CHANNEL_BLOCK, bias.shape[0] // CHANNEL_BLOCK
+    return native_patch_filter_transformed(
+        _padded(x, padding),
+        transformed[first : first + count],
+        bias,
+        kernel_size=kernel_size,
+        stride=stride,
+        epilogue=epilogue,
+    )
 
 
-def _way(x: Array, kernel: Array, stride: int, padding: int, method: Method) -> _Way:
-    """How a convolution is computed: decided here alone."""
+def _algorithm(
+    x: Array, kernel: Array, stride: int, *, padding: int, method: ConvolutionMethod
+) -> _Algorithm:
+    """Chooses how to compute a convolution; no other place decides it."""
     method = chosen_method(method)
     if method == "direct":
         return "direct"
     if method == "native" and not native_library():
-        raise RuntimeError("convolution 'native': no C++ compiler; take 'auto' or install g++")
+        raise RuntimeError(
+            "convolution 'native': no C++ compiler found; use 'auto', or install g++"
+        )
     native = method == "native" and x.dtype == jnp.float32
     if native and stride == 1 and suits_filtering(kernel) and padding < kernel.shape[0]:
         return "filter"
@@ -169,21 +191,22 @@ def _way(x: Array, kernel: Array, stride: int, padding: int, method: Method) -> 
 
 
 def _native(
-    way: _Way,
+    algorithm: _Algorithm,
     x: Array,
     kernel: Array,
     bias: Array,
+    *,
     stride: int,
     padding: int,
-    finish: Finish,
+    epilogue: Epilogue,
 ) -> Array:
-    if way == "filter":
-        return native_filter(x, kernel, bias, padding, finish)
-    return native_patch_filter(_padded(x, padding), kernel, bias, stride, finish)
+    if algorithm == "filter":
+        return native_filter(x, kernel, bias, padding, epilogue)
+    return native_patch_filter(_padded(x, padding), kernel, bias, stride, epilogue)
 
 
-def _by_xla(way: _Way, x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    if way == "direct":
+def _by_xla(algorithm: _Algorithm, x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
+    if algorithm == "direct":
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -192,7 +215,7 @@ def _by_xla(way: _Way, x: Array, kernel: Array, stride: int, padding: int) -> Ar
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
     x = _padded(x, padding)
-    if way == "whole image":
+    if algorithm == "whole image":
         return _whole_image_product(x, kernel)
     if stride > 1:
         x, kernel = _stride_to_channels(x, kernel, stride)
@@ -211,16 +234,16 @@ def _padded(x: Array, padding: int) -> Array:
 
 
 def _whole_image_product(x: Array, kernel: Array) -> Array:
-    """A kernel as large as the image is one product."""
+    """Computes the convolution with a kernel as large as the image: one product."""
     y = x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1])
     return y[:, None, None, :]
 
 
 def _stride_to_channels(x: Array, kernel: Array, stride: int) -> tuple[Array, Array]:
-    """Makes a strided convolution one of stride 1 over `stride**2` times the channels.
+    """Turns a strided convolution into one of stride 1 with `stride**2` times the channels.
 
-    Rows and columns the last window does not reach are cut, a kernel that is no multiple of the
-    stride is filled up with zeros.
+    Rows and columns that the last window does not reach are cut off. A kernel whose size is not a
+    multiple of the stride is padded with zeros.
     """
     kernel_height, kernel_width, channels, out = kernel.shape
     more = (-kernel_height % stride, -kernel_width % stride)
@@ -240,10 +263,10 @@ def _stride_to_channels(x: Array, kernel: Array, stride: int) -> tuple[Array, Ar
 
 
 def _patch_products(x: Array, kernel: Array) -> Array:
-    """Stride 1, no padding: patches as rows of one matrix, times the kernel.
+    """Multiplies a matrix whose rows are the patches by the kernel; stride 1, no padding.
 
-    Autodiff turns this into products and shifted sums, far faster on CPU than XLA's gradients of
-    a convolution.
+    Automatic differentiation turns this into products and shifted sums, which on CPU are far
+    faster than XLA's gradients of a convolution.
     """
     kernel_height, kernel_width, _, out = kernel.shape
     height = x.shape[1] - kernel_height + 1

@@ -1,17 +1,18 @@
 """Cook-Toom (Winograd) minimal filtering: a stride-1 convolution with fewer multiplications.
 
-A 1-D correlation of `m` outputs with an `r`-tap filter multiplies two polynomials, which takes
-`n = m + r - 1` products when both are evaluated at `n` points instead of `m * r`. Nested in two
-dimensions, 4x4 outputs of a 4x4 filter need 49 products per pair of channels and not 256:
+A 1-D correlation of `m` outputs with an `r`-tap filter is a product of two polynomials. Evaluated
+at `n = m + r - 1` points, it takes `n` multiplications instead of `m * r`. Nested in two
+dimensions, 4x4 outputs of a 4x4 filter take 49 multiplications per pair of channels instead of
+256:
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A        (Lavin and Gray, CVPR 2016)
 
-The transforms are derived here in rational arithmetic. On a CPU, where products are what a
-convolution costs, this is several times faster than XLA's direct convolution; its gradients use
-the transposes of the same transforms, so they save as much.
+The transforms are derived here in rational arithmetic. On a CPU, multiplications dominate the cost
+of a convolution, so this is several times faster than XLA's direct convolution. The gradients use
+the transposes of the same transforms and save as much.
 
-Arrays in the transformed domain are kept as `n x n` separate `[tiles, channels]` matrices:
-separate 2-D products run at twice the rate of one batched product.
+Arrays in the transformed domain are stored as `n x n` separate `[tiles, channels]` matrices:
+separate 2-D products run twice as fast as one batched product.
 """
 
 from collections.abc import Sequence
@@ -25,17 +26,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Evaluation points, the point at infinity being added to them. With these, the error of a 4x4
-# output tile in float32 is about 5e-6 of the output's maximum for 4 taps and 2e-6 for 3.
+# Evaluation points; the point at infinity is added to them. With these, the float32 error of a 4x4
+# output tile is about 5e-6 of the largest output for 4 taps and 2e-6 for 3.
 _POINTS = tuple(map(Fraction, ("0", "1", "-1", "2", "-1/2", "-2", "1/2", "3/2", "-3/2", "2/3")))
 
-OUTPUT_TILE = 4
+OUTPUT_TILE = 4  # height and width of a tile of outputs
 
 _Grid = list[list[Array]]  # n x n matrices [tiles, channels]
 
 
 class Transforms(NamedTuple):
-    """The three matrices of F(m, r), in float64 but exact as long as fractions of 2 and 3 are.
+    """The three matrices of F(m, r), in float64; exact up to the rounding of fractions.
 
     Attributes:
       output: A^T, `[m, n]`.
@@ -52,19 +53,22 @@ class Transforms(NamedTuple):
 def transforms(m: int, r: int) -> Transforms:
     """Derives the transforms of F(m, r) exactly.
 
-    With V the square Vandermonde matrix of the points, the products of two evaluated polynomials
-    are interpolated by V^-1; the transposed algorithm (Tellegen) computes the correlation, with
-    B^T = V^-T. Each row of B^T is scaled to integers and the scale moved into G, which keeps the
-    input transform, the one done most often, to small whole coefficients.
+    Let V be the square Vandermonde matrix of the points. V^-1 interpolates the product of two
+    evaluated polynomials. The transposed algorithm (Tellegen) computes the correlation, with
+    B^T = V^-T. Each row of B^T is scaled to integers and the scale is moved into G: the input
+    transform, which is computed most often, then has small whole coefficients.
 
     Args:
       m: outputs of a tile along one dimension.
-      r: taps of the filter along one dimension; `m + r - 2` points are needed.
+      r: taps of the filter along one dimension.
+
+    Raises:
+      ValueError: the `m + r - 2` points that are needed are more than the table holds.
     """
     n = m + r - 1
     points = _POINTS[: n - 1]
     if len(points) < n - 1:
-        raise ValueError(f"F({m}, {r}) needs {n - 1} points, of which {len(points)} are tabled")
+        raise ValueError(f"F({m}, {r}) needs {n - 1} points, but the table holds {len(points)}")
     evaluate_output = _vandermonde(points, m)
     evaluate_kernel = _vandermonde(points, r)
     inverse = _inverse(_vandermonde(points, n))
@@ -83,7 +87,7 @@ def _vandermonde(points: Sequence[Fraction], columns: int) -> list[list[Fraction
 
 
 def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
-    """Gauss-Jordan elimination over the rationals."""
+    """Inverts a matrix by Gauss-Jordan elimination over the rationals."""
     n = len(matrix)
     rows = [row + [Fraction(int(i == j)) for j in range(n)] for i, row in enumerate(matrix)]
     for c in range(n):
@@ -101,12 +105,12 @@ def _floats(rows: Sequence[Sequence[Fraction]]) -> Float[np.ndarray, "a b"]:
 
 
 def _combine(coefficients: Float[np.ndarray, " _n"], terms: Sequence[Array]) -> Array:
-    """The linear combination of `terms`, written out so that XLA fuses it into one loop."""
+    """Computes a linear combination of `terms`, written out so that XLA fuses it into one loop."""
     total = None
     for coefficient, term in zip(coefficients, terms, strict=True):
         if coefficient == 0:
             continue
-        # Python scalars are weakly typed: they keep the dtype of the term.
+        # Python scalars are weakly typed: the product keeps the dtype of the term.
         scaled = term if coefficient == 1 else float(coefficient) * term
         total = scaled if total is None else total + scaled
     assert total is not None
@@ -118,7 +122,7 @@ def _tile_counts(height: int, width: int) -> tuple[int, int]:
 
 
 def _transform_input(x: Array, n: int, matrix: np.ndarray) -> _Grid:
-    """B^T d B for every tile of an input padded to whole tiles and one more."""
+    """Computes B^T d B for every tile of an input that is padded to whole tiles and one more."""
     m = OUTPUT_TILE
     batch, height, width, channels = x.shape
     th, tw = height // m - 1, width // m - 1
@@ -135,13 +139,13 @@ def _transform_input(x: Array, n: int, matrix: np.ndarray) -> _Grid:
 
 
 def _transform_kernel(kernel: Array, matrix: np.ndarray) -> _Grid:
-    """G g G^T, `n x n` matrices `[in, out]`."""
+    """Computes G g G^T: `n x n` matrices `[in, out]`."""
     rows = [_combine(g, list(kernel)) for g in matrix]
     return [[_combine(g, list(row)) for g in matrix] for row in rows]
 
 
 def _interleave(phases: _Grid) -> Array:
-    """`m x m` arrays `[n, th, tw, c]`, one a position inside the tile, to `[n, th*m, tw*m, c]`."""
+    """Merges `m x m` arrays `[n, th, tw, c]`, one per position in a tile: `[n, th*m, tw*m, c]`."""
     m = len(phases)
     batch, th, tw, channels = phases[0][0].shape
     stacked = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
@@ -172,24 +176,24 @@ def cook_toom_convolution(
 
     Args:
       x: images, channels last, at least as large as the kernel.
-      kernel: filters of 2 to 7 taps a side.
+      kernel: square filters of 2x2 to 7x7.
 
     Returns:
-      `[n, h - r + 1, w - r + 1, k]`, equal to `lax.conv_general_dilated` up to rounding: in
-      float32 to about 1e-5 of the largest output. Not meant for bfloat16, whose rounding the
-      transforms amplify beyond use.
+      `[n, h - r + 1, w - r + 1, k]`. In float32 it equals `lax.conv_general_dilated` up to about
+      1e-5 of the largest output. Do not use it with bfloat16: the transforms amplify its rounding
+      errors too much.
     """
     return _forward(x, kernel)[0]
 
 
 def _convolution_forward(x: Array, kernel: Array):
     y, v, u = _forward(x, kernel)
-    # Only shapes are needed of these: arrays without elements carry them through the residuals.
+    # The backward pass needs only the shapes of these: empty arrays carry them.
     return y, (v, u, jnp.zeros((*x.shape, 0)), jnp.zeros((*kernel.shape, 0)))
 
 
 def _overlap(low: Array, high: Array | None, axis: int) -> Array:
-    """Adds what a tile and its predecessor along `axis` contribute to the same positions."""
+    """Adds the contributions of a tile and its predecessor along `axis` to the same positions."""
 
     def pad(term: Array, before: int, after: int) -> Array:
         return jnp.pad(term, [(before, after) if i == axis else (0, 0) for i in range(term.ndim)])
@@ -198,7 +202,7 @@ def _overlap(low: Array, high: Array | None, axis: int) -> Array:
 
 
 def _convolution_backward(residuals, dy: Array) -> tuple[Array, Array]:
-    """The transposes of the three transforms, in the reverse order."""
+    """Applies the transposes of the three transforms in reverse order."""
     v, u, x_shape, kernel_shape = residuals
     batch, height, width, channels, _ = x_shape.shape
     r = kernel_shape.shape[0]

@@ -1,13 +1,13 @@
-// Convolutions of float32 images, and their gradients, on a CPU, in two ways:
+// Convolutions of float32 images, and their gradients, on a CPU, by two algorithms:
 //
-// - Cook-Toom filtering, for a stride of 1 and kernels of 3 or 4 taps a side. What cook_toom.py
-//   does with XLA's operations, in one pass over memory: a block of tiles is transformed, multiplied
-//   and transformed back while it is in the cache. The transforms' matrices come from cook_toom.py
-//   (`Transform<taps>` is written before this text when it is compiled).
+// - Cook-Toom filtering, for a stride of 1 and kernels of 3x3 or 4x4. It computes the same as
+//   cook_toom.py, in one pass over memory: a block of tiles is transformed, multiplied and
+//   transformed back while it is in the cache. The matrices of the transforms are from
+//   cook_toom.py: native_build.py prepends `Transform<taps>` to this text before it is compiled.
 // - Products with patches, for square kernels of any size and any stride.
 //
-// Images are channels last. Numbers of output channels are multiples of kPanel, for filtering those
-// of input channels too.
+// Images are channels last. Numbers of output channels are multiples of kPanel; for filtering, so
+// are those of input channels.
 
 #include <algorithm>
 #include <atomic>
@@ -34,7 +34,7 @@ using Index = int64_t;
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kRows = 12;  // of a block of products: 24 of 32 registers hold its sums
+constexpr int kRows = 12;  // of a block of products: its sums take 24 of 32 registers
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
 constexpr int kRows = 6;  // 12 of 16 registers
@@ -43,12 +43,12 @@ constexpr int kLanes = 4;
 constexpr int kRows = 6;
 #endif
 constexpr int kColumns = 2 * kLanes;  // of a block of products
-constexpr int kPanel = 32;            // channels stored side by side in a transformed kernel
-constexpr int kTile = 4;              // outputs of a tile, a side
-constexpr Index kBlock = 52;          // tiles transformed at once: what fits the L2 cache
+constexpr int kPanel = 32;            // channels in a block of a transformed kernel (CHANNEL_BLOCK)
+constexpr int kTile = 4;              // height and width of a tile of outputs
+constexpr Index kBlock = 52;          // tiles transformed at once: they fit in the L2 cache
 constexpr Index kChunk = 128;         // tiles summed at once in a gradient
-constexpr size_t kPage = 1 << 21;     // of memory: with small ones addresses are looked up too often
-constexpr Index kSkew = 16;           // keeps rows from falling on the same lines of the L1 cache
+constexpr size_t kPage = 1 << 21;     // huge pages, in bytes: small ones cause TLB misses
+constexpr Index kSkew = 16;           // padding of rows: else they share lines of the L1 cache
 
 using Vector = float __attribute__((vector_size(kLanes * 4)));
 using Loose = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -58,8 +58,8 @@ inline void store(float* p, Vector v) { *reinterpret_cast<Loose*>(p) = v; }
 
 // ---- Memory and threads -------------------------------------------------------------------------
 
-// Memory that is kept from call to call: fresh memory costs a page fault every 4 kB. Throws
-// std::bad_alloc where there is none, which `attempt` makes an error of XLA's.
+// Memory that is reused by later calls: new memory costs a page fault per 4 kB. Throws
+// std::bad_alloc if there is none left, which `attempt` turns into an error of XLA.
 class Scratch {
  public:
   explicit Scratch(Index floats) {
@@ -100,7 +100,7 @@ class Scratch {
     Index floats = 0;
   };
   static std::vector<Buffer>& free_list() {
-    static auto* kept = new std::vector<Buffer>;  // by size; never destroyed, threads may outlive
+    static auto* kept = new std::vector<Buffer>;  // by size; not destroyed: threads may outlive it
     return *kept;
   }
   static std::mutex& mutex() {
@@ -110,9 +110,9 @@ class Scratch {
   Buffer buffer_;
 };
 
-// Does tasks 0 to count - 1 on XLA's threads and this one; returns when all are done. This thread
-// works too, so it ends even if no other thread is free. A task may throw std::bad_alloc, which
-// would end the process on a thread of XLA's: it is thrown here instead.
+// Runs tasks 0 to count - 1 on XLA's threads and on this one; returns when all are done. As this
+// thread works too, it finishes even if no other thread is free. A task may throw std::bad_alloc.
+// On one of XLA's threads that would end the process, so it is caught there and thrown here.
 void in_parallel(ffi::ThreadPool& pool, Index count, const std::function<void(Index)>& task) {
   struct Shared {
     std::atomic<Index> next{0};
@@ -122,20 +122,20 @@ void in_parallel(ffi::ThreadPool& pool, Index count, const std::function<void(In
     std::condition_variable all_done;
   };
   auto shared = std::make_shared<Shared>();
-  // Claims tasks until none is left: a thread that comes late finds none and never reads `task`,
-  // which is gone by then.
+  // Claims tasks until none is left. A thread that starts late finds none and never reads `task`,
+  // which no longer exists by then.
   auto work = [shared, count, &task] {
-    Index mine = 0;
-    for (Index i; (i = shared->next.fetch_add(1)) < count; ++mine) {
+    Index claimed = 0;
+    for (Index i; (i = shared->next.fetch_add(1)) < count; ++claimed) {
       try {
         task(i);
       } catch (const std::bad_alloc&) {
         shared->failed = true;
       }
     }
-    if (mine == 0) return;
+    if (claimed == 0) return;
     const std::lock_guard<std::mutex> lock(shared->mutex);
-    shared->done += mine;
+    shared->done += claimed;
     if (shared->done == count) shared->all_done.notify_all();
   };
   const Index others = std::min<Index>(pool.num_threads(), count) - 1;
@@ -148,7 +148,7 @@ void in_parallel(ffi::ThreadPool& pool, Index count, const std::function<void(In
 
 // ---- Transforms ---------------------------------------------------------------------------------
 
-// Row I of the matrix M times x, without the terms whose coefficient is zero.
+// sum + row I of the matrix M times x. Terms whose coefficient is zero are omitted.
 template <class M, int I, int J = 0>
 inline Vector row_times(const Vector* x, int step, Vector sum) {
   if constexpr (J == M::columns) {
@@ -168,7 +168,7 @@ inline void times(const Vector* x, int x_step, Vector* y, int y_step) {
   }
 }
 
-// M x M^T.
+// y = M x M^T.
 template <class M>
 inline void both_sides(const Vector* x, Vector* y) {
   Vector half[M::rows * M::columns];
@@ -181,7 +181,7 @@ struct Images {
   explicit Images(ffi::Span<const int64_t> d) : count(d[0]), height(d[1]), width(d[2]), channels(d[3]) {}
 };
 
-// The tiles that cover all outputs, numbered through all images.
+// The tiles that cover all outputs, numbered consecutively over all images.
 struct Tiles {
   Index rows, columns, count;
   explicit Tiles(const Images& outputs)
@@ -190,7 +190,8 @@ struct Tiles {
         count(outputs.count * rows * columns) {}
 };
 
-// SIDE x SIDE pixels of an image from (top, left) on, zeros outside it, `kLanes` channels each.
+// Loads SIDE x SIDE pixels of an image, from (top, left), `kLanes` channels of each; pixels outside
+// the image are zero.
 template <int SIDE>
 inline void load_window(const float* image, const Images& d, Index top, Index left, Index channel,
                         Vector* window) {
@@ -211,9 +212,9 @@ inline void load_window(const float* image, const Images& d, Index top, Index le
     }
 }
 
-// Transforms windows of `images` that lie kTile apart, the first `pad` pixels above and left of
-// the image, for the tiles first to first + count - 1. Element p of the result (of N * N), tile t,
-// channel c goes to out[p * position + t * tile + (c / kPanel) * panel + c % kPanel].
+// Transforms the windows of the tiles first to first + count - 1. Windows are kTile pixels apart;
+// the first starts `pad` pixels above and left of the image. Element p of the result (of N * N) for
+// tile t and channel c goes to out[p * position + t * tile + (c / kPanel) * panel + c % kPanel].
 template <class M>
 void transform_windows(const float* images, const Images& d, const Tiles& tiles, Index pad,
                        Index first, Index count, float* out, Index position, Index tile,
@@ -237,8 +238,8 @@ void transform_windows(const float* images, const Images& d, const Tiles& tiles,
 
 // ---- Products -----------------------------------------------------------------------------------
 
-// A matrix, or the part of one from `data` on.
-struct Left {  // any strides, if one of them is 1
+// Matrices, or parts of matrices that start at `data`.
+struct Left {  // any strides, of which one is 1
   const float* data;
   Index row, column;
 };
@@ -251,7 +252,7 @@ struct Sums {
   Index row;
 };
 
-// sums[ROWS, kColumns] = a[ROWS, depth] b[depth, kColumns], added to what is there if `add`.
+// sums[ROWS, kColumns] = a[ROWS, depth] b[depth, kColumns], or += if `add`.
 template <int ROWS>
 inline void multiply(Left a, Right b, Index depth, Sums sums, bool add) {
   Vector s[ROWS][2];
@@ -284,7 +285,7 @@ inline void multiply_fewer(Index rows, Left a, Right b, Index depth, Sums sums, 
   }
 }
 
-// The same for any number of rows and a panel of columns.
+// The same for any part of rows, and a panel (kPanel columns).
 inline void multiply_panel(Left a, Right b, Index depth, Index rows, Sums sums, bool add) {
   for (int j = 0; j < kPanel; j += kColumns) {
     const Right part{b.data + j, b.row};
@@ -303,7 +304,7 @@ inline void multiply_panel(Left a, Right b, Index depth, Index rows, Sums sums, 
 
 // ---- The operations -----------------------------------------------------------------------------
 
-// kernel [R, R, in, out] to [N * N, out / kPanel, in, kPanel].
+// Transforms a kernel [R, R, in, out] to [N * N, out / kPanel, in, kPanel].
 template <int R>
 void transform_kernel(ffi::ThreadPool& pool, const float* kernel, Index in, Index out,
                       float* transformed) {
@@ -320,23 +321,24 @@ void transform_kernel(ffi::ThreadPool& pool, const float* kernel, Index in, Inde
   });
 }
 
-// What becomes of a convolution's outputs before they are written.
-struct Finish {
+// What is applied to a convolution's outputs before they are written, in this order.
+struct Epilogue {
   const float* bias = nullptr;  // of each channel
   bool relu = false;
-  bool pool = false;  // 2x2 means of the above, a last odd row or column left out
+  bool pool = false;  // 2x2 means of the above; a last odd row or column is dropped
 };
 
-inline Vector finished(Vector z, Vector bias, bool relu) {
+inline Vector apply_epilogue(Vector z, Vector bias, bool relu) {
   z += bias;
   return relu ? (z < 0.0f ? Vector{} : z) : z;  // NaN stays NaN
 }
 
-// Filters with the output channels from `panel` * kPanel on, of a kernel that has `panels` panels.
+// Computes out.channels output channels, from channel first_panel * kPanel of a transformed kernel
+// that has `panels` panels.
 template <int R>
 void filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float* kernel,
             Index first_panel, Index panels, float* y, const Images& out, Index pad,
-            const Finish& finish) {
+            const Epilogue& epilogue) {
   using B = typename Transform<R>::Input;
   using A = typename Transform<R>::Output;
   constexpr int N = B::rows;
@@ -347,8 +349,8 @@ void filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float
   const Index size = (tiles.count + blocks - 1) / blocks;
   blocks = (tiles.count + size - 1) / size;
   const Index row = in.channels + kSkew, position = size * row, sums = size * kPanel + kSkew;
-  // What is written: the outputs, or means of four.
-  const int step = finish.pool ? 2 : 1;
+  // Size of the result: of the outputs, or of the means of four.
+  const int step = epilogue.pool ? 2 : 1;
   const Index rows = out.height / step, columns = out.width / step;
 
   in_parallel(pool, blocks, [&](Index block) {
@@ -376,15 +378,15 @@ void filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float
           Vector z[N * N], tile[kTile * kTile];
           for (int p = 0; p < N * N; ++p) z[p] = load(products + p * sums + t * kPanel + c);
           both_sides<A>(z, tile);
-          if (finish.bias != nullptr) {
-            const Vector bias = load(finish.bias + channel);
-            for (Vector& v : tile) v = finished(v, bias, finish.relu);
+          if (epilogue.bias != nullptr) {
+            const Vector bias = load(epilogue.bias + channel);
+            for (Vector& v : tile) v = apply_epilogue(v, bias, epilogue.relu);
           }
           for (Index a = 0; a < height; ++a)
             for (Index b = 0; b < width; ++b) {
               const Vector* v = tile + (a * kTile + b) * step;
               store(corner + (a * columns + b) * out.channels + channel,
-                    finish.pool ? 0.25f * (v[0] + v[1] + v[kTile] + v[kTile + 1]) : v[0]);
+                    epilogue.pool ? 0.25f * (v[0] + v[1] + v[kTile] + v[kTile + 1]) : v[0]);
             }
         }
       }
@@ -409,15 +411,15 @@ void dense_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& 
   float* ys = xs + N * N * x_position;
   float* us = ys + N * N * y_position;
   const Index panels = out.channels / kPanel;
-  constexpr Index kShare = 8;  // tiles of a task
+  constexpr Index kShare = 8;  // tiles per task
 
   for (Index first = 0; first < tiles.count; first += chunk) {
     const Index count = std::min(chunk, tiles.count - first);
     in_parallel(pool, (count + kShare - 1) / kShare, [&](Index i) {
-      const Index from = i * kShare, some = std::min(kShare, count - from);
-      transform_windows<B>(x, in, tiles, pad, first + from, some, xs + from * row, x_position, row,
+      const Index from = i * kShare, part = std::min(kShare, count - from);
+      transform_windows<B>(x, in, tiles, pad, first + from, part, xs + from * row, x_position, row,
                            kPanel);
-      transform_windows<A>(dy, out, tiles, 0, first + from, some, ys + from * kPanel, y_position,
+      transform_windows<A>(dy, out, tiles, 0, first + from, part, ys + from * kPanel, y_position,
                            kPanel, y_panel);
     });
     in_parallel(pool, N * N * panels, [&](Index i) {
@@ -439,18 +441,19 @@ void dense_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& 
   });
 }
 
-// ---- Gradients that are nearly all zero ---------------------------------------------------------
+// ---- Gradients that are mostly zero -------------------------------------------------------------
 
-// The hard feature loss sends back one gradient in a thousand: those are worked off one by one.
+// The hard feature loss has a non-zero gradient for one feature in a thousand. These are propagated
+// one by one.
 struct Entry {
   Index image, top, left, channel;
   float value;
 };
 
-// The entries of dy that are not zero, channel by channel; false if they are not few.
+// Collects the non-zero entries of dy, ordered by channel; false if there are more than 1 in 64.
 bool few_entries(const float* dy, const Images& d, std::vector<Entry>& entries) {
   const Index size = d.count * d.height * d.width * d.channels;
-  std::vector<Index> found;
+  std::vector<Index> indices;
   constexpr Index kRun = 64;
   for (Index from = 0; from < size; from += kRun) {  // sizes are multiples of kPanel
     const Index to = std::min(size, from + kRun);
@@ -458,10 +461,10 @@ bool few_entries(const float* dy, const Images& d, std::vector<Entry>& entries) 
     for (Index i = from; i < to; ++i) any |= dy[i] != 0.0f;
     if (!any) continue;
     for (Index i = from; i < to; ++i)
-      if (dy[i] != 0.0f) found.push_back(i);
-    if (static_cast<Index>(found.size()) * 64 > size) return false;
+      if (dy[i] != 0.0f) indices.push_back(i);
+    if (static_cast<Index>(indices.size()) * 64 > size) return false;
   }
-  for (const Index i : found) {
+  for (const Index i : indices) {
     const Index pixel = i / d.channels, row = pixel / d.width;
     entries.push_back({row / d.height, row % d.height, pixel % d.width, i % d.channels, dy[i]});
   }
@@ -470,10 +473,10 @@ bool few_entries(const float* dy, const Images& d, std::vector<Entry>& entries) 
   return true;
 }
 
-// dx of a convolution with `turned`, its kernel turned by half a circle: [R, R, out, in].
+// dx of a convolution; `flipped` is its kernel rotated by 180 degrees: [R, R, out, in].
 template <int R>
 void sparse_input_gradient(ffi::ThreadPool& pool, const std::vector<Entry>& entries,
-                           const float* turned, Index out_channels, float* dx, const Images& in,
+                           const float* flipped, Index out_channels, float* dx, const Images& in,
                            Index pad) {
   const Index channels = in.channels;
   in_parallel(pool, channels / kPanel, [&](Index panel) {
@@ -485,7 +488,8 @@ void sparse_input_gradient(ffi::ThreadPool& pool, const std::vector<Entry>& entr
           const Index y = e.top + a - pad, x = e.left + b - pad;
           if (y < 0 || x < 0 || y >= in.height || x >= in.width) continue;
           const Index tap = (R - 1 - a) * R + R - 1 - b;
-          const float* from = turned + (tap * out_channels + e.channel) * channels + panel * kPanel;
+          const float* from =
+              flipped + (tap * out_channels + e.channel) * channels + panel * kPanel;
           float* to = dx + ((e.image * in.height + y) * in.width + x) * channels + panel * kPanel;
           for (int c = 0; c < kPanel; c += kLanes)
             store(to + c, load(to + c) + e.value * load(from + c));
@@ -499,7 +503,7 @@ void sparse_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images&
                             float* d_kernel, Index pad) {
   const Index rows = R * R * in.channels;
   in_parallel(pool, out_channels / kPanel, [&](Index panel) {
-    const Scratch scratch(kPanel * rows);  // [kPanel, rows]: one filter after the other
+    const Scratch scratch(kPanel * rows);  // [kPanel, rows]: one filter after another
     std::fill_n(scratch.data(), kPanel * rows, 0.0f);
     const auto first = std::lower_bound(
         entries.begin(), entries.end(), panel * kPanel,
@@ -531,23 +535,23 @@ void kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& in, co
 
 template <int R>
 void input_gradient(ffi::ThreadPool& pool, const float* dy, const Images& out,
-                    const float* turned, float* dx, const Images& in, Index pad) {
+                    const float* flipped, float* dx, const Images& in, Index pad) {
   std::vector<Entry> entries;
   if (few_entries(dy, out, entries))
-    return sparse_input_gradient<R>(pool, entries, turned, out.channels, dx, in, pad);
+    return sparse_input_gradient<R>(pool, entries, flipped, out.channels, dx, in, pad);
   constexpr int N = Transform<R>::Kernel::rows;
   const Scratch transformed(N * N * in.channels * out.channels);
-  transform_kernel<R>(pool, turned, out.channels, in.channels, transformed.data());
+  transform_kernel<R>(pool, flipped, out.channels, in.channels, transformed.data());
   filter<R>(pool, dy, out, transformed.data(), 0, in.channels / kPanel, dx, in, R - 1 - pad, {});
 }
 
 // ---- Patches ------------------------------------------------------------------------------------
 
-// The patches that a row of outputs sees, one after the other: [out.width, side * side * channels].
+// Copies the patches of a row of outputs: [out.width, side * side * channels].
 void gather_patches(const float* x, const Images& in, const Images& out, Index row, Index side,
                     Index stride, float* patches) {
   const Index image = row / out.height, top = row % out.height * stride;
-  const Index length = side * in.channels;  // of a patch's row, contiguous in the image
+  const Index length = side * in.channels;  // of a row of a patch, which is contiguous in the image
   const float* corner = x + (image * in.height + top) * in.width * in.channels;
   for (Index i = 0; i < out.width; ++i)
     for (Index a = 0; a < side; ++a)
@@ -557,9 +561,9 @@ void gather_patches(const float* x, const Images& in, const Images& out, Index r
 
 // The kernel is [out / kPanel, side * side * in, kPanel].
 void patch_filter(ffi::ThreadPool& pool, const float* x, const Images& in, const float* kernel,
-                  Index side, Index stride, float* y, const Images& out, const Finish& finish) {
+                  Index side, Index stride, float* y, const Images& out, const Epilogue& epilogue) {
   const Index depth = side * side * in.channels;
-  const int step = finish.pool ? 2 : 1;
+  const int step = epilogue.pool ? 2 : 1;
   const Index rows = out.height / step, columns = out.width / step, pixels = step * out.width;
   in_parallel(pool, out.count * rows, [&](Index row) {
     const Scratch scratch(pixels * (depth + kPanel));
@@ -574,12 +578,12 @@ void patch_filter(ffi::ThreadPool& pool, const float* x, const Images& in, const
       for (Index i = 0; i < columns; ++i)
         for (int c = 0; c < kPanel; c += kLanes) {
           const Index channel = panel * kPanel + c;
-          const Vector bias = load(finish.bias + channel);
+          const Vector bias = load(epilogue.bias + channel);
           const auto at = [&](Index pixel) {
-            return finished(load(products + pixel * kPanel + c), bias, finish.relu);
+            return apply_epilogue(load(products + pixel * kPanel + c), bias, epilogue.relu);
           };
           Vector v = at(i * step);
-          if (finish.pool) {
+          if (epilogue.pool) {
             const Index below = out.width + 2 * i;
             v = 0.25f * (v + at(2 * i + 1) + at(below) + at(below + 1));
           }
@@ -618,7 +622,7 @@ void patch_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& 
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
 
-// XLA is compiled without exceptions: none may reach it.
+// XLA is compiled without exceptions, so none may reach it.
 template <class Work>
 ffi::Error attempt(const Work& work) {
   try {
@@ -652,11 +656,11 @@ ffi::Error filter_call(ffi::ThreadPool pool, Array x, Array kernel, Array bias, 
   });
 }
 
-ffi::Error input_gradient_call(ffi::ThreadPool pool, Array dy, Array turned, Result dx,
+ffi::Error input_gradient_call(ffi::ThreadPool pool, Array dy, Array flipped, Result dx,
                                int64_t pad) {
-  auto* const run = turned.dimensions()[0] == 3 ? input_gradient<3> : input_gradient<4>;
+  auto* const run = flipped.dimensions()[0] == 3 ? input_gradient<3> : input_gradient<4>;
   return attempt([&] {
-    run(pool, dy.typed_data(), Images(dy.dimensions()), turned.typed_data(), dx->typed_data(),
+    run(pool, dy.typed_data(), Images(dy.dimensions()), flipped.typed_data(), dx->typed_data(),
         Images(dx->dimensions()), pad);
   });
 }

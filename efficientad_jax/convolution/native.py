@@ -1,8 +1,9 @@
-"""Convolutions on a CPU by the package's own C++ (`native.cc`), with gradients.
+"""Convolutions on CPU by the package's own C++ (`native.cc`), with gradients.
 
-Two ways, as in `efficientad_jax.convolution`: Cook-Toom filtering, and products with patches.
-Both need `native_library()` to be True, float32, and numbers of channels as said. Each adds the
-bias, and where asked applies ReLU and averages 2x2 outputs, before anything is written to memory.
+There are two algorithms, as in `efficientad_jax.convolution`: Cook-Toom filtering, and products
+with patches. Both need `native_library()` to be True, float32 arrays, and the numbers of channels
+that each function states. Each adds the bias and applies the epilogue (ReLU, 2x2 average pooling)
+before it writes to memory.
 """
 
 from functools import partial
@@ -15,38 +16,44 @@ from jaxtyping import Array, Float
 
 from efficientad_jax.convolution.native_build import TAPS
 
-# Channels are worked on in groups of so many.
-PANEL = 32
+# The C++ computes output channels in blocks of this many (`kPanel` there).
+CHANNEL_BLOCK = 32
 
 
-class Finish(NamedTuple):
-    """What becomes of a convolution's outputs, the bias being added.
+class Epilogue(NamedTuple):
+    """What is applied to a convolution's outputs after the bias, in this order.
 
     Attributes:
-      relu: whether negative ones become 0.
-      pool: whether 2x2 of them, two apart, are averaged then; a last odd row or column is left out.
+      relu: whether negative values become 0.
+      pool: whether to average non-overlapping 2x2 windows; a last odd row or column is dropped.
     """
 
     relu: bool = False
     pool: bool = False
 
 
-PLAIN = Finish()
+NO_EPILOGUE = Epilogue()
 
 
 def suits_filtering(kernel: Float[Array, "kh kw c k"]) -> bool:
-    """Whether `native_filter` takes this kernel."""
+    """Whether `native_filter` supports this kernel."""
     height, width, channels, out = kernel.shape
-    return height == width and height in TAPS and not channels % PANEL and not out % PANEL
+    return (
+        height == width
+        and height in TAPS
+        and not channels % CHANNEL_BLOCK
+        and not out % CHANNEL_BLOCK
+    )
 
 
 def suits_patches(kernel: Float[Array, "kh kw c k"]) -> bool:
-    """Whether `native_patch_filter` takes this kernel."""
+    """Whether `native_patch_filter` supports this kernel."""
     height, width, _, out = kernel.shape
-    return height == width and not out % PANEL
+    return height == width and not out % CHANNEL_BLOCK
 
 
 def _call(name: str, shape: tuple[int, ...], *arrays: Array, **sizes: int) -> Array:
+    """Calls a C++ function, which returns a float32 array of this shape."""
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
     call = jax.ffi.ffi_call(f"efficientad_{name}", result, vmap_method="sequential")
     return call(*arrays, **{name: np.int64(size) for name, size in sizes.items()})
@@ -55,37 +62,44 @@ def _call(name: str, shape: tuple[int, ...], *arrays: Array, **sizes: int) -> Ar
 # ---- Cook-Toom filtering -------------------------------------------------------------------------
 
 
-def prepare_filter(kernel: Float[Array, "r r c k"]) -> Float[Array, "p b c 32"]:
-    """The kernel as `prepared_filter` takes it: transformed, in groups of output channels."""
+def transform_filter_kernel(kernel: Float[Array, "r r c k"]) -> Float[Array, "p b c 32"]:
+    """Transforms a kernel for `native_filter_transformed`.
+
+    Returns:
+      `[(r + 3)**2, k / 32, c, 32]`: for each position of the transformed kernel, its values in
+      blocks of output channels.
+    """
     taps, _, channels, out = kernel.shape
-    return _call("transform_kernel", ((taps + 3) ** 2, out // PANEL, channels, PANEL), kernel)
+    shape = ((taps + 3) ** 2, out // CHANNEL_BLOCK, channels, CHANNEL_BLOCK)
+    return _call("transform_kernel", shape, kernel)
 
 
-def prepared_filter(
+def native_filter_transformed(
     x: Float[Array, "n h w c"],
-    prepared: Float[Array, "p b c 32"],
+    transformed: Float[Array, "p b c 32"],
     bias: Float[Array, " k"],
+    *,
     padding: int,
-    finish: Finish = PLAIN,
+    epilogue: Epilogue = NO_EPILOGUE,
     first_channel: int = 0,
 ) -> Float[Array, "n oh ow k"]:
-    """`native_filter`, which this is without gradients, of a kernel prepared beforehand.
+    """Computes `native_filter` with a kernel that is already transformed; it has no gradients.
 
     Args:
       x: float32 images, `c` a multiple of 32.
-      prepared: of `prepare_filter`.
-      bias: of the output channels to compute.
+      transformed: the result of `transform_filter_kernel`.
+      bias: of the output channels to compute; their number is a multiple of 32.
       padding: rows and columns of zeros around the images, fewer than taps.
-      finish: what becomes of the outputs.
-      first_channel: where those begin among the kernel's; a multiple of 32, as is their number.
+      epilogue: applied to the outputs after the bias.
+      first_channel: index of the first output channel to compute, a multiple of 32.
     """
-    taps = int(np.sqrt(prepared.shape[0])) - 3
+    taps = int(np.sqrt(transformed.shape[0])) - 3
     batch, height, width, _ = x.shape
     grown = 2 * padding - taps + 1
-    step = 2 if finish.pool else 1
+    step = 2 if epilogue.pool else 1
     shape = (batch, (height + grown) // step, (width + grown) // step, *bias.shape)
-    sizes = finish._asdict() | {"taps": taps, "pad": padding, "first": first_channel}
-    return _call("filter", shape, x, prepared, bias, **sizes)
+    sizes = epilogue._asdict() | {"taps": taps, "pad": padding, "first": first_channel}
+    return _call("filter", shape, x, transformed, bias, **sizes)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -93,35 +107,37 @@ def native_filter(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "r r c k"],
     bias: Float[Array, " k"],
-    padding: int,
-    finish: Finish = PLAIN,
+    padding: int,  # positional, as `custom_vjp` requires of `nondiff_argnums`
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> Float[Array, "n oh ow k"]:
-    """Correlates images with a kernel of 3 or 4 taps a side by Cook-Toom filtering, stride 1.
+    """Correlates images with a 3x3 or 4x4 kernel by Cook-Toom filtering, stride 1.
 
     Args:
       x: float32 images, `c` a multiple of 32.
       kernel: float32 filters, `k` a multiple of 32.
       bias: added to each output.
       padding: rows and columns of zeros around the images, fewer than taps.
-      finish: what becomes of the outputs.
+      epilogue: applied to the outputs after the bias.
 
     Returns:
-      `[n, h + 2 padding - r + 1, ..., k]`, half of it where 2x2 are averaged; equal to a direct
-      convolution to about 1e-5 of the largest output.
+      `[n, h + 2 padding - r + 1, ..., k]`, with half the height and width if the epilogue pools.
+      It equals a direct convolution up to about 1e-5 of the largest output.
     """
-    return prepared_filter(x, prepare_filter(kernel), bias, padding, finish)
+    transformed = transform_filter_kernel(kernel)
+    return native_filter_transformed(x, transformed, bias, padding=padding, epilogue=epilogue)
 
 
-def _filter_forward(x: Array, kernel: Array, bias: Array, padding: int, finish: Finish):
-    y = prepared_filter(x, prepare_filter(kernel), bias, padding, finish._replace(pool=False))
-    return _pooled(y, finish), (x, kernel, y if finish.relu else None, _without_elements(y))
+def _filter_forward(x: Array, kernel: Array, bias: Array, padding: int, epilogue: Epilogue):
+    transformed, unpooled = transform_filter_kernel(kernel), epilogue._replace(pool=False)
+    y = native_filter_transformed(x, transformed, bias, padding=padding, epilogue=unpooled)
+    return _pooled(y, epilogue), (x, kernel, y if epilogue.relu else None, _without_elements(y))
 
 
-def _filter_backward(padding: int, finish: Finish, residuals, dy: Array):
+def _filter_backward(padding: int, epilogue: Epilogue, residuals, dy: Array):
     x, kernel, y, unpooled = residuals
-    dy = _before_finish(dy, finish, y, unpooled.shape[:-1])
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    dx = _call("input_gradient", x.shape, dy, turned, pad=padding)
+    dy = _before_epilogue(dy, epilogue, y, shape=unpooled.shape[:-1])
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    dx = _call("input_gradient", x.shape, dy, flipped, pad=padding)
     return dx, _call("kernel_gradient", kernel.shape, x, dy, pad=padding), dy.sum((0, 1, 2))
 
 
@@ -129,28 +145,33 @@ native_filter.defvjp(_filter_forward, _filter_backward)
 
 
 def _without_elements(x: Array) -> Array:
-    """Carries a shape through residuals."""
+    """Makes an empty array that carries the shape of `x` through the residuals."""
     return jnp.zeros((*x.shape, 0))
 
 
-def _pooled(y: Array, finish: Finish) -> Array:
-    if not finish.pool:
+def _pooled(y: Array, epilogue: Epilogue) -> Array:
+    if not epilogue.pool:
         return y
     batch, height, width, channels = y.shape
     y = y[:, : height // 2 * 2, : width // 2 * 2]
     return y.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-def _before_finish(dy: Array, finish: Finish, y: Array | None, shape: tuple[int, ...]) -> Array:
-    """The gradient of a convolution's outputs, of shape `shape`, from that of what became of them.
+def _before_epilogue(
+    dy: Array, epilogue: Epilogue, y: Array | None, *, shape: tuple[int, ...]
+) -> Array:
+    """Propagates a gradient back through an epilogue.
 
     Args:
-      dy: gradient of what became of them.
-      finish: what did.
-      y: outputs after ReLU, None without.
-      shape: of the outputs.
+      dy: gradient with respect to the epilogue's outputs.
+      epilogue: the one that was applied.
+      y: values after its ReLU, None if it has none.
+      shape: of the convolution's outputs.
+
+    Returns:
+      The gradient with respect to the convolution's outputs, of shape `shape`.
     """
-    if finish.pool:
+    if epilogue.pool:
         dy = jnp.repeat(jnp.repeat(0.25 * dy, 2, axis=1), 2, axis=2)
         odd = [(0, outputs - n) for outputs, n in zip(shape, dy.shape, strict=True)]
         dy = jnp.pad(dy, odd)
@@ -160,36 +181,41 @@ def _before_finish(dy: Array, finish: Finish, y: Array | None, shape: tuple[int,
 # ---- Products with patches -----------------------------------------------------------------------
 
 
-def prepare_patches(kernel: Float[Array, "r r c k"]) -> Float[Array, "b d 32"]:
-    """The kernel as `prepared_patch_filter` takes it: in groups of output channels."""
+def transform_patch_kernel(kernel: Float[Array, "r r c k"]) -> Float[Array, "b d 32"]:
+    """Rearranges a kernel for `native_patch_filter_transformed`, in blocks of output channels.
+
+    Returns:
+      `[k / 32, r * r * c, 32]`.
+    """
     out = kernel.shape[3]
-    return kernel.reshape(-1, out // PANEL, PANEL).swapaxes(0, 1)
+    return kernel.reshape(-1, out // CHANNEL_BLOCK, CHANNEL_BLOCK).swapaxes(0, 1)
 
 
-def prepared_patch_filter(
+def native_patch_filter_transformed(
     x: Float[Array, "n h w c"],
-    prepared: Float[Array, "b d 32"],
+    transformed: Float[Array, "b d 32"],
     bias: Float[Array, " k"],
-    side: int,
+    *,
+    kernel_size: int,
     stride: int,
-    finish: Finish = PLAIN,
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> Float[Array, "n oh ow k"]:
-    """`native_patch_filter`, which this is without gradients, of a kernel prepared beforehand.
+    """Computes `native_patch_filter` with a transformed kernel; it has no gradients.
 
     Args:
       x: float32 images.
-      prepared: of `prepare_patches`.
-      bias: of the output channels, a multiple of 32.
-      side: of the kernel, in pixels.
+      transformed: the result of `transform_patch_kernel`.
+      bias: of the output channels; their number is a multiple of 32.
+      kernel_size: height and width of the kernel, in pixels.
       stride: step in both dimensions, in pixels.
-      finish: what becomes of the outputs.
+      epilogue: applied to the outputs after the bias.
     """
     batch, height, width, _ = x.shape
-    step = 2 if finish.pool else 1
-    rows, columns = ((size - side) // stride + 1 for size in (height, width))
+    step = 2 if epilogue.pool else 1
+    rows, columns = ((size - kernel_size) // stride + 1 for size in (height, width))
     shape = (batch, rows // step, columns // step, *bias.shape)
-    sizes = finish._asdict() | {"side": side, "stride": stride}
-    return _call("patch_filter", shape, x, prepared, bias, **sizes)
+    sizes = epilogue._asdict() | {"side": kernel_size, "stride": stride}
+    return _call("patch_filter", shape, x, transformed, bias, **sizes)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -197,8 +223,8 @@ def native_patch_filter(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "r r c k"],
     bias: Float[Array, " k"],
-    stride: int,
-    finish: Finish = PLAIN,
+    stride: int,  # positional, as `custom_vjp` requires of `nondiff_argnums`
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> Float[Array, "n oh ow k"]:
     """Correlates images with a kernel, patch by patch, without padding.
 
@@ -207,30 +233,46 @@ def native_patch_filter(
       kernel: float32 filters, `k` a multiple of 32.
       bias: added to each output.
       stride: step in both dimensions, in pixels.
-      finish: what becomes of the outputs.
+      epilogue: applied to the outputs after the bias.
     """
-    return prepared_patch_filter(x, prepare_patches(kernel), bias, kernel.shape[0], stride, finish)
+    return native_patch_filter_transformed(
+        x,
+        transform_patch_kernel(kernel),
+        bias,
+        kernel_size=kernel.shape[0],
+        stride=stride,
+        epilogue=epilogue,
+    )
 
 
-def _patch_filter_forward(x: Array, kernel: Array, bias: Array, stride: int, finish: Finish):
-    made, unpooled = prepare_patches(kernel), finish._replace(pool=False)
-    y = prepared_patch_filter(x, made, bias, kernel.shape[0], stride, unpooled)
-    return _pooled(y, finish), (x, kernel, y if finish.relu else None, _without_elements(y))
+def _patch_filter_forward(x: Array, kernel: Array, bias: Array, stride: int, epilogue: Epilogue):
+    y = native_patch_filter_transformed(
+        x,
+        transform_patch_kernel(kernel),
+        bias,
+        kernel_size=kernel.shape[0],
+        stride=stride,
+        epilogue=epilogue._replace(pool=False),
+    )
+    return _pooled(y, epilogue), (x, kernel, y if epilogue.relu else None, _without_elements(y))
 
 
-def _patch_filter_backward(stride: int, finish: Finish, residuals, dy: Array):
+def _patch_filter_backward(stride: int, epilogue: Epilogue, residuals, dy: Array):
     x, kernel, y, unpooled = residuals
-    dy = _before_finish(dy, finish, y, unpooled.shape[:-1])
-    dx = _spread(dy, kernel, stride, x.shape)
+    dy = _before_epilogue(dy, epilogue, y, shape=unpooled.shape[:-1])
+    dx = _patch_input_gradient(dy, kernel, stride, shape=x.shape)
     d_kernel = _call("patch_kernel_gradient", kernel.shape, x, dy, stride=stride)
     return dx, d_kernel, dy.sum((0, 1, 2))
 
 
-def _spread(dy: Array, kernel: Array, stride: int, shape: tuple[int, ...]) -> Array:
-    """Adds to each pixel what the outputs that saw it send back.
+def _patch_input_gradient(
+    dy: Array, kernel: Array, stride: int, *, shape: tuple[int, ...]
+) -> Array:
+    """Computes the gradient with respect to the images, of shape `shape`.
 
-    In plain XLA: of the networks' layers only small ones need it, as the gradient of an image
-    that nobody asked for is never computed.
+    Each pixel's gradient is the sum over the outputs that it contributes to. XLA computes it:
+    only small layers of the networks need it, as no gradient is taken with respect to the input
+    images.
     """
     side, _, channels, out = kernel.shape
     batch, rows, columns, _ = dy.shape

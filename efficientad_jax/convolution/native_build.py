@@ -1,8 +1,8 @@
-"""Compiles the package's C++ for the processor at hand and makes it known to XLA.
+"""Compiles the package's C++ for the processor of this machine and registers it with XLA.
 
-It is compiled when it is first needed, in a few seconds, and kept in the user's cache folder: only
-a compiler that sees the processor can use all its vector instructions. Without a compiler the
-package works all the same, with XLA's operations in its place.
+It is compiled when it is first needed, which takes a few seconds, and stored in the user's cache
+folder: only a compiler that knows the processor can use all of its vector instructions. Without a
+compiler, XLA's operations are used instead.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ _FUNCTIONS = (
     "patch_filter",
     "patch_kernel_gradient",
 )
-# Kernels of so many taps a side have transforms.
+# Heights (and widths) of the square kernels that have transforms.
 TAPS = (3, 4)
 
 _log = logging.getLogger(__name__)
@@ -40,10 +40,10 @@ _log = logging.getLogger(__name__)
 
 @cache
 def native_library() -> bool:
-    """Whether the C++ can be used; compiles and registers it the first time it is asked.
+    """Whether the C++ can be used; the first call compiles and registers it.
 
-    The environment variable `EFFICIENTAD_JAX_NATIVE=0` says no. `CXX` names the compiler,
-    otherwise it is the first of c++, g++ and clang++ that there is.
+    The environment variable `EFFICIENTAD_JAX_NATIVE=0` switches it off. `CXX` names the compiler;
+    the default is the first of c++, g++ and clang++ that is installed.
     """
     if os.environ.get("EFFICIENTAD_JAX_NATIVE") == "0":
         return False
@@ -51,7 +51,7 @@ def native_library() -> bool:
         library = ctypes.CDLL(str(_compiled()))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", "") or error
-        _log.warning("convolutions run several times slower, without native code: %s", reason)
+        _log.warning("convolutions run several times slower without native code: %s", reason)
         return False
     for name in _FUNCTIONS:
         function = getattr(library, f"efficientad_{name}")
@@ -62,24 +62,27 @@ def native_library() -> bool:
 
 
 def _compiled() -> Path:
-    """The shared library for this source, compiler, processor and jax, compiled if need be."""
+    """Path of the shared library for this source, compiler, processor and version of JAX.
+
+    It is compiled if it is not in the cache.
+    """
     compiler = _compiler()
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True
     ).stdout
     source = _transform_tables() + _SOURCE.read_text()
-    made_of = "\n".join((source, version, " ".join(_FLAGS), processor_features(), jax.__version__))
-    name = hashlib.sha256(made_of.encode()).hexdigest()[:32] + ".so"
+    inputs = "\n".join((source, version, " ".join(_FLAGS), processor_features(), jax.__version__))
+    name = hashlib.sha256(inputs.encode()).hexdigest()[:32] + ".so"
     folder = cache_folder()
     if (folder / name).exists():
         return folder / name
-    _log.info("compiling convolutions for this processor, once")
+    _log.info("compiling the convolutions for this processor (once)")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         text, library = Path(scratch) / "source.cc", Path(scratch) / "library.so"
         text.write_text(source)
         command = [compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), str(text)]
         subprocess.run([*command, "-o", str(library)], check=True, capture_output=True, text=True)
-        # In one move, so that another process finds all of it or nothing.
+        # Renamed, so that another process finds the whole file or none.
         library.replace(folder / name)
     return folder / name
 
@@ -93,7 +96,7 @@ def _compiler() -> str:
 
 
 def _transform_tables() -> str:
-    """The transforms as C++ constants: terms with a zero are left out when it is compiled."""
+    """Writes the transforms as C++ constants, so that the compiler can omit terms that are 0."""
     lines = ["namespace {", "template <int TAPS> struct Transform;"]
     for taps in TAPS:
         t = transforms(OUTPUT_TILE, taps)

@@ -1,1 +1,1 @@
-"""Datasets: decoding, tensorflow-datasets builders, loading."""
+"""Images and datasets: decoding, loading, and the builders of published datasets."""

@@ -1,4 +1,4 @@
-"""What every dataset here consists of, and its form on disk."""
+"""The examples that every dataset consists of, and how tensorflow-datasets stores them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,11 +18,12 @@ class Example(NamedTuple):
     """One image file.
 
     Attributes:
-      image: its path.
+      image: path of the image file.
       name: unique within the dataset, such as `test/crack/017.png`.
       defect: kind of defect, 'good' for none.
-      masks: paths of the masks of its defects.
-      saturations: by the values that mark defects in the masks; None where there are none.
+      masks: paths of the mask files of its defects.
+      saturations: the saturation of each pixel value that marks a defect in the masks; None for a
+        dataset that does not define saturations.
     """
 
     image: Path
@@ -32,7 +33,7 @@ class Example(NamedTuple):
     saturations: Mapping[int, Saturation] | None = None
 
 
-# Images stay as the bytes of their files: this package decodes them, the same way everywhere.
+# Images are stored as the bytes of their files, so that this package decodes all images itself.
 FEATURES = {
     "image": tfds.features.Image(),
     "masks": tfds.features.Sequence(tfds.features.Image()),
@@ -40,24 +41,26 @@ FEATURES = {
     "defect": tfds.features.Text(),
     "name": tfds.features.Text(),
 }
-# One area for each of the masks.
+# One area per mask.
 SATURATION_FEATURES = {"saturation_areas": tfds.features.Sequence(np.float64)}
 
 
 class StoredBytes(tfds.decode.SkipDecoding):
-    """Skips the decoding of images, also of a sequence of them, which the base class cannot."""
+    """Skips the decoding of images and, unlike the base class, of sequences of images."""
 
     def decode_batch_example_np(self, serialized_images: Any) -> Any:
-        """Returns the bytes of each image as they are."""
+        """Returns the bytes of each image unchanged."""
         return serialized_images
 
 
 def generate(examples: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a builder's `_generate_examples` yields, each image being decoded once as a check.
+    """Yields the keys and features that a builder of tensorflow-datasets stores.
+
+    Each image and mask is decoded once, as a check.
 
     Raises:
-      InputError: an image or mask cannot be decoded, a mask has another size than its image, or
-        marks a defect by a value without a saturation.
+      InputError: an image or a mask cannot be decoded, a mask differs in size from its image, or a
+        mask marks a defect by a value without a saturation.
     """
     for example in examples:
         _check_names(example)
@@ -69,7 +72,7 @@ def generate(examples: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"mask {mask}: {mask_size[0]}x{mask_size[1]} pixels, expected the "
                     f"{size[0]}x{size[1]} of its image {example.image}"
                 )
-        record = {
+        features = {
             "image": str(example.image),
             "masks": [str(mask) for mask in example.masks],
             "label": int(example.defect != GOOD),
@@ -77,17 +80,19 @@ def generate(examples: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
             "name": example.name,
         }
         if example.saturations is not None:
-            record["saturation_areas"] = [
+            features["saturation_areas"] = [
                 saturation_area(decode_image(mask)[..., 0], example.saturations, str(mask))
                 for mask in example.masks
             ]
-        yield example.name, record
+        yield example.name, features
 
 
 def _check_names(example: Example) -> None:
-    """Names are stored as text, and files are found by it."""
+    """Refuses paths that cannot be stored as text."""
     for path in (example.image, *example.masks):
         try:
             str(path).encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"image {path}: its path is not UTF-8; rename it") from error
+            raise InputError(
+                f"image {path}: its path is not UTF-8, expected a name that is; rename the file"
+            ) from error

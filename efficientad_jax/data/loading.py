@@ -74,10 +74,10 @@ def load_dataset(
       InputError: dataset, category, a folder or an image cannot be used.
     """
     # Slow to import, and needed for nothing else.
-    from efficientad_jax.data.prepare import prepare
+    from efficientad_jax.data.prepare import write_dataset
 
     builder = _builder(name, category, root, data_dir or None)
-    prepare(builder)
+    write_dataset(builder)
     splits = {split: _load_split(builder, split, image_size) for split in builder.info.splits}
     train = splits["train"]
     test = splits.get("test", _take(train, np.arange(0)))
@@ -114,7 +114,7 @@ def categories_of(name: str, root: str) -> list[str]:
 
     benchmarks = _benchmarks()
     if name in benchmarks:
-        return list(benchmarks[name].benchmark.categories)
+        return list(benchmarks[name].dataset.categories)
     if name == "elpv":
         return list(elpv.CATEGORIES)
     if name == "folder":

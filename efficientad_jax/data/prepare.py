@@ -1,4 +1,4 @@
-"""Datasets are written once, in tensorflow-datasets' form, and by one at a time."""
+"""Writes a dataset's files in the format of tensorflow-datasets, once and one dataset at a time."""
 
 import contextlib
 import io
@@ -12,39 +12,42 @@ from efficientad_jax.errors import InputError
 
 _FORMAT = "array_record"
 
-# What is printed is held back for the whole process, and two threads may want the same dataset.
-_ONE_AT_A_TIME = threading.RLock()
+# Standard output is redirected for the whole process, and two threads may need the same dataset.
+_LOCK = threading.RLock()
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes a builder's array_record files, unless they are there; nothing stays of a failure.
+def write_dataset(builder: tfds.core.DatasetBuilder) -> None:
+    """Writes a builder's array_record files, unless they exist. An error leaves no files behind.
 
     Raises:
-      InputError: an image cannot be used, or the folder cannot be written to.
+      InputError: an image cannot be used, or the folder cannot be written.
     """
     folder = Path(str(builder.data_path))
-    before = _existing_parent(folder)
+    existing = _existing_parent(folder)
     tfds.disable_progress_bar()
     try:
-        # Nothing is downloaded, and what is printed speaks of downloads.
+        # Nothing is downloaded, but tensorflow-datasets prints messages about a download.
         with (
-            _ONE_AT_A_TIME,
+            _LOCK,
             tempfile.TemporaryDirectory() as empty,
             contextlib.redirect_stdout(io.StringIO()),
         ):
             builder.download_and_prepare(download_dir=empty, file_format=_FORMAT)
     except BaseException as error:
-        # tensorflow-datasets has removed its unfinished copy, not the folders around it.
-        _remove_empty(folder.parent, before)
-        # array_record raises RuntimeError where a disk is full.
+        # tensorflow-datasets has removed its unfinished copy, but not the parent folders.
+        _remove_empty(folder.parent, existing)
+        # array_record raises RuntimeError when the disk is full.
         if not isinstance(error, OSError | RuntimeError):
             raise
         if not folder.is_dir():
-            raise InputError(f"dataset folder {folder}: cannot be written ({error})") from error
-        # Another process has prepared the same dataset meanwhile: take that.
+            raise InputError(
+                f"dataset folder {folder}: cannot be written ({error}), expected a folder with "
+                "enough space; set config.dataset.data_dir to another one"
+            ) from error
+        # Another process has written the same dataset in the meantime: use its files.
         builder.info.read_from_directory(str(folder))
     if not builder.info.splits:
-        # Another thread or process has prepared it after this builder was made.
+        # Another thread or process wrote the dataset after this builder was created.
         builder.info.set_file_format(_FORMAT, override=True)
         builder.info.read_from_directory(str(folder))
 

@@ -1,8 +1,9 @@
-"""How much of a defect has to be found for it to count as found in full (MVTec LOCO AD).
+"""Saturation areas: how many pixels of a defect a detector has to mark (MVTec LOCO AD).
 
-A missing cable tie may have been anywhere in a large area: to mark a part of that area is right.
-Bergmann et al., "Beyond Dents and Scratches", IJCV 2022, therefore give each kind of defect a
-saturation threshold, and the saturated per-region overlap (sPRO) counts up to it.
+A missing cable tie could have been anywhere in a large area, so marking a part of that area is
+correct. Bergmann et al., "Beyond Dents and Scratches", IJCV 2022, therefore give each kind of
+defect a saturation threshold: the saturated per-region overlap (sPRO) of a defect is 1 as soon as
+so many of its pixels are marked.
 """
 
 import json
@@ -22,8 +23,8 @@ class Saturation(NamedTuple):
     """The saturation threshold of a kind of defect.
 
     Attributes:
-      threshold: in pixels, or a fraction of the defect's own area.
-      relative: whether it is such a fraction.
+      threshold: in pixels or, if `relative`, a fraction of the defect's area in (0, 1].
+      relative: whether the threshold is a fraction.
     """
 
     threshold: float
@@ -31,37 +32,42 @@ class Saturation(NamedTuple):
 
 
 def read_saturations(file: Path) -> dict[int, Saturation]:
-    """Reads `defects_config.json`: the saturation of each value that marks a defect in a mask.
+    """Reads `defects_config.json`: the saturation of each pixel value that marks a defect.
 
     Raises:
-      InputError: the file is missing or is not what MVTec LOCO AD has.
+      InputError: the file is missing or does not have the format of MVTec LOCO AD.
     """
     try:
         entries = json.loads(file.read_text())
     except OSError as error:
         raise InputError(
             f"saturation thresholds {file}: cannot be read ({error.strerror}), expected the file "
-            "that MVTec LOCO AD has beside 'train' and 'test'"
+            "that MVTec LOCO AD has next to 'train' and 'test'"
         ) from error
     except ValueError as error:
-        raise InputError(f"saturation thresholds {file}: not JSON ({error})") from error
+        raise InputError(
+            f"saturation thresholds {file}: not JSON ({error}); copy it from the dataset again"
+        ) from error
     if not isinstance(entries, list):
-        raise InputError(f"saturation thresholds {file}: not a list of kinds of defect")
+        raise InputError(
+            f"saturation thresholds {file}: not a list but {type(entries).__name__}, expected a "
+            "list with an entry for each kind of defect"
+        )
     return dict(_read_entry(entry, file) for entry in entries)
 
 
 def saturation_area(
     mask: UInt8[ndarray, "h w"], saturations: Mapping[int, Saturation], name: str
 ) -> float:
-    """Pixels of a defect that have to be found, as in the dataset's own evaluation code.
+    """The saturation area of a defect in pixels, as in the dataset's official evaluation code.
 
     Args:
-      mask: 0, and on the defect the one value that stands for its kind.
-      saturations: by those values.
-      name: what to call the mask in an error.
+      mask: 0 for background; on the defect, the pixel value that stands for its kind.
+      saturations: the saturation of each pixel value.
+      name: of the mask, for error messages.
 
     Raises:
-      InputError: the mask is empty, or holds several values or one without a saturation.
+      InputError: the mask is empty, holds several values, or a value without a saturation.
     """
     values = sorted(set(mask.ravel().tolist()) - {0})
     if len(values) != 1 or values[0] not in saturations:

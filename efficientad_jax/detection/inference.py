@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.convolution import chosen_method
 from efficientad_jax.detection.map_normalization import MapQuantiles, normalize_map
-from efficientad_jax.networks.layers import float32_features, prepared
+from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import STRIDE
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
@@ -171,7 +171,7 @@ def prepared_params(
     """
     return DetectorParams(
         *(
-            None if of is None else prepared(network, of, image_size)
+            None if of is None else with_transformed_kernels(network, of, image_size)
             for network, of in zip(networks, params, strict=True)
         )
     )

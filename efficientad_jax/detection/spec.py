@@ -1,6 +1,6 @@
 """What a detector's networks are, in a few fields."""
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from efficientad_jax.config import LARGEST_SIDE, SMALLEST_SIDE
 from efficientad_jax.detection.inference import DetectorParams
 from efficientad_jax.networks.model import Networks, create_networks
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import SIZES
 from efficientad_jax.networks.teacher import MOST_CHANNELS
 
 
@@ -38,8 +38,8 @@ def networks_of(spec: DetectorSpec) -> Networks:
         spec.size,  # pyright: ignore[reportArgumentType]
         spec.out_channels,
         spec.input_size,
-        spec.padding,
-        spec.dtype,
+        padding=spec.padding,
+        dtype=spec.dtype,
     )
 
 
@@ -65,7 +65,7 @@ def checked_spec(stored: dict[str, Any]) -> DetectorSpec:
     sides = range(SMALLEST_SIDE, LARGEST_SIDE + 1, 32)
     ints = (spec.out_channels, *spec.input_size)
     if not (
-        spec.size in get_args(Size)
+        spec.size in SIZES
         and all(type(number) is int for number in ints)
         and 1 <= spec.out_channels <= MOST_CHANNELS
         and len(spec.input_size) == 2

@@ -23,10 +23,8 @@ from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.maps import resize_map
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.pdn import RECEPTIVE_FIELD, STRIDE
+from efficientad_jax.networks.pdn import MARGIN, STRIDE
 
-# Cells on each side of a tile whose patch reaches over its border.
-MARGIN = RECEPTIVE_FIELD // 2 // STRIDE
 SMALLEST_OVERLAP = 2 * MARGIN * STRIDE
 
 

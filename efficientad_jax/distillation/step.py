@@ -14,6 +14,7 @@ from efficientad_jax.distillation.backbones import Describe
 from efficientad_jax.distillation.view_pool import ViewPool
 from efficientad_jax.distillation.views import TARGET_SIZE, VIEW_SIZE
 from efficientad_jax.networks.layers import float32_features
+from efficientad_jax.networks.pdn import MARGIN
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 
 
@@ -97,7 +98,7 @@ def held_out_loss(network: nn.Module, params: PyTree, pool: ViewPool) -> float:
       params: its parameters.
       pool: the views; the places that no output is centred on are left out.
     """
-    inner = slice(4, TARGET_SIZE - 4)
+    inner = slice(MARGIN, TARGET_SIZE - MARGIN)
     losses = [
         _jitted_loss(network, params, pool.images[i : i + 1], pool.targets[i : i + 1, inner, inner])
         for i in range(len(pool.images))

@@ -55,7 +55,7 @@ def random_crops(
       its first output is centred 16 pixels, 4 targets, inside the crop.
     """
     cells = crop // pdn.STRIDE
-    margin, inside = 4, cells - 8
+    margin, inside = pdn.MARGIN, cells - 2 * pdn.MARGIN
     views = rng.integers(len(pool.images), size=count)
     corners = rng.integers(TARGET_SIZE - cells + 1, size=(count, 2))
     images, targets = [], []

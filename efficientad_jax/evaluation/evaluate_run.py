@@ -26,6 +26,7 @@ from efficientad_jax.evaluation.metrics import NO_SATURATION_AREAS, Metrics, eva
 from efficientad_jax.evaluation.nearest_neighbors import nearest_neighbor_scores
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 from efficientad_jax.networks.layers import float32_features
+from efficientad_jax.networks.pdn import NAMES
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.storage.atomic import write_atomically
@@ -138,7 +139,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         Workdir(workdir).report,
         scored,
         metrics,
-        title=f"EfficientAD-{config.model.size[0].upper()} on {facts['dataset']}",
+        title=f"{NAMES[config.model.size]} on {facts['dataset']}",
         baselines=evaluation.baselines,
         facts=facts,
         threshold=None if threshold is None else threshold.value,

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from efficientad_jax.evaluation import paper_results
 from efficientad_jax.figures.drawing import COLUMN, STYLE
+from efficientad_jax.networks.pdn import NAMES
 
 _OURS, _PAPER, _OTHERS = "#c0392b", "#1f5f9c", "#7f8c8d"
 # Where a method's name stands beside its point, in points: to the right, unless that is taken.
@@ -48,7 +49,7 @@ def draw_latency(points: Mapping[str, Point], measured_on: str) -> Figure:
         for size, method in paper_results.EFFICIENT_AD.items():
             at = method.latency.mean, method.detection.mean
             axis.plot(*at, "D", color=_PAPER, markersize=4.5)
-            _label(axis, f"EfficientAD-{size[0].upper()}", at, _PAPER)
+            _label(axis, NAMES[size], at, _PAPER)
         for name, point in points.items():
             axis.errorbar(
                 point.latency,

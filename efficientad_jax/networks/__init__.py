@@ -1,1 +1,1 @@
-"""What is computed: teacher, student and autoencoder (paper, sections 3.1 and 3.3)."""
+"""The networks of the method: teacher, student and autoencoder (paper, Sections 3.1 and 3.3)."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from efficientad_jax.convolution import Method
+from efficientad_jax.convolution import ConvolutionMethod
 from efficientad_jax.networks.layers import Conv
 from efficientad_jax.networks.resize import resize_bilinear
 
@@ -15,10 +15,10 @@ DROPOUT_RATE = 0.2
 
 
 class _Encode(NamedTuple):
-    """Convolution without resizing before it."""
+    """A convolution of the encoder, which no resizing precedes."""
 
     name: str
-    kernel: int | None  # None: as large as what is left of the image
+    kernel: int | None  # None: the size of its input
     stride: int
     out: int
     pad: int
@@ -26,7 +26,7 @@ class _Encode(NamedTuple):
 
 
 class _Decode(NamedTuple):
-    """Bilinear resizing to `numerator / 256` of the input, less `minus`; convolution."""
+    """Bilinear resizing to `numerator / 256` of the image, less `minus`, and a convolution."""
 
     name: str
     numerator: int
@@ -48,8 +48,8 @@ ENCODER = (
     _Encode("enconv6", None, 1, 64, 0, False),
 )
 
-# Each is a 4x4 convolution with 64 channels, pad 2, ReLU and dropout 0.2. For an input of
-# 256x256 the sizes before it are 3, 8, 15, 32, 63 and 127.
+# After the resizing, each has a 4x4 convolution with 64 channels, pad 2, ReLU and dropout 0.2. For
+# images of 256x256 the inputs of the convolutions are 3, 8, 15, 32, 63 and 127 pixels wide.
 DECODER = (
     _Decode("deconv1", 4, 1),
     _Decode("deconv2", 8, 0),
@@ -58,7 +58,8 @@ DECODER = (
     _Decode("deconv5", 64, 1),
     _Decode("deconv6", 128, 1),
 )
-# After a last resizing to `output_size`: deconv7, 3x3, 64, pad 1, ReLU; deconv8, 3x3, pad 1.
+# They are followed by resizing to `output_size`; deconv7: 3x3, 64 channels, pad 1, ReLU; deconv8:
+# 3x3, pad 1.
 
 
 class Autoencoder(nn.Module):
@@ -74,7 +75,7 @@ class Autoencoder(nn.Module):
     out_channels: int = 384
     output_size: tuple[int, int] = (56, 56)
     dtype: DTypeLike = jnp.float32
-    convolution: Method = "auto"
+    convolution: ConvolutionMethod = "auto"
 
     @nn.compact
     def __call__(
@@ -83,14 +84,14 @@ class Autoencoder(nn.Module):
         """Encodes and decodes.
 
         Args:
-          images: float32, ImageNet-normalised RGB, sides divisible by 32 and at least 128.
-          deterministic: False while training: dropout is on and takes the rng 'dropout'.
+          images: float32, ImageNet-normalized RGB, sides divisible by 32 and at least 128.
+          deterministic: False during training: dropout is on and uses the rng 'dropout'.
 
         Returns:
           `[n, *output_size, out_channels]` of the dtype `dtype`.
 
         Raises:
-          ValueError: the sides do not suit.
+          ValueError: a side is less than 128 or not divisible by 32.
         """
         height, width = images.shape[1:3]
         if height % 32 or width % 32 or min(height, width) < 128:
@@ -110,13 +111,22 @@ class Autoencoder(nn.Module):
 
     def _encode(self, layer: _Encode, x: Array) -> Array:
         kernel = layer.kernel or (x.shape[1], x.shape[2])
-        return self._conv(layer.name, layer.out, kernel, layer.stride, layer.pad, layer.relu)(x)
+        conv = self._conv(
+            layer.name,
+            layer.out,
+            kernel,
+            stride=layer.stride,
+            padding=layer.pad,
+            relu=layer.relu,
+        )
+        return conv(x)
 
     def _conv(
         self,
         name: str,
         features: int,
         kernel: int | tuple[int, int],
+        *,
         stride: int = 1,
         padding: int = 0,
         relu: bool = False,

@@ -1,7 +1,7 @@
 """Mean and standard deviation of every channel over any number of feature maps.
 
-E[x^2] - E[x]^2 in one float32 pass loses the variance of a channel whose mean is large. Here each
-batch is centred on its own mean and batches are merged by Chan's formula in float64.
+Computing E[x^2] - E[x]^2 in float32 loses the variance of a channel whose mean is large. Here each
+batch is centered on its own mean, and Chan's formula merges the batches in float64.
 """
 
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64
 
-# A channel whose standard deviation is below this part of the average one carries no signal;
-# dividing by it would blow its rounding noise up.
+# A channel whose standard deviation is below this fraction of the mean one carries no signal:
+# dividing by it would amplify rounding noise.
 _NEGLIGIBLE = 1e-4
 
 
@@ -22,8 +22,8 @@ class ChannelStatistics(NamedTuple):
 
     Attributes:
       mean: `[c]`.
-      std: `[c]`, positive: that of channels without variance is replaced by 1.
-      constant_channels: indices of the channels where it was replaced.
+      std: `[c]`, positive; 1 for channels without variance.
+      constant_channels: indices of the channels without variance.
     """
 
     mean: Float32[np.ndarray, " c"]
@@ -47,7 +47,7 @@ def _batch_moments(
 
 
 def _merge(a: _Moments, b: _Moments) -> _Moments:
-    """Chan, Golub and LeVeque, 'Updating formulae', 1979."""
+    """Merges two sets of values (Chan, Golub and LeVeque, 'Updating formulae', 1979)."""
     count = a.values + b.values
     delta = b.mean - a.mean
     mean = a.mean + delta * (b.values / count)
@@ -56,7 +56,9 @@ def _merge(a: _Moments, b: _Moments) -> _Moments:
 
 
 def channel_statistics(batches: Iterable[Float[Array, "n h w c"]]) -> ChannelStatistics:
-    """Statistics over all batches (paper, Algorithm 1, lines 5-13; Algorithm 3, lines 3-11).
+    """Computes statistics over all batches.
+
+    This is lines 5-13 of Algorithm 1 and lines 3-11 of Algorithm 3 in the paper.
 
     Args:
       batches: feature maps, channels last; batches may differ in `n`, `h` and `w`.
@@ -74,7 +76,7 @@ def channel_statistics(batches: Iterable[Float[Array, "n h w c"]]) -> ChannelSta
         )
         total = moments if total is None else _merge(total, moments)
     if total is None:
-        raise ValueError("channel statistics of no feature maps at all")
+        raise ValueError("channel statistics: found no feature maps, expected at least one batch")
     std = np.sqrt(total.squares / total.values)
     constant = std <= _NEGLIGIBLE * std.mean()
     return ChannelStatistics(

@@ -1,4 +1,4 @@
-"""The layer that the networks are built from, and how their features are taken."""
+"""The layer that all networks are built from, and functions that apply the networks."""
 
 from typing import Any
 
@@ -8,31 +8,31 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from efficientad_jax.convolution import (
-    Method,
-    convolve_and_finish,
-    convolve_prepared,
-    prepare_kernel,
+    ConvolutionMethod,
+    convolve_transformed,
+    convolve_with_epilogue,
+    transform_kernel,
 )
-from efficientad_jax.convolution.native import Finish
+from efficientad_jax.convolution.native import Epilogue
 
-# The collection of variables that `prepared` adds.
-_PREPARED = "prepared"
+# The collection of variables that `with_transformed_kernels` adds.
+_TRANSFORMED = "transformed"
 
 
 class Conv(nn.Module):
-    """A 2-D convolution with a bias, initialised after He et al. (ICCV 2015).
+    """A 2-D convolution with a bias, initialized as in He et al. (ICCV 2015).
 
-    The paper names no initialisation. Implementations in PyTorch have its default, whose kernels
-    are smaller by a factor of sqrt(6): through the autoencoder's 14 layers an image then arrives as
-    nothing, and hundreds of steps go by before it learns anything but its biases.
+    The paper does not name the initialization. PyTorch's default, which other implementations use,
+    gives kernels that are smaller by a factor of sqrt(6). After the autoencoder's 14 layers the
+    signal of an image then vanishes, and for hundreds of steps only the biases learn.
 
     Attributes:
       features: output channels.
-      kernel_size: of the kernel in pixels, one number where it is square.
+      kernel_size: height and width of the kernel in pixels; one number for a square kernel.
       stride: step in both dimensions, in pixels.
       padding: rows and columns of zeros added on each side.
       relu: whether negative outputs become 0.
-      pool: whether 2x2 outputs are averaged then, at stride 2.
+      pool: whether non-overlapping 2x2 windows are averaged after that.
       dtype: of the computation; parameters are float32.
       convolution: see `efficientad_jax.convolution`.
     """
@@ -44,13 +44,13 @@ class Conv(nn.Module):
     relu: bool = False
     pool: bool = False
     dtype: DTypeLike = jnp.float32
-    convolution: Method = "auto"
+    convolution: ConvolutionMethod = "auto"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "n h w c"], channels: slice | None = None
     ) -> Float[Array, "n oh ow k"]:
-        """Applies the layer; `channels` computes only these of the output channels."""
+        """Applies the layer; `channels` selects the output channels to compute."""
         size = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,) * 2
         shape = (*size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_uniform(), shape)
@@ -58,40 +58,63 @@ class Conv(nn.Module):
         if channels is not None:
             kernel, bias = kernel[..., channels], bias[channels]
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        x, finish = x.astype(self.dtype), Finish(self.relu, self.pool)
-        if self.is_mutable_collection(_PREPARED) and not self.is_initializing():
-            made = prepare_kernel(x, kernel, self.stride, self.padding, self.convolution)
-            if made is not None:
-                self.put_variable(_PREPARED, "kernel", made)
-        elif self.has_variable(_PREPARED, "kernel"):
-            made = self.get_variable(_PREPARED, "kernel")
-            first = 0 if channels is None else channels.indices(self.features)[0]
-            return convolve_prepared(
-                x, made, bias, size[0], self.stride, self.padding, finish, first
+        x, epilogue = x.astype(self.dtype), Epilogue(self.relu, self.pool)
+        if self.is_mutable_collection(_TRANSFORMED) and not self.is_initializing():
+            transformed = transform_kernel(
+                x, kernel, self.stride, padding=self.padding, method=self.convolution
             )
-        return convolve_and_finish(
-            x, kernel, bias, self.stride, self.padding, finish, self.convolution
+            if transformed is not None:
+                self.put_variable(_TRANSFORMED, "kernel", transformed)
+        elif self.has_variable(_TRANSFORMED, "kernel"):
+            return convolve_transformed(
+                x,
+                self.get_variable(_TRANSFORMED, "kernel"),
+                bias,
+                kernel_size=size[0],
+                stride=self.stride,
+                padding=self.padding,
+                epilogue=epilogue,
+                first_channel=0 if channels is None else channels.indices(self.features)[0],
+            )
+        return convolve_with_epilogue(
+            x,
+            kernel,
+            bias,
+            stride=self.stride,
+            padding=self.padding,
+            epilogue=epilogue,
+            method=self.convolution,
         )
 
 
 def float32_features(
     network: nn.Module, params: PyTree, *args: Any, **kwargs: Any
 ) -> Float[Array, "n h w c"]:
-    """Applies a network; losses and maps are computed of its features in float32."""
-    features: Any = network.apply(params, *args, **kwargs)
-    return features.astype(jnp.float32)
-
-
-def prepared(network: nn.Module, params: PyTree, image_size: tuple[int, int]) -> PyTree:
-    """Parameters, and with them what convolutions on a CPU make of their kernels.
-
-    A network applied to these need not do so again; it has no gradients then.
+    """Applies a network; returns its features as float32, from which losses and maps are computed.
 
     Args:
       network: its module.
       params: its parameters.
-      image_size: height and width of the images that it will get, one at a time or several.
+      *args: passed on to the network, images first.
+      **kwargs: passed on to `network.apply`.
+    """
+    features: Any = network.apply(params, *args, **kwargs)
+    return features.astype(jnp.float32)
+
+
+def with_transformed_kernels(
+    network: nn.Module, params: PyTree, image_size: tuple[int, int]
+) -> PyTree:
+    """Adds the transformed kernels, which convolutions on a CPU use, to the parameters.
+
+    A network that is applied to the result does not transform its kernels again. It has no
+    gradients.
+
+    Args:
+      network: its module.
+      params: its parameters.
+      image_size: height and width of the images that the network will get, in any number.
     """
     image = jnp.zeros((1, *image_size, 3))
-    _, made = network.apply(params, image, mutable=[_PREPARED])
-    return {**params, **made}
+    _, transformed = network.apply(params, image, mutable=[_TRANSFORMED])
+    return {**params, **transformed}

@@ -1,4 +1,4 @@
-"""From stored pixels to what the networks take."""
+"""Converts stored pixels to the input of the networks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,6 @@ def normalize_images(images: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3
       images: float32 RGB in [0, 1], channels last.
 
     Returns:
-      float32 of the same shape, about zero mean and unit variance on photographs.
+      float32 of the same shape; photographs get a mean of about 0 and a variance of about 1.
     """
     return (images - IMAGENET_MEAN) / IMAGENET_STD

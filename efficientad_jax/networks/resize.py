@@ -1,7 +1,7 @@
 """Bilinear resizing as two fixed matrices.
 
-A product with a constant matrix differentiates, exports and batches like any other layer, and
-its weights can be read; `jax.image.resize` gives the same numbers.
+A product with a constant matrix can be differentiated, exported and batched like any other layer,
+and its weights can be inspected. `jax.image.resize` gives the same numbers.
 """
 
 from functools import cache
@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 @cache
 def bilinear_matrix(source: int, target: int) -> Float[np.ndarray, "{target} {source}"]:
-    """The weights `[target, source]` of 1-D bilinear resizing.
+    """Computes the weights `[target, source]` of 1-D bilinear resizing.
 
-    Half-pixel centres, no antialiasing, edges repeated: PyTorch's `align_corners=False`.
+    Half-pixel centers, no antialiasing, edges repeated: PyTorch's `align_corners=False`.
     """
     positions = (np.arange(target) + 0.5) * source / target - 0.5
     positions = np.clip(positions, 0, source - 1)
@@ -31,8 +31,8 @@ def bilinear_matrix(source: int, target: int) -> Float[np.ndarray, "{target} {so
 def resize_bilinear(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n oh ow c"]:
     """Resizes images or feature maps to `size` (height, width).
 
-    Half-pixel centres, no antialiasing (the paper: `align_corners=False`). Returns `x` itself where
-    it has that size.
+    Half-pixel centers, no antialiasing (the paper: `align_corners=False`). Returns `x` itself if it
+    has that size already.
     """
     if x.shape[1:3] == size:
         return x

@@ -1,6 +1,6 @@
-"""Teachers as files: a safetensors file with the parameters and the record of how they came to be.
+"""Teachers as safetensors files: the parameters, and a record of how they were trained.
 
-Layers are named as in the paper (`conv1.kernel`, `conv1.bias`, ...), kernels are stored
+Layers are named as in the paper (`conv1.kernel`, `conv1.bias`, ...). Kernels are stored as
 `[height, width, in, out]`. The file's metadata holds the size of the network and the record.
 """
 
@@ -25,7 +25,7 @@ from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.storage.safetensors import read_safetensors
 
 FORMAT = "efficientad_jax teacher 1"
-# Ten times the paper's: a file that claims more is not believed.
+# Ten times as many as in the paper: files that claim more are refused.
 MOST_CHANNELS = 4096
 
 
@@ -34,10 +34,10 @@ class Teacher(NamedTuple):
 
     Attributes:
       size: 'small' or 'medium'.
-      out_channels: features of a patch.
+      out_channels: number of features per patch.
       params: parameters of `PatchDescriptionNetwork(size, out_channels)`, float32.
-      record: how it was made: backbone, images, steps, losses, licenses.
-      sha256: of the file that it was read from, in hexadecimal; "" for one that was not read.
+      record: how it was trained: backbone, images, steps, losses, licenses.
+      sha256: digest of the file that it was read from, in hexadecimal; "" if it was not read.
     """
 
     size: Size
@@ -48,7 +48,7 @@ class Teacher(NamedTuple):
 
 
 def save_teacher(path: Path, teacher: Teacher, dtype: type[np.floating] = np.float16) -> None:
-    """Writes a teacher; with the default float16, PDN-S takes 5.4 MB.
+    """Writes a teacher; in float16, the default, PDN-S takes 5.4 MB.
 
     Raises:
       OSError: the file cannot be written.
@@ -65,7 +65,7 @@ def save_teacher(path: Path, teacher: Teacher, dtype: type[np.floating] = np.flo
 
 
 def packaged_teacher(size: Size) -> Path:
-    """Where the package has its teacher of this size, if it has one."""
+    """Path of the packaged teacher of this size; the file exists only for packaged sizes."""
     return Path(
         str(resources.files("efficientad_jax.networks") / "pretrained" / f"pdn_{size}.safetensors")
     )
@@ -75,28 +75,27 @@ def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
     """Reads a teacher.
 
     Args:
-      path: the file; empty for the teacher of this `size` that comes with the package.
-      size: which packaged teacher; with a path, the size the file must have.
+      path: the file; "" for the teacher of this size that comes with the package.
+      size: of the packaged teacher; with a path, the size that the file must have.
 
     Raises:
-      InputError: there is no such teacher, or the file is not one of this format and size.
+      InputError: there is no such teacher, or the file has another format or size.
     """
     if not path:
         path = packaged_teacher(size)
         if not path.is_file():
             raise InputError(
-                f"no teacher of size {size!r} comes with the package: distil one with "
+                f"no teacher of size {size!r} comes with the package: distill one with "
                 f"`python -m experiments.distill` and give its file as config.teacher"
             )
     path = Path(path)
-    found: list[tuple[int, dict[str, Any]]] = []
 
     def expected(metadata: Mapping[str, str]) -> Mapping[str, tuple[int, ...]]:
-        found.append(_read_metadata(path, metadata, size))
-        return layer_shapes(size, found[0][0])
+        out_channels, _ = _read_metadata(path, metadata, size)
+        return layer_shapes(size, out_channels)
 
-    _, tensors = read_safetensors(path, f"teacher {path}", expected, ("F16", "F32"))
-    out_channels, record = found[0]
+    metadata, tensors = read_safetensors(path, f"teacher {path}", expected, dtypes=("F16", "F32"))
+    out_channels, record = _read_metadata(path, metadata, size)
     flat = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
     params = {"params": unflatten_dict(flat, sep=".")}
     with path.open("rb") as file:
@@ -113,27 +112,27 @@ def layer_shapes(size: Size, out_channels: int) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in leaves.items()}
 
 
-def check_shapes(path: Path, params: PyTree, size: Size, out_channels: int) -> None:
+def check_shapes(path: Path, params: PyTree, size: Size, *, out_channels: int) -> None:
     """Checks that parameters read from a file are those of a PDN of this size.
 
     Raises:
-      InputError: a layer is missing, is one too many or has another shape.
+      InputError: a layer is missing, unexpected or has another shape.
     """
-    wanted = layer_shapes(size, out_channels)
+    expected = layer_shapes(size, out_channels)
     leaves: dict[str, Any] = flatten_dict(params["params"], sep=".")
-    found = {name: jnp.shape(value) for name, value in leaves.items()}
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
+    shapes = {name: jnp.shape(value) for name, value in leaves.items()}
+    for name in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(name) != expected.get(name):
             raise InputError(
-                f"teacher {path}: {name} has shape {found.get(name)}, "
-                f"expected {wanted.get(name)} in a PDN of size {size!r}"
+                f"teacher {path}: {name} has shape {shapes.get(name)}, "
+                f"expected {expected.get(name)} in a PDN of size {size!r}"
             )
 
 
 def _read_metadata(
     path: Path, metadata: Mapping[str, str], size: Size
 ) -> tuple[int, dict[str, Any]]:
-    """Number of channels, and the record."""
+    """Reads the number of channels and the record."""
     if metadata.get("format") != FORMAT:
         raise InputError(f"teacher {path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
     if metadata.get("size") != size:
@@ -153,11 +152,11 @@ def _read_metadata(
 
 
 def normalize_teacher(params: PyTree, size: Size, statistics: ChannelStatistics) -> PyTree:
-    """Folds `(T(I) - mean) / std` into the last layer, so that it costs nothing.
+    """Folds `(T(I) - mean) / std` into the last layer, so that applying it costs nothing.
 
     Returns:
-      Parameters of the same network whose output is the normalised teacher output of the paper
-      (Algorithm 1, line 12; Algorithm 2, line 3).
+      Parameters with which the same network computes the normalized teacher output (paper,
+      Algorithm 1, line 12; Algorithm 2, line 3).
     """
     name = LAYERS[size][-1].name
     last = params["params"][name]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from efficientad_jax.data.datasets.builder import Benchmark
+from efficientad_jax.data.datasets.builder import PublishedDataset
 from efficientad_jax.data.datasets.mvtec_ad import MvtecAd
 from efficientad_jax.data.datasets.mvtec_loco import MvtecLoco
 from efficientad_jax.data.datasets.visa import Visa
@@ -18,15 +18,15 @@ class Collection(NamedTuple):
       segmentation: which figure of `metrics.json` the paper's segmentation column is.
     """
 
-    benchmark: Benchmark
+    benchmark: PublishedDataset
     segmentation: Literal["au_pro", "au_spro"]
 
 
 # By the name that `data.loading` knows them by.
 COLLECTIONS: dict[str, Collection] = {
-    "mvtec_ad": Collection(MvtecAd.benchmark, "au_pro"),
-    "visa": Collection(Visa.benchmark, "au_pro"),
-    "mvtec_loco": Collection(MvtecLoco.benchmark, "au_spro"),
+    "mvtec_ad": Collection(MvtecAd.dataset, "au_pro"),
+    "visa": Collection(Visa.dataset, "au_pro"),
+    "mvtec_loco": Collection(MvtecLoco.dataset, "au_spro"),
 }
 
 _ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tar.xz", ".zip")

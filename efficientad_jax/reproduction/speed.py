@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from efficientad_jax.benchmark.implementations import OURS
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import SIZES, Size
 from efficientad_jax.reproduction.aggregation import Measured
 
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 16
@@ -62,9 +62,8 @@ def read_benchmark(file: Path) -> Benchmarked:
             f"benchmark {file}: cannot be read ({error!r}), expected the benchmark.json that "
             "`python -m experiments.benchmark` leaves"
         ) from error
-    sizes: tuple[Size, ...] = ("small", "medium")
     speeds: dict[Size, Speed] = {}
-    for size in sizes:
+    for size in SIZES:
         one, many = (medians.get((size, n)) for n in (_LATENCY_BATCH, _THROUGHPUT_BATCH))
         speeds[size] = Speed(
             latency=None if one is None else Measured(1e3 * one),

@@ -8,7 +8,7 @@ from efficientad_jax.benchmark.cost import Cost
 from efficientad_jax.config import Config
 from efficientad_jax.evaluation import paper_results
 from efficientad_jax.evaluation.paper_results import Figure, Method
-from efficientad_jax.networks.pdn import Size
+from efficientad_jax.networks.pdn import NAMES, SIZES, Size
 from efficientad_jax.reproduction.aggregation import (
     LOCO_KINDS,
     Measured,
@@ -23,7 +23,6 @@ from efficientad_jax.reproduction.collections_on_disk import COLLECTIONS
 from efficientad_jax.reproduction.plan import FULL, Variant, variant_of
 from efficientad_jax.reproduction.speed import Speed
 
-SIZES: tuple[Size, ...] = ("small", "medium")
 # The sizes that the paper has in each table.
 TABLES: dict[int, tuple[Size, ...]] = {
     1: SIZES,
@@ -33,7 +32,6 @@ TABLES: dict[int, tuple[Size, ...]] = {
     5: ("small",),
     11: SIZES,
 }
-NAMES: dict[Size, str] = {"small": "EfficientAD-S", "medium": "EfficientAD-M"}
 
 # What Table 3 varies, and the field of the configuration that it is.
 _SWEPT = {"a": "calibration.q_a", "b": "calibration.q_b", "p_hard": "losses.p_hard"}

@@ -1,1 +1,1 @@
-"""A detector behind HTTP: images are posted, scores and maps come back."""
+"""An HTTP server for a detector: clients post images and get scores and anomaly maps."""

@@ -1,4 +1,4 @@
-"""The three forms of an answer: JSON, a PNG heat map, the map as NPY."""
+"""The response to an image: JSON, a heat map as PNG, or the anomaly map as NPY."""
 
 import io
 import json
@@ -18,40 +18,40 @@ _JSON = "application/json"
 MAP_TYPES = {"png": "image/png", "npy": "application/x-npy"}
 
 
-def chosen_type(request: Request) -> str:
-    """The media type of the answer: what `?map=` says, else what the Accept header prefers.
+def response_type(request: Request) -> str:
+    """The media type of the response: that of `?map=`, else the one the Accept header prefers.
 
     Raises:
-      HTTPException: 400 for another `?map=`, 406 for an Accept header that has none of the types.
+      HTTPException: 400 for an unknown `?map=`, 406 if the Accept header has none of the types.
     """
-    wanted = request.query_params.get("map")
-    if wanted is not None:
-        if wanted not in MAP_TYPES:
-            raise HTTPException(400, f"map={wanted!r}: expected {' or '.join(MAP_TYPES)}")
-        return MAP_TYPES[wanted]
+    name = request.query_params.get("map")
+    if name is not None:
+        if name not in MAP_TYPES:
+            raise HTTPException(400, f"map={name!r}: expected {' or '.join(MAP_TYPES)}")
+        return MAP_TYPES[name]
     accept = request.headers.get("accept") or "*/*"
-    # The last is taken where several are as welcome.
+    # If the client prefers several types equally, `best_match` returns the last of them.
     supported = [*MAP_TYPES.values(), _JSON]
     try:
-        found = mimeparse.best_match(supported, accept)
+        best = mimeparse.best_match(supported, accept)
     except mimeparse.MimeTypeParseException:
-        found = ""
-    if not found:
+        best = ""
+    if not best:
         raise HTTPException(406, f"Accept: {accept[:100]!r}, expected {', '.join(supported)}")
-    return found
+    return best
 
 
-def create_answer(
-    media_type: str, scored: Scored, threshold: Threshold | None, size: tuple[int, int]
+def create_response(
+    media_type: str, scored: Scored, threshold: Threshold | None, *, size: tuple[int, int]
 ) -> Response:
-    """The answer for one image. Takes time for a large map.
+    """The response for one image. Takes long for a large map: call it outside of the event loop.
 
     Args:
-      media_type: of `chosen_type`. With a map, score and verdict are in the headers
-        `X-Anomaly-Score`, `X-Anomaly-Verdict` and `X-Anomaly-Threshold`, as JSON values.
-      scored: what the detector found.
-      threshold: the detector's.
-      size: height and width of the image, which its map gets.
+      media_type: as `response_type` returns it. With a map, the headers `X-Anomaly-Score`,
+        `X-Anomaly-Verdict` and `X-Anomaly-Threshold` hold score and verdict as JSON values.
+      scored: score and map of the image.
+      threshold: of the detector.
+      size: height and width of the image in pixels, to which the map is resized.
     """
     height, width = size
     fields = score_fields(threshold, scored.score)

@@ -1,4 +1,4 @@
-"""The ASGI application: what is answered at which address."""
+"""The ASGI application: its routes and how they handle a request."""
 
 import asyncio
 import contextlib
@@ -20,21 +20,21 @@ from starlette.routing import Route
 from efficientad_jax.data.decoding import resize_image
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.errors import printable
-from efficientad_jax.serving.answers import chosen_type, create_answer
+from efficientad_jax.serving.answers import create_response, response_type
 from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.metrics import create_metrics
 from efficientad_jax.serving.scoring import Scored, score_batch
 from efficientad_jax.serving.uploads import decode_upload, read_upload
 
-# Each may hold an image of the largest size in several forms.
+# Each thread may hold an image of the largest permitted size and copies of it.
 _CODEC_THREADS = 2
 
 _SECONDS_TO_RETRY = "1"
 
 
 class _Service:
-    """What the requests of one application share."""
+    """The state that all requests of one application share."""
 
     def __init__(self, detector: Detector, limits: Limits) -> None:
         self.detector = detector
@@ -50,7 +50,7 @@ class _Service:
         self.worker: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def run(self) -> AsyncIterator[None]:
         self.worker = asyncio.create_task(self.batcher.work())
         try:
             yield
@@ -64,18 +64,18 @@ class _Service:
 def create_application(detector: Detector, limits: Limits | None = None) -> Starlette:
     """The application of one detector, for any ASGI server.
 
-    POST /predict takes an image and gives score, verdict and map; GET /health, GET /metrics and,
-    for people, GET /.
+    POST /predict takes an image and responds with score, verdict or map. GET /health and GET
+    /metrics are for monitoring, GET / is a web page for people.
 
     Args:
-      detector: calibrated. It compiles at the first request unless `scoring.warm_up` was called.
-      limits: what is refused; None for the usual ones.
+      detector: calibrated. It is compiled at the first request unless `scoring.warm_up` was called.
+      limits: of requests; None for the defaults.
     """
     service = _Service(detector, limits or Limits())
 
     @contextlib.asynccontextmanager
     async def lifespan(application: Starlette) -> AsyncIterator[None]:
-        async with service.running():
+        async with service.run():
             yield
 
     application = Starlette(
@@ -85,7 +85,7 @@ def create_application(detector: Detector, limits: Limits | None = None) -> Star
             Route("/health", _health),
             Route("/metrics", _metrics),
         ],
-        exception_handlers={HTTPException: _one_line, Exception: _failed},
+        exception_handlers={HTTPException: _error_response, Exception: _failure_response},
         lifespan=lifespan,
     )
     application.state.service = service
@@ -94,60 +94,70 @@ def create_application(detector: Detector, limits: Limits | None = None) -> Star
 
 async def _predict(request: Request) -> Response:
     service: _Service = request.app.state.service
-    begin = time.perf_counter()
+    start = time.perf_counter()
     outcome = "failed"
     try:
-        response = await _admitted(request, service)
+        response = await _score_upload(request, service)
         outcome = "ok"
-        service.metrics.seconds.observe(time.perf_counter() - begin)
+        service.metrics.seconds.observe(time.perf_counter() - start)
         return response
     except HTTPException as error:
         outcome = "overloaded" if error.status_code == 503 else "refused"
         raise
     except ClientDisconnect:
         outcome = "gone"
-        return Response(status_code=400)  # Nobody reads it.
+        return Response(status_code=400)  # The client does not receive it.
     finally:
         service.metrics.requests.labels(outcome).inc()
 
 
-async def _admitted(request: Request, service: _Service) -> Response:
-    """The answer to a request, if there is room for it."""
+async def _score_upload(request: Request, service: _Service) -> Response:
+    """Scores the image of a request, unless too many requests are waiting.
+
+    Raises:
+      HTTPException: 503 if too many are waiting; those of the upload and the response type.
+    """
     limits, detector = service.limits, service.detector
     if service.waiting >= limits.requests:
-        line = f"{service.waiting} requests wait already; try again in {_SECONDS_TO_RETRY} s"
-        raise HTTPException(503, line, {"Retry-After": _SECONDS_TO_RETRY})
+        message = (
+            f"{service.waiting} requests are waiting, expected fewer than {limits.requests}; "
+            f"try again in {_SECONDS_TO_RETRY} s"
+        )
+        raise HTTPException(503, message, {"Retry-After": _SECONDS_TO_RETRY})
     service.waiting += 1
     try:
-        media_type = chosen_type(request)
+        media_type = response_type(request)
         content = await read_upload(request, limits)
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
-        resized, size = await in_thread(_prepare, content, limits.pixels, detector.spec.input_size)
+        resized, size = await in_thread(
+            _decode_and_resize, content, limits.pixels, detector.spec.input_size
+        )
         scored = await service.batcher.submit(resized)
-        return await in_thread(create_answer, media_type, scored, detector.threshold, size)
+        respond = partial(create_response, media_type, scored, detector.threshold, size=size)
+        return await in_thread(respond)
     finally:
         service.waiting -= 1
 
 
-def _prepare(
-    content: bytes, most_pixels: int, input_size: tuple[int, int]
+def _decode_and_resize(
+    content: bytes, max_pixels: int, input_size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-    """The image at the detector's input size, and the height and width it had."""
-    image = decode_upload(content, most_pixels)
+    """The image at the detector's input size, and its original height and width."""
+    image = decode_upload(content, max_pixels)
     return resize_image(image, *input_size), (image.shape[0], image.shape[1])
 
 
 async def _health(request: Request) -> Response:
     service: _Service = request.app.state.service
-    well = service.worker is not None and not service.worker.done()
+    healthy = service.worker is not None and not service.worker.done()
     threshold = service.detector.threshold
     fields = {
-        "status": "ok" if well else "the thread of the detector has ended",
+        "status": "ok" if healthy else "the task that runs the detector has ended",
         "input_size": service.detector.spec.input_size,
         "threshold": None if threshold is None else threshold.value,
         "waiting": service.waiting,
     }
-    return JSONResponse(fields, 200 if well else 503)
+    return JSONResponse(fields, 200 if healthy else 503)
 
 
 async def _metrics(request: Request) -> Response:
@@ -160,10 +170,10 @@ async def _page(request: Request) -> Response:
     return HTMLResponse(page)
 
 
-async def _one_line(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": printable(error.detail)}, error.status_code, error.headers)
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "the server failed; its log says how"}, 500)
+async def _failure_response(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the server failed; see its log for the cause"}, 500)

@@ -1,4 +1,4 @@
-"""What arrives while the detector is at work is put together and done next."""
+"""Batches the images that arrive while the detector is busy."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,57 +10,58 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Hands items that come one by one to a function that takes several.
+    """Collects single items into batches and passes these to a function.
 
-    Items are taken in the order they came in. A batch begins as soon as there is one item: nothing
-    waits for others. `work` has to run as a task for as long as items are submitted.
+    Items are processed in the order of their arrival. A batch starts as soon as there is one item
+    and the function is free: no item waits for others to arrive. `work` has to run as a task for as
+    long as items are submitted.
     """
 
     def __init__(
         self,
         run: Callable[[Sequence[Item]], Sequence[Result]],
-        largest: int,
-        observe: Callable[[int], object],
+        max_size: int,
+        observe_size: Callable[[int], object],
     ) -> None:
-        """Prepares a batcher.
+        """Creates a batcher without items.
 
         Args:
-          run: gives a result for each item; called in one thread of its own.
-          largest: how many items it is given at most, from 1.
-          observe: takes the size of each batch.
+          run: takes a batch and returns a result for each item; called in a separate thread.
+          max_size: largest number of items per batch, at least 1.
+          observe_size: is called with the size of each batch.
         """
         self._run = run
-        self._largest = largest
-        self._observe = observe
+        self._max_size = max_size
+        self._observe_size = observe_size
         self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Result]]] = asyncio.Queue()
 
     async def submit(self, item: Item) -> Result:
-        """The result for an item, as soon as its batch is done.
+        """Adds an item, waits for its batch and returns the item's result.
 
         Raises:
-          Exception: what `run` raised for its batch.
+          Exception: any that `run` raised for the batch.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((item, future))
         return await future
 
     async def work(self) -> None:
-        """Runs batches until it is cancelled. A batch that fails does not end it."""
+        """Runs batches until it is canceled. A batch that fails does not end it."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "detector") as thread:
             while True:
                 batch = [await self._queue.get()]
-                while len(batch) < self._largest and not self._queue.empty():
+                while len(batch) < self._max_size and not self._queue.empty():
                     batch.append(self._queue.get_nowait())
-                # Who asked may be gone.
+                # The client of an item may have disconnected.
                 batch = [(item, future) for item, future in batch if not future.done()]
                 if not batch:
                     continue
-                self._observe(len(batch))
+                self._observe_size(len(batch))
                 try:
                     items = [item for item, _ in batch]
                     results = await loop.run_in_executor(thread, self._run, items)
-                    done = [
+                    answered = [
                         (future, result) for (_, future), result in zip(batch, results, strict=True)
                     ]
                 except Exception as error:
@@ -68,6 +69,6 @@ class Batcher(Generic[Item, Result]):
                         if not future.done():
                             future.set_exception(error)
                     continue
-                for future, result in done:
+                for future, result in answered:
                     if not future.done():
                         future.set_result(result)

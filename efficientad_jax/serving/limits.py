@@ -1,16 +1,16 @@
-"""What a server takes before it refuses."""
+"""Limits above which a server refuses a request."""
 
 from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-    """Each bounds memory: that of the server stays below `requests * body_bytes` and some images.
+    """Limits of requests. They bound memory: `requests * body_bytes` plus a few decoded images.
 
     Attributes:
-      body_bytes: of a request's body.
-      pixels: of an image.
-      requests: that may be in work or wait at one time.
-      seconds: that a body may take to arrive.
+      body_bytes: maximum size of a request's body.
+      pixels: maximum number of pixels of an image.
+      requests: maximum number of requests that are waiting or being processed at a time.
+      seconds: maximum time in which a body has to arrive.
     """
 
     body_bytes: int = 16 << 20

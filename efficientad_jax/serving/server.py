@@ -1,4 +1,4 @@
-"""Listening, until told to stop."""
+"""Runs the HTTP server until a signal stops it."""
 
 import socket
 from collections.abc import Callable
@@ -12,67 +12,67 @@ from efficientad_jax.serving.application import create_application
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.scoring import warm_up
 
-# For requests that are in work when the server is told to stop.
+# Time for requests that are being processed when a signal stops the server.
 _SECONDS_TO_STOP = 30
 
 
 def serve(
-    detector: Detector, host: str, port: int, limits: Limits, say: Callable[[str], None]
+    detector: Detector, host: str, port: int, *, limits: Limits, report: Callable[[str], None]
 ) -> None:
-    """Serves a detector until Ctrl-C or SIGTERM; requests in work are answered before it returns.
+    """Serves a detector until Ctrl-C or SIGTERM, then answers the requests being processed.
 
     Args:
       detector: calibrated.
-      host: address to listen at; '127.0.0.1' is reached from this machine alone.
+      host: address to listen on; '127.0.0.1' accepts connections from this machine only.
       port: number of the port, 0 for any free one.
-      limits: what is refused.
-      say: takes a line with the address when requests are taken.
+      limits: of requests.
+      report: is called with a line that contains the address, as soon as the server listens.
 
     Raises:
-      InputError: it cannot listen there.
+      InputError: the server cannot listen on this address and port.
     """
     with _bound(host, port) as listener:
         warm_up(detector)
         config = uvicorn.Config(
             create_application(detector, limits),
             lifespan="on",
-            log_config=None,  # Logging is the caller's.
+            log_config=None,  # The caller configures logging.
             log_level="warning",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_SECONDS_TO_STOP,
         )
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listener.getsockname()[1]}"
-        # uvicorn raises the signal that stopped it once more when it is done.
+        url_host = f"[{host}]" if ":" in host else host
+        address = f"http://{url_host}:{listener.getsockname()[1]}"
+        # uvicorn raises the signal that stopped it again when it has finished.
         with interruption():
-            _Server(config, lambda: say(f"listening on {address}")).run(sockets=[listener])
+            _Server(config, lambda: report(f"listening on {address}")).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """Says when requests are taken."""
+    """A uvicorn server that calls a function as soon as it listens."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._say_started = started
+        self._report_started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._say_started()
+            self._report_started()
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has its address, and does not listen yet."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    """A socket that is bound to an address and does not listen yet."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
     except (OSError, OverflowError) as error:
-        bound.close()
+        listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"address {host}, port {port}: cannot be listened at ({reason}); give another --host "
-            "or --port"
+            f"address {host}, port {port}: the server cannot listen there ({reason}), expected a "
+            "free port of an address of this machine; give another --host or --port"
         ) from error
-    return bound
+    return listener

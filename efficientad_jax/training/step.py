@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 
 from efficientad_jax.config import LossConfig
-from efficientad_jax.networks.layers import float32_features, prepared
+from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.training.augmentation import jitter, random_grayscale
@@ -115,7 +115,7 @@ def compute_losses(
     # All layers but the last see every image at once; the last computes the half that is used.
     student = partial(float32_features, networks.student, params["student"])
     trunk = student(normalize_images(jnp.concatenate(for_student + augmented)), method="trunk")
-    first = student(trunk[:imitating], slice(0, half), method="describe")
+    first = student(trunk[:imitating], slice(0, half), method="last_layer")
 
     teacher = partial(float32_features, networks.teacher, teacher_params)
     if batch.teacher_features is None:
@@ -131,7 +131,7 @@ def compute_losses(
     if not augmented or described is None:
         return Losses(hard, penalty, zero, zero)
 
-    second = student(trunk[imitating:], slice(half, None), method="describe")
+    second = student(trunk[imitating:], slice(half, None), method="last_layer")
     predicted = float32_features(
         networks.autoencoder,
         params["autoencoder"],
@@ -196,7 +196,7 @@ def several_steps(
       The state after `k` steps, and the losses of each.
     """
     _, height, width, _ = data.images.shape
-    teacher_params = prepared(networks.teacher, teacher_params, (height, width))
+    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, (height, width))
 
     def step(state: TrainState, chosen: tuple[Array, Array]) -> tuple[TrainState, Losses]:
         normal, pretraining = chosen

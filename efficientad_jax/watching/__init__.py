@@ -1,1 +1,1 @@
-"""A detector that looks at what a folder or a camera brings."""
+"""Runs a detector on the images that arrive in a folder or come from a camera."""

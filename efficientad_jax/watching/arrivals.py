@@ -1,4 +1,4 @@
-"""Files of a folder, each once it has been completely written."""
+"""Yields the image files of a folder, each as soon as it has been written completely."""
 
 import os
 import time
@@ -10,16 +10,16 @@ from efficientad_jax.data.files import find_images, is_image
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX
 from efficientad_jax.errors import InputError
 
-# How often what is not yet known to be complete is looked at.
-_LOOK_MS = 250
+# Interval between two checks whether a file is complete.
+_CHECK_INTERVAL_MS = 250
 
 
 class Arrival(NamedTuple):
-    """A file as it was found.
+    """A version of a file.
 
     Attributes:
       path: of the file.
-      modified_ns: when it was last written to.
+      modified_ns: time of its last modification, in nanoseconds since the epoch.
       size: in bytes.
     """
 
@@ -32,31 +32,32 @@ def completed_files(
     folder: Path,
     settle: float,
     seen: set[Arrival],
+    *,
     stopped: Callable[[], bool],
     polling: bool = False,
 ) -> Iterator[Arrival]:
-    """Image files in a folder and those below it, now and as they come.
+    """Yields the image files in a folder and its subfolders: those there now and those to come.
 
-    A file counts as complete when its size and its time of writing have not changed for `settle`
-    seconds. Each is given once, and once more if it is written anew. Hidden files and pictures of
-    heat maps are passed over.
+    A file counts as complete when its size and its time of modification have not changed for
+    `settle` seconds. Each file is yielded once, and again whenever it is rewritten. Hidden files
+    and heat maps that this package wrote are ignored.
 
     Args:
       folder: to watch.
-      settle: seconds, from 0.
-      seen: arrivals not to be given again.
-      stopped: whether to end; asked several times a second.
-      polling: whether to look for changes instead of being told by the operating system, which
-        is not told of what other machines write to a network folder.
+      settle: time in seconds, at least 0.
+      seen: arrivals that are not yielded.
+      stopped: whether to end; called several times per second.
+      polling: whether to poll the folder instead of relying on the operating system, which does
+        not report the changes that other machines make to a network folder.
 
     Raises:
-      InputError: there is no such folder, it cannot be read, or it is gone.
+      InputError: the folder does not exist, cannot be read, or is removed.
     """
     # `watchfiles` comes with the extra `watch`.
     from watchfiles import watch
 
-    find_images(folder)  # Complains of what `watch` would complain of in words of its own.
-    seen = set(seen)
+    find_images(folder)  # Raises InputError where `watch` would raise errors of its own.
+    yielded = set(seen)
     pending: dict[Path, tuple[Arrival | None, float]] = {}
 
     class Stop:
@@ -66,67 +67,70 @@ def completed_files(
     changes = watch(
         folder,
         watch_filter=None,
-        debounce=2 * _LOOK_MS,
-        rust_timeout=_LOOK_MS,
+        debounce=2 * _CHECK_INTERVAL_MS,
+        rust_timeout=_CHECK_INTERVAL_MS,
         yield_on_timeout=True,
         stop_event=Stop(),
         raise_interrupt=False,
         force_polling=polling or None,
     )
-    # What was there before is looked for after the watch began: nothing falls in between.
+    # The existing files are listed after the watch has begun, so that no file is missed.
     candidates = None
     for changed in changes:
         if not folder.is_dir():
-            raise InputError(f"image folder {folder}: is gone")
+            raise InputError(
+                f"image folder {folder}: is gone, expected it to exist during a watch; restore it "
+                "and start the watch again"
+            )
         if candidates is None:
             candidates = find_images(folder)
         else:
             candidates = _images_among([Path(name) for _, name in changed])
         for path in candidates:
-            if not _is_passed_over(path, folder):
+            if not _is_ignored(path, folder):
                 pending.setdefault(path, (None, 0.0))
         for arrival in _settled(pending, settle):
-            if arrival not in seen:
-                seen.add(arrival)
+            if arrival not in yielded:
+                yielded.add(arrival)
                 yield arrival
             if stopped():
                 return
 
 
 def _images_among(changed: list[Path]) -> list[Path]:
-    """Files that changed, and those in folders that were moved in."""
-    found = []
+    """The changed files, and the files of folders that were moved in."""
+    images = []
     for path in changed:
         if path.is_dir():
             try:
-                found += find_images(path)
+                images += find_images(path)
             except InputError:
-                continue  # It is gone already, or may not be read.
+                continue  # It has been removed, or it is not readable.
         else:
-            found.append(path)
-    return found
+            images.append(path)
+    return images
 
 
-def _is_passed_over(path: Path, folder: Path) -> bool:
+def _is_ignored(path: Path, folder: Path) -> bool:
     inside = path.relative_to(folder).parts
     hidden = any(part.startswith(".") for part in inside)
     return hidden or not is_image(path) or path.name.endswith(PICTURE_SUFFIX)
 
 
 def _settled(pending: dict[Path, tuple[Arrival | None, float]], settle: float) -> list[Arrival]:
-    """Takes out of `pending` the files that are complete, in the order of their writing."""
+    """Removes the complete files from `pending`; returns them by time of modification."""
     now = time.monotonic()
     complete = []
     for path, (before, since) in list(pending.items()):
         try:
             status = os.stat(path)
         except OSError:
-            del pending[path]  # Moved on, or a link to nowhere.
+            del pending[path]  # The file was moved, or it is a broken link.
             continue
-        found = Arrival(path, status.st_mtime_ns, status.st_size)
-        if found != before:
-            pending[path] = (found, now)
+        arrival = Arrival(path, status.st_mtime_ns, status.st_size)
+        if arrival != before:
+            pending[path] = (arrival, now)
         elif now - since >= settle:
             del pending[path]
-            complete.append(found)
+            complete.append(arrival)
     return sorted(complete, key=lambda arrival: (arrival.modified_ns, arrival.path))

@@ -1,4 +1,4 @@
-"""Frames of a camera, a stream or a video file, one every so many seconds."""
+"""Reads frames of a camera, a stream or a video file at regular intervals."""
 
 import math
 import os
@@ -14,16 +14,16 @@ from jaxtyping import UInt8
 
 from efficientad_jax.errors import InputError
 
-# Between attempts to open a camera again that was lost.
+# Seconds between attempts to reopen a camera after its connection was lost.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
-_PIECE = 0.25
+_SLEEP_SECONDS = 0.25
 
 
 class Frame(NamedTuple):
-    """One picture.
+    """A frame.
 
     Attributes:
-      seconds: since the first one taken; of a video file in its own time.
+      seconds: time since the first frame; for a video file, the time in the video.
       image: RGB.
     """
 
@@ -32,7 +32,7 @@ class Frame(NamedTuple):
 
 
 def public_name(source: str) -> str:
-    """The source without user name and password, to be printed and stored."""
+    """The source without user name, password and query, which may be printed and stored."""
     if "://" not in source:
         return source
     parts = urlsplit(source)
@@ -43,20 +43,22 @@ def camera_frames(
     source: str,
     every: float,
     stopped: Callable[[], bool],
-    complain: Callable[[str], None],
+    *,
+    report_error: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Frame]:
-    """Frames of a source, until it is stopped or, for a video file, at its end.
+    """Yields frames of a source, until it is stopped or, for a video file, until its end.
 
-    All frames are read, so that what is taken is what the camera sees now. One that is lost is
-    opened again, after 1 second and then after twice as many each time, up to 30.
+    The frames in between are read and dropped, so that each yielded frame is a current one. After a
+    lost connection the source is reopened: after 1 second, then after twice the time at each
+    further attempt, at most 30 seconds.
 
     Args:
       source: an address (`rtsp://...`), a device (`/dev/video0`) or the path of a video file.
-      every: seconds from one frame taken to the next, 0 for all.
+      every: seconds between two yielded frames, 0 for all frames.
       stopped: whether to end.
-      complain: takes a line when the camera is lost.
-      sleep: waits for seconds.
+      report_error: is called with a line when the connection is lost.
+      sleep: waits for some seconds.
 
     Raises:
       InputError: OpenCV is not installed, or the source cannot be opened.
@@ -68,10 +70,10 @@ def camera_frames(
     if capture is None:
         raise InputError(
             f"source {name}: OpenCV cannot open it, expected a camera's device, the address of a "
-            "stream or a video file"
+            "stream or a video file; check that it exists and is readable"
         )
     start = due = 0.0
-    taken = 0
+    count = 0
     wait = _FIRST_WAIT
     try:
         while not stopped():
@@ -80,21 +82,21 @@ def camera_frames(
                     return
                 if capture is not None:
                     capture.release()
-                    complain(f"source {name}: no more frames, opening it again")
+                    report_error(f"source {name}: no more frames, opening it again")
                 _pause(wait, stopped, sleep)
                 wait = min(2 * wait, _LONGEST_WAIT)
                 capture = _opened(cv2, source)
                 continue
             now = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if is_file else time.monotonic()
-            if taken and now < due:
+            if count and now < due:
                 continue
-            fine, pixels = capture.retrieve()
-            if not fine:
+            success, pixels = capture.retrieve()
+            if not success:
                 continue
             wait = _FIRST_WAIT
-            start = start if taken else now
+            start = start if count else now
             due = now + every
-            taken += 1
+            count += 1
             yield Frame(now - start, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
     finally:
         if capture is not None:
@@ -102,21 +104,21 @@ def camera_frames(
 
 
 def _pause(seconds: float, stopped: Callable[[], bool], sleep: Callable[[float], None]) -> None:
-    """Sleeps in short pieces: Python goes on with a sleep that a signal disturbed."""
-    for _ in range(math.ceil(seconds / _PIECE)):
+    """Sleeps in short intervals, because Python resumes a sleep that a signal interrupts."""
+    for _ in range(math.ceil(seconds / _SLEEP_SECONDS)):
         if not stopped():
-            sleep(_PIECE)
+            sleep(_SLEEP_SECONDS)
 
 
 def _opencv() -> ModuleType:
-    # What OpenCV and FFmpeg print of a source that cannot be opened says less than our line.
+    # The messages of OpenCV and FFmpeg about a bad source are less clear than the InputError.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         import cv2
     except ImportError as error:
         raise InputError(
-            "a camera needs OpenCV: pip install 'efficientad-jax[watch]' brings it "
-            f"({error.name or error})"
+            f"a camera needs OpenCV, which is not installed ({error.name or error}): "
+            "pip install 'efficientad-jax[watch]'"
         ) from error
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2

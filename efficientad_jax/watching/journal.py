@@ -1,4 +1,4 @@
-"""The file of results: a line of JSON for each image."""
+"""The journal: a file with the results, one line of JSON per image."""
 
 import json
 import os
@@ -8,45 +8,45 @@ from typing import Any
 from efficientad_jax.watching.arrivals import Arrival
 
 
-def append_line(file: Path, record: dict[str, Any]) -> None:
-    """Appends a record as one line; the file and its folder are made if need be.
+def append_line(file: Path, entry: dict[str, Any]) -> None:
+    """Appends an entry as one line; creates the file and its folder if need be.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
-    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    line = json.dumps(entry, allow_nan=False).encode() + b"\n"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab+", buffering=0) as opened:
-            # The end of a line that a power cut or a full disk left half-written.
+            # Ends a line that a power cut or a full disk left incomplete.
             if opened.tell() and os.pread(opened.fileno(), 1, opened.tell() - 1) != b"\n":
                 line = b"\n" + line
-            while line:  # A full disk takes a part, and the next call says why.
+            while line:  # A full disk accepts a part; the next call then raises the error.
                 line = line[opened.write(line) :]
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(file)) from error
 
 
 def read_arrivals(file: Path) -> set[Arrival]:
-    """The files that have a line, as they were then; empty without a journal.
+    """The files that the journal has an entry for; empty without a journal.
 
-    A line that is none of `append_line` is passed over.
+    Lines that are incomplete or no entries of files are ignored.
 
     Raises:
-      OSError: it is there and cannot be read.
+      OSError: the journal exists and cannot be read.
     """
-    found = set()
+    arrivals = set()
     try:
         with file.open("rb") as lines:
             for line in lines:
                 try:
-                    record = json.loads(line)
+                    entry = json.loads(line)
                     arrival = Arrival(
-                        Path(record["image"]), int(record["modified_ns"]), int(record["bytes"])
+                        Path(entry["image"]), int(entry["modified_ns"]), int(entry["bytes"])
                     )
                 except (KeyError, TypeError, ValueError):
                     continue
-                found.add(arrival)
+                arrivals.add(arrival)
     except FileNotFoundError:
         pass
-    return found
+    return arrivals

@@ -1,4 +1,4 @@
-"""Each image that comes is scored, written down and told."""
+"""Scores each image that arrives, writes the result to the journal and reports it."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -17,26 +17,34 @@ from efficientad_jax.watching.journal import append_line, read_arrivals
 JOURNAL = "results.jsonl"
 PICTURES = ("anomalous", "all", "none")
 
-Tell = Callable[[str], None]
+ReportLine = Callable[[str], None]
 
 
-class _Shot(NamedTuple):
-    """An image, what to call it, where its picture goes, and what the journal says of it."""
+class _Input(NamedTuple):
+    """An image to score.
+
+    Attributes:
+      name: for messages.
+      source: file or pixels.
+      picture: file for its heat map.
+      origin: the fields of its journal entry that say where it comes from.
+    """
 
     name: str
     source: ImageSource
     picture: Path
-    record: dict[str, Any]
+    origin: dict[str, Any]
 
 
 class Options(NamedTuple):
     """How to watch.
 
     Attributes:
-      every: seconds from one frame of a camera to the next.
-      settle: seconds for which a file has to stay as it is to count as complete.
-      pictures: of which images heat maps are written: 'anomalous', 'all' or 'none'.
-      polling: whether to look for changes of a folder instead of being told of them.
+      every: seconds between two frames of a camera.
+      settle: seconds for which a file has to stay unchanged to count as complete.
+      pictures: the images for which heat maps are written: 'anomalous', 'all' or 'none'.
+      polling: whether to poll a folder instead of relying on the operating system to report
+        changes, as it does not for network folders.
     """
 
     every: float = 1.0
@@ -49,15 +57,16 @@ def watch(
     detector: Detector,
     source: str,
     output: Path,
+    *,
     options: Options,
     stopped: Callable[[], bool],
-    say: Tell,
-    complain: Tell,
+    report: ReportLine,
+    report_error: ReportLine,
 ) -> tuple[int, int]:
-    """Scores images as they come, until it is stopped; a video file ends by itself.
+    """Scores images as they arrive, until it is stopped or a video file ends.
 
-    `results.jsonl` in the output folder gets a line for each image when it is done. Files that
-    have a line are passed over, also after a new start.
+    `results.jsonl` in the output folder gets a line for each image. Files that already have a line
+    are skipped, also when the watch is started again.
 
     Args:
       detector: calibrated.
@@ -65,85 +74,99 @@ def watch(
       output: folder for the results.
       options: how to watch.
       stopped: whether to end.
-      say: takes a line for each result.
-      complain: takes a line for each image that cannot be used.
+      report: is called with a line for each result.
+      report_error: is called with a line for each image that cannot be used.
 
     Returns:
-      How many images were scored, and how many were complained of.
+      The number of images that were scored, and of those that could not be used.
 
     Raises:
-      InputError: the source cannot be opened, or a folder is gone.
+      InputError: the source cannot be opened, or the folder is removed.
       OSError: results cannot be written.
     """
     journal = output / JOURNAL
     if Path(source).is_dir():
-        shots = _of_folder(Path(source), output, options, stopped)
+        inputs = _folder_inputs(Path(source), output, options, stopped=stopped)
     elif "://" in source or Path(source).exists():
-        shots = _of_camera(source, output, options, stopped, complain)
+        inputs = _camera_inputs(source, output, options, stopped=stopped, report_error=report_error)
     else:
         raise InputError(
-            f"source {source!r}: no such folder, device or file, and no address such as rtsp://..."
+            f"source {source!r}: no such folder, device or file, expected one of these or an "
+            "address such as rtsp://..."
         )
     scored = failed = 0
-    for shot in shots:
-        record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **shot.record}
+    for image in inputs:
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **image.origin}
         try:
-            record |= _result(detector, shot, options.pictures, complain)
+            entry |= _score(detector, image, options.pictures, report_error=report_error)
         except InputError as error:
             failed += 1
-            complain(str(error))
-            append_line(journal, record | {"error": str(error)})
+            report_error(str(error))
+            append_line(journal, entry | {"error": str(error)})
             continue
-        append_line(journal, record)
+        append_line(journal, entry)
         scored += 1
-        say(printable(f"{shot.name}  {record['score']:.4g}  {WORDS[record['verdict']]}"))
+        report(printable(f"{image.name}  {entry['score']:.4g}  {WORDS[entry['verdict']]}"))
     return scored, failed
 
 
-def _result(detector: Detector, shot: _Shot, pictures: str, complain: Tell) -> dict[str, Any]:
-    """Score, verdict and, where one is wished, picture of an image.
+def _score(
+    detector: Detector, image: _Input, pictures: str, *, report_error: ReportLine
+) -> dict[str, Any]:
+    """Scores an image and, if `pictures` asks for it, writes its heat map.
+
+    Returns:
+      Fields of the journal: score, verdict, threshold and, if it was written, the picture.
 
     Raises:
       InputError: the image cannot be used.
-      OSError: no picture can be written.
+      OSError: the disk is full or read-only.
     """
-    image = decode_image(shot.source, shot.name)
-    detection = detector(image)
+    pixels = decode_image(image.source, image.name)
+    detection = detector(pixels)
     assert isinstance(detection, Detection)
     result = score_fields(detector.threshold, detection.score)
     if pictures == "all" or (pictures == "anomalous" and result["verdict"]):
         try:
-            save_picture(shot.picture, image, [detection.anomaly_map], LOW, HIGH)
+            save_picture(image.picture, pixels, [detection.anomaly_map], LOW, HIGH)
         except OSError as error:
             if stops_all_writing(error):
                 raise
-            complain(printable(f"{shot.picture}: {error.strerror}"))
+            report_error(printable(f"{image.picture}: {error.strerror}"))
         else:
-            result["picture"] = str(shot.picture)
+            result["picture"] = str(image.picture)
     return result
 
 
-def _of_folder(
-    folder: Path, output: Path, options: Options, stopped: Callable[[], bool]
-) -> Iterator[_Shot]:
-    folder = folder.absolute()  # The journal knows files wherever the next start is from.
+def _folder_inputs(
+    folder: Path, output: Path, options: Options, *, stopped: Callable[[], bool]
+) -> Iterator[_Input]:
+    folder = folder.absolute()  # Paths in the journal do not depend on the current directory.
     seen = read_arrivals(output / JOURNAL)
-    for arrival in completed_files(folder, options.settle, seen, stopped, options.polling):
+    for arrival in completed_files(
+        folder, options.settle, seen, stopped=stopped, polling=options.polling
+    ):
         inside = arrival.path.relative_to(folder)
         picture = output / inside.with_name(inside.name + PICTURE_SUFFIX)
-        record = {
+        origin = {
             "image": str(arrival.path),
             "modified_ns": arrival.modified_ns,
             "bytes": arrival.size,
         }
-        yield _Shot(str(inside), arrival.path, picture, record)
+        yield _Input(str(inside), arrival.path, picture, origin)
 
 
-def _of_camera(
-    source: str, output: Path, options: Options, stopped: Callable[[], bool], complain: Tell
-) -> Iterator[_Shot]:
+def _camera_inputs(
+    source: str,
+    output: Path,
+    options: Options,
+    *,
+    stopped: Callable[[], bool],
+    report_error: ReportLine,
+) -> Iterator[_Input]:
     start = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    for number, frame in enumerate(camera_frames(source, options.every, stopped, complain)):
+    frames = camera_frames(source, options.every, stopped, report_error=report_error)
+    for number, frame in enumerate(frames):
         picture = output / f"{start}_{number:06}{PICTURE_SUFFIX}"
-        record = {"source": public_name(source), "frame": number, "seconds": frame.seconds}
-        yield _Shot(f"frame {number} at {frame.seconds:.2f} s", frame.image, picture, record)
+        origin = {"source": public_name(source), "frame": number, "seconds": frame.seconds}
+        yield _Input(f"frame {number} at {frame.seconds:.2f} s", frame.image, picture, origin)

@@ -1,4 +1,4 @@
-"""The transforms over the rationals, the convolution against XLA's own."""
+"""Tests the transforms in rational arithmetic, and compares the convolution with XLA's."""
 
 from fractions import Fraction
 
@@ -84,7 +84,7 @@ def test_products_are_the_direct_convolution(channels, taps, stride, padding):
     x, kernel = arrays(11, 14, channels, 6, taps)
 
     def products(x, kernel):
-        return convolve(x, kernel, stride, padding, "products")
+        return convolve(x, kernel, stride, padding=padding, method="products")
 
     def xlas(x, kernel):
         return direct(x, kernel, stride, padding)

@@ -1,4 +1,4 @@
-"""The package's C++ convolutions and their gradients against XLA's own, and how it is compiled."""
+"""Compares the C++ convolutions and their gradients with XLA's, and tests the compilation."""
 
 import os
 import re
@@ -14,16 +14,16 @@ from jax import lax
 from efficientad_jax.convolution import (
     chosen_method,
     convolve,
-    convolve_and_finish,
-    convolve_prepared,
-    prepare_kernel,
+    convolve_transformed,
+    convolve_with_epilogue,
+    native_build,
+    transform_kernel,
 )
-from efficientad_jax.convolution import native_build as native_library
-from efficientad_jax.convolution.native import Finish
+from efficientad_jax.convolution.native import Epilogue
 from efficientad_jax.convolution.native_build import _compiled, _compiler
 
 needs_compiler = pytest.mark.skipif(
-    not native_library.native_library(), reason="no C++ compiler here"
+    not native_build.native_library(), reason="no C++ compiler here"
 )
 
 
@@ -34,7 +34,7 @@ def direct(x, kernel, stride=1, padding=0):
 
 
 def native(x, kernel, stride=1, padding=0):
-    return convolve(x, kernel, stride, padding, "native")
+    return convolve(x, kernel, stride, padding=padding, method="native")
 
 
 def normal(seed, *shape):
@@ -62,8 +62,8 @@ def calls(f, *args):
     return set(re.findall(r"@efficientad_(\w+)", text))
 
 
-# Tiles cut off at the right and bottom, more tiles than one block and one chunk hold, several
-# images, a kernel as large as the image, numbers of rows that leave every remainder.
+# Tiles that are cut off at the right and bottom, more tiles than a block and a chunk hold, several
+# images, a kernel as large as the image, and numbers of rows with every remainder.
 @needs_compiler
 @pytest.mark.parametrize(
     ("batch", "height", "width", "channels", "out", "taps", "stride", "padding", "function"),
@@ -99,17 +99,17 @@ def test_convolution_and_gradients_are_xlas(
     )
 
 
-def finished_by_xla(x, kernel, bias, stride, padding, finish):
+def epilogue_by_xla(x, kernel, bias, stride, padding, epilogue):
     y = direct(x, kernel, stride, padding) + bias
-    y = jnp.maximum(y, 0) if finish.relu else y
-    if not finish.pool:
+    y = jnp.maximum(y, 0) if epilogue.relu else y
+    if not epilogue.pool:
         return y
     zero = jnp.zeros((), y.dtype)
     return lax.reduce_window(y, zero, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
 
 
-# Both ways of the C++, odd and even numbers of rows to average.
-FINISHED = [
+# Both algorithms of the C++, with odd and even numbers of rows to pool.
+EPILOGUE_SHAPES = [
     (1, 13, 18, 32, 64, 4, 1, 0),
     (2, 12, 11, 32, 32, 3, 1, 1),
     (2, 11, 14, 3, 32, 4, 1, 0),
@@ -119,11 +119,13 @@ FINISHED = [
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("batch", "height", "width", "channels", "out", "taps", "stride", "padding"), FINISHED
+    ("batch", "height", "width", "channels", "out", "taps", "stride", "padding"), EPILOGUE_SHAPES
 )
-@pytest.mark.parametrize("finish", [Finish(True, False), Finish(False, True), Finish(True, True)])
+@pytest.mark.parametrize(
+    "epilogue", [Epilogue(relu=True), Epilogue(pool=True), Epilogue(relu=True, pool=True)]
+)
 def test_bias_relu_and_means_are_xlas(
-    batch, height, width, channels, out, taps, stride, padding, finish
+    batch, height, width, channels, out, taps, stride, padding, epilogue
 ):
     x, bias = normal(0, batch, height, width, channels), normal(3, out)
     kernel = normal(1, taps, taps, channels, out)
@@ -133,10 +135,12 @@ def test_bias_relu_and_means_are_xlas(
         return (y, *pull(dy))
 
     def ours(x, kernel, bias):
-        return convolve_and_finish(x, kernel, bias, stride, padding, finish, "native")
+        return convolve_with_epilogue(
+            x, kernel, bias, stride=stride, padding=padding, epilogue=epilogue, method="native"
+        )
 
     def theirs(x, kernel, bias):
-        return finished_by_xla(x, kernel, bias, stride, padding, finish)
+        return epilogue_by_xla(x, kernel, bias, stride, padding, epilogue)
 
     dy = normal(2, *jax.eval_shape(theirs, x, kernel, bias).shape)
     assert_agree(jax.jit(everything, static_argnums=0)(ours, dy), everything(theirs, dy))
@@ -145,29 +149,33 @@ def test_bias_relu_and_means_are_xlas(
 @needs_compiler
 @pytest.mark.parametrize(
     ("batch", "height", "width", "channels", "out", "taps", "stride", "padding"),
-    [*FINISHED, (1, 6, 7, 64, 64, 1, 1, 0)],
+    [*EPILOGUE_SHAPES, (1, 6, 7, 64, 64, 1, 1, 0)],
 )
-def test_a_kernel_prepared_beforehand_gives_the_same(
+def test_a_transformed_kernel_gives_the_same(
     batch, height, width, channels, out, taps, stride, padding
 ):
     x, bias = normal(0, batch, height, width, channels), normal(3, out)
     kernel = normal(1, taps, taps, channels, out)
-    made = prepare_kernel(x, kernel, stride, padding, "native")
-    expected = convolve_and_finish(x, kernel, bias, stride, padding, Finish(True, True), "native")
-    found = convolve_prepared(x, made, bias, taps, stride, padding, Finish(True, True))
-    np.testing.assert_array_equal(found, expected)
-    # The last 32 output channels alone.
-    found = convolve_prepared(
-        x, made, bias[-32:], taps, stride, padding, Finish(True, True), first_channel=out - 32
+    options = {"stride": stride, "padding": padding, "epilogue": Epilogue(relu=True, pool=True)}
+    transformed = transform_kernel(x, kernel, stride, padding=padding, method="native")
+    assert transformed is not None
+    expected = convolve_with_epilogue(x, kernel, bias, method="native", **options)
+    result = convolve_transformed(x, transformed, bias, kernel_size=taps, **options)
+    np.testing.assert_array_equal(result, expected)
+    # Only the last 32 output channels.
+    result = convolve_transformed(
+        x, transformed, bias[-32:], kernel_size=taps, first_channel=out - 32, **options
     )
-    np.testing.assert_array_equal(found, expected[..., -32:])
+    np.testing.assert_array_equal(result, expected[..., -32:])
 
 
 @needs_compiler
 def test_what_is_no_number_is_not_hidden():
     x, kernel = normal(0, 1, 8, 8, 32), normal(1, 4, 4, 32, 32)
     for bad in (x.at[0, 3, 3, 5].set(jnp.nan), x.at[0, 3, 3, 5].set(jnp.inf)):
-        y = convolve_and_finish(bad, kernel, jnp.zeros(32), 1, 0, Finish(True, True), "native")
+        y = convolve_with_epilogue(
+            bad, kernel, jnp.zeros(32), epilogue=Epilogue(relu=True, pool=True), method="native"
+        )
         assert not np.isfinite(y).all()
 
 
@@ -188,7 +196,7 @@ def test_gradients_of_a_few_outputs_are_xlas(padding, entries):
     def theirs(x, kernel):
         return direct(x, kernel, 1, padding)
 
-    # Worked off one by one: as exact as the direct sum, to which filtering's 1e-5 would show.
+    # Propagated one by one, they are as exact as the direct sum; filtering's error is 1e-5.
     assert_agree(
         value_and_gradients(ours, x, kernel, jnp.asarray(dy))[1:],
         value_and_gradients(theirs, x, kernel, jnp.asarray(dy))[1:],
@@ -208,9 +216,9 @@ def test_the_result_does_not_depend_on_chance():
 @needs_compiler
 def test_inside_scan_and_vmap():
     x, kernel = normal(0, 3, 2, 9, 8, 32), normal(1, 4, 4, 32, 32)
-    expected = jnp.stack([direct(one, kernel) for one in x])
-    mapped = jax.jit(lambda x: jax.vmap(lambda one: native(one, kernel))(x))(x)
-    scanned = jax.jit(lambda x: lax.map(lambda one: native(one, kernel), x))(x)
+    expected = jnp.stack([direct(image, kernel) for image in x])
+    mapped = jax.jit(lambda x: jax.vmap(lambda image: native(image, kernel))(x))(x)
+    scanned = jax.jit(lambda x: lax.map(lambda image: native(image, kernel), x))(x)
     assert_agree((mapped, scanned), (expected, expected))
 
 
@@ -224,8 +232,9 @@ def test_what_does_not_suit_the_code_is_computed_all_the_same():
     assert not calls(native, a, b)
 
 
-# Addresses are limited to fewer than the calculation needs of its own, once inputs and program are
-# there. Patches are copied in XLA's threads, what a kernel's gradient needs is had before them.
+# After the inputs are allocated and the program is compiled, the address space is limited to less
+# than the computation needs. XLA's threads copy the patches; the memory for a kernel's gradient is
+# allocated before those start.
 WITHOUT_MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -233,7 +242,7 @@ import jax, jax.numpy as jnp
 from efficientad_jax.convolution.native import native_filter, native_patch_filter
 from efficientad_jax.convolution.native_build import native_library
 
-def taken():
+def used_memory():
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 assert native_library()
@@ -245,7 +254,7 @@ else:
     x, kernel = jnp.ones((3, 3, 1024, 1024)), jnp.ones((1, 16, 16, 1024))
 program = jax.jit(f).lower(x, kernel).compile()
 limits = resource.getrlimit(resource.RLIMIT_AS)
-resource.setrlimit(resource.RLIMIT_AS, (taken() + 100_000_000, limits[1]))
+resource.setrlimit(resource.RLIMIT_AS, (used_memory() + 100_000_000, limits[1]))
 try:
     program(x, kernel).block_until_ready()
 except jax.errors.JaxRuntimeError as error:
@@ -314,6 +323,6 @@ def _compiler_or_skip():
 
 
 def test_auto_is_native_where_it_can_be():
-    expected = "native" if native_library.native_library() else "products"
+    expected = "native" if native_build.native_library() else "products"
     assert chosen_method("auto") == expected
     assert chosen_method("direct") == "direct"

@@ -13,18 +13,13 @@ from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
 from efficientad_jax.errors import InputError
+from tests.helpers.images import encoded
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
 GRAY = RGB[..., 0]
 GRAY_AS_RGB = np.stack([GRAY] * 3, axis=-1)
 SIXTEEN_BITS = np.random.default_rng(1).integers(0, 65536, (7, 5), np.uint16)
 SIXTEEN_BITS[0, :2] = 0, 65535
-
-
-def encoded(image: Image.Image, file_format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
 
 
 def with_alpha(pixels: np.ndarray) -> np.ndarray:

@@ -10,14 +10,7 @@ from efficientad_jax.data.decoding import decode_image, resize_image
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import Dataset, load_dataset, load_images
 from efficientad_jax.errors import InputError
-
-GENERATOR = np.random.default_rng(0)
-
-
-def write_image(path: Path, height: int = 6, width: int = 9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(GENERATOR.integers(0, 256, (height, width, 3), np.uint8)).save(path)
-    return path
+from tests.helpers.images import write_image
 
 
 @pytest.fixture

@@ -8,25 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax import Detector, InputError, MapQuantiles
+from efficientad_jax import Detector, InputError
 from efficientad_jax.detection import detector as detector_module
-from efficientad_jax.detection.inference import Calibration, DetectorParams, jitted_detect
-from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from tests.helpers.torch_reference import random_params
+from efficientad_jax.detection.inference import jitted_detect
+from efficientad_jax.detection.spec import DetectorSpec
+from tests.helpers.detectors import random_detector
+from tests.helpers.images import picture
 
 SPEC = DetectorSpec("small", 2, (128, 128), False, "float32", autoencoder=False)
 
 
 @pytest.fixture(scope="module")
 def detector():
-    networks = networks_of(SPEC)
-    teacher, student, _ = (random_params(n, (128, 128), seed=i) for i, n in enumerate(networks))
-    calibration = Calibration(MapQuantiles(0.5, 2.0), None)
-    return Detector(SPEC, DetectorParams(teacher, student, None), calibration, {"seed": 1}, {})
-
-
-def picture(height=70, width=90, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return random_detector(SPEC, config={"seed": 1})
 
 
 def test_maps_have_the_size_of_each_image(detector, tmp_path):

@@ -11,18 +11,15 @@ from efficientad_jax.detection.inference import Calibration, DetectorParams, det
 from efficientad_jax.errors import DivergenceError
 from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_params
+from tests.helpers.images import uint8_images
 
 SIZE = (128, 160)
 NETWORKS = create_networks("small", 6, SIZE, convolution="direct")
 CALIBRATION = Calibration(MapQuantiles(0.5, 2.0), MapQuantiles(0.2, 1.0))
 
 
-def uint8_images(count=1, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, *SIZE, 3), np.uint8)
-
-
-def random_detector():
+def detector_params():
     return DetectorParams(*(random_params(n, SIZE, seed=i) for i, n in enumerate(NETWORKS)))
 
 
@@ -37,7 +34,7 @@ def literal_maps(params, images):
 
 
 def test_maps_and_scores_are_those_of_algorithm_2():
-    params, images = random_detector(), uint8_images()
+    params, images = detector_params(), uint8_images(size=SIZE)
     local, global_ = literal_maps(params, images)
     assert local.shape == (1, 24, 32)
     local = 0.1 * (local - 0.5) / 1.5
@@ -54,14 +51,14 @@ def test_maps_and_scores_are_those_of_algorithm_2():
 
 
 def test_the_margin_is_zero_and_not_below_normal():
-    found = detect(NETWORKS, random_detector(), CALIBRATION, jnp.asarray(uint8_images()))
+    found = detect(NETWORKS, detector_params(), CALIBRATION, jnp.asarray(uint8_images(size=SIZE)))
     margin = np.asarray(found.combined).copy()
     margin[:, 4:-4, 4:-4] = np.nan
     assert np.nanmax(np.abs(margin)) == 0
 
 
 def test_quantiles_are_taken_before_padding_and_resizing():
-    params, images = random_detector(), uint8_images(2)
+    params, images = detector_params(), uint8_images(2, SIZE)
     local, global_ = literal_maps(params, images)
     found, _ = calibrate(NETWORKS, params, images)
     assert found.global_ is not None
@@ -72,7 +69,7 @@ def test_quantiles_are_taken_before_padding_and_resizing():
 
 
 def test_upsampling_first_is_a_switch():
-    params, images = random_detector(), uint8_images()
+    params, images = detector_params(), uint8_images(size=SIZE)
     first, _ = calibrate(NETWORKS, params, images, upsample_first=True)
     found = detect(NETWORKS, params, first, jnp.asarray(images))
     assert found.combined.shape == (1, *SIZE)
@@ -81,15 +78,15 @@ def test_upsampling_first_is_a_switch():
 
 
 def test_without_an_autoencoder_the_local_map_is_all():
-    params = random_detector()._replace(autoencoder=None)
-    calibration, _ = calibrate(NETWORKS, params, uint8_images())
-    found = detect(NETWORKS, params, calibration, jnp.asarray(uint8_images()))
+    params = detector_params()._replace(autoencoder=None)
+    calibration, _ = calibrate(NETWORKS, params, uint8_images(size=SIZE))
+    found = detect(NETWORKS, params, calibration, jnp.asarray(uint8_images(size=SIZE)))
     assert found.global_ is None
     np.testing.assert_array_equal(found.combined, found.local)
 
 
 def test_normalisation_can_be_switched_off():
-    params, images = random_detector(), uint8_images()
+    params, images = detector_params(), uint8_images(size=SIZE)
     off, scores = calibrate(NETWORKS, params, images, normalize=False)
     local, global_ = literal_maps(params, images)
     found = detect(NETWORKS, params, off, jnp.asarray(images))
@@ -101,7 +98,7 @@ def test_a_batch_image_by_image_is_the_batch():
     products = create_networks("small", 2, SIZE, convolution="products")
     params = DetectorParams(*(random_params(n, SIZE, seed=i) for i, n in enumerate(products)))
     params = params._replace(autoencoder=None)
-    images = jnp.asarray(uint8_images(2))
+    images = jnp.asarray(uint8_images(2, SIZE))
     direct = create_networks("small", 2, SIZE, convolution="direct")
     ours = jax.jit(lambda x: raw_maps(products, params, x).local)(images)
     np.testing.assert_allclose(ours, raw_maps(direct, params, images).local, rtol=1e-3, atol=1e-4)
@@ -120,23 +117,23 @@ def imitating_detector():
 
 def test_constant_maps_are_reported_and_not_divided_by():
     with pytest.raises(InputError, match="local maps of all 1 validation images are constant"):
-        calibrate(NETWORKS, imitating_detector(), uint8_images())
+        calibrate(NETWORKS, imitating_detector(), uint8_images(size=SIZE))
 
 
 def test_maps_that_are_not_finite_are_reported():
-    params = random_detector()
+    params = detector_params()
     params = params._replace(student=jax.tree.map(lambda x: x * 1e30, params.student))
     with pytest.raises(DivergenceError, match="local maps of the validation images are not finite"):
-        calibrate(NETWORKS, params, uint8_images())
+        calibrate(NETWORKS, params, uint8_images(size=SIZE))
 
 
 def test_a_constant_channel_of_the_teacher_is_reported_and_not_divided_by(caplog):
-    params = random_detector().teacher
+    params = detector_params().teacher
     last = params["params"]["conv4"]
     last["kernel"] = last["kernel"].at[..., 3].set(0)
     last["bias"] = last["bias"].at[3].set(5.0)
     normalized, features = fit._describe_training_images(
-        NETWORKS.teacher, params, uint8_images(2), 1.0
+        NETWORKS.teacher, params, uint8_images(2, SIZE), 1.0
     )
     assert "1 of 6 channels are constant on all training images (3)" in caplog.text
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((normalized, features)))

@@ -8,14 +8,10 @@ import pytest
 from scipy import stats
 
 from configs import elpv, paper
-from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
+from efficientad_jax import Detector, InputError, choose_threshold
 from efficientad_jax.config import read_config
-from efficientad_jax.detection.inference import Calibration, DetectorParams
-from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.detection.threshold import count_verdicts, summary
-from tests.helpers.torch_reference import random_params
-
-SPEC = DetectorSpec("small", 1, (128, 128), False, "float32", autoencoder=False)
+from tests.helpers.detectors import random_detector
 
 
 def ranks_alarmed(count, rate):
@@ -113,9 +109,7 @@ def test_verdicts_are_counted():
 
 @pytest.fixture(scope="module")
 def detector():
-    teacher, student, _ = (random_params(n, (128, 128), i) for i, n in enumerate(networks_of(SPEC)))
-    calibration = Calibration(MapQuantiles(0.5, 2.0), None)
-    return Detector(SPEC, DetectorParams(teacher, student, None), calibration, {}, {})
+    return random_detector()
 
 
 def test_a_detector_keeps_its_threshold_and_can_have_another(detector, tmp_path):

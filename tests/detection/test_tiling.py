@@ -15,17 +15,15 @@ import pytest
 from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold, detect_tiled
 from efficientad_jax.detection.inference import (
     Anomalies,
-    Calibration,
-    DetectorParams,
     jitted_detect,
     raw_maps,
 )
 from efficientad_jax.detection.predict_files import Task, predict_files
-from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.detection.tiling import blend_shares, chosen_overlap, tile_offsets
 from efficientad_jax.networks.model import create_networks
-from tests.helpers.bad_images import encoded
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_detector
+from tests.helpers.images import encoded, picture
 
 SIDE = 128
 SIZE = (SIDE, SIDE)
@@ -35,22 +33,13 @@ QUANTILES = MapQuantiles(0.5, 2.0)
 @cache
 def make_detector(padding=False, autoencoder=False, upsample_first=False):
     spec = DetectorSpec("small", 1, SIZE, padding, "float32", autoencoder)
-    params = [random_params(n, SIZE, seed=i) for i, n in enumerate(networks_of(spec))]
-    if not autoencoder:
-        params[2] = None
-    global_ = MapQuantiles(0.2, 1.0) if autoencoder else None
-    calibration = Calibration(QUANTILES, global_, upsample_first)
-    return Detector(spec, DetectorParams(*params), calibration, {}, {})
-
-
-def picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return random_detector(spec, upsample_first=upsample_first)
 
 
 def whole_map(detector, image):
     """The map of the networks applied to the image at once, directly: a value each 4 pixels."""
     spec = detector.spec
-    networks = create_networks("small", 1, SIZE, spec.padding, convolution="direct")
+    networks = create_networks("small", 1, SIZE, padding=spec.padding, convolution="direct")
     params = detector.params._replace(autoencoder=None)
     raw = raw_maps(networks, params, jnp.asarray(image[None])).local[0]
     return 0.1 * (np.asarray(raw) - 0.5) / 1.5

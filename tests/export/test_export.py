@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from efficientad_jax import Detector, InputError, MapQuantiles, recipes
+from efficientad_jax import InputError, recipes
 from efficientad_jax.config import as_dict, replace
-from efficientad_jax.detection.detector import DetectorSpec, networks_of
-from efficientad_jax.detection.inference import Calibration, DetectorParams
+from efficientad_jax.detection.detector import DetectorSpec
 from efficientad_jax.export.int8 import calibration_images, int8_model
 from efficientad_jax.export.onnx_model import onnx_model
 from efficientad_jax.export.programs import (
@@ -26,7 +25,9 @@ from efficientad_jax.export.programs import (
 from efficientad_jax.export.stablehlo import stablehlo_bytes
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.command import command
-from tests.helpers.torch_reference import random_params, torch_autoencoder, torch_params, torch_pdn
+from tests.helpers.detectors import random_detector
+from tests.helpers.images import uint8_images
+from tests.helpers.torch_reference import torch_autoencoder, torch_params, torch_pdn
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
 functional = torch.nn.functional
@@ -34,27 +35,9 @@ functional = torch.nn.functional
 SPEC = DetectorSpec("small", 3, (128, 160), False, "float32", autoencoder=True)
 
 
-def random_detector(spec=SPEC, upsample_first=False, config=None):
-    networks = networks_of(spec)
-    params = DetectorParams(
-        *(random_params(n, spec.input_size, seed=i) for i, n in enumerate(networks))
-    )
-    if not spec.autoencoder:
-        params = params._replace(autoencoder=None)
-    global_ = MapQuantiles(0.2, 1.0) if spec.autoencoder else None
-    calibration = Calibration(MapQuantiles(0.5, 2.0), global_, upsample_first)
-    return Detector(spec, params, calibration, config or {}, {})
-
-
 @pytest.fixture(scope="module")
 def detector():
-    return random_detector()
-
-
-def uint8_images(count, seed=0):
-    """Blots of a few pixels: noise would average out."""
-    small = np.random.default_rng(seed).integers(0, 256, (count, 16, 20, 3), np.uint8)
-    return small.repeat(8, axis=1).repeat(8, axis=2)
+    return random_detector(SPEC)
 
 
 def assert_agrees(found, expected):
@@ -70,7 +53,7 @@ def assert_agrees(found, expected):
 
 @pytest.fixture(scope="module")
 def images():
-    return uint8_images(3)
+    return uint8_images(3, SPEC.input_size, block=8)
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +118,9 @@ def open_openvino(model):
     ids=["plain", "no autoencoder", "upsampled first", "medium, padded"],
 )
 def test_onnx_computes_algorithm_2(changes, upsample_first):
-    detector = random_detector(SPEC._replace(**changes), upsample_first)
+    detector = random_detector(SPEC._replace(**changes), upsample_first=upsample_first)
     model = onnx_model(detector).SerializeToString()
-    images = uint8_images(2)
+    images = uint8_images(2, SPEC.input_size, block=8)
     if detector.spec.input_size == (160, 128):
         images = images.transpose(0, 2, 1, 3).copy()
     expected = torch_maps(detector, images)
@@ -231,7 +214,7 @@ def test_what_is_no_exported_detector_is_refused_in_one_line(detector, tmp_path)
 def write_folder(folder):
     for split, count, seed in (("train/good", 4, 1), ("test/blot", 3, 2), ("test/good", 4, 3)):
         (folder / split).mkdir(parents=True)
-        for i, image in enumerate(uint8_images(count, seed)):
+        for i, image in enumerate(uint8_images(count, SPEC.input_size, seed, block=8)):
             Image.fromarray(image).save(folder / split / f"{i}.png")
 
 
@@ -255,7 +238,9 @@ def test_export_and_evaluation_of_what_was_exported(tmp_path):
     result = command("evaluate_exported", f"--detector={tmp_path / 'detector'}", int8, stablehlo)
     assert result.returncode == 0, result.stderr
     # Images as the dataset has them: by name, 'test/blot' before 'test/good'.
-    images = np.concatenate([uint8_images(3, seed=2), uint8_images(4, seed=3)])
+    images = np.concatenate(
+        [uint8_images(n, SPEC.input_size, seed, block=8) for n, seed in ((3, 2), (4, 3))]
+    )
 
     def line(model, name):
         scores = onnx_program(model).run(images)["scores"]

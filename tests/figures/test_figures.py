@@ -27,14 +27,11 @@ from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, Size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from tests.helpers.command import command
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_params
+from tests.helpers.images import uint8_images
 
 SIZE = (48, 48)
 CHANNELS = 3
-
-
-def random_images(count: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
 
 
 def made(size: Size) -> tuple[PatchDescriptionNetwork, dict]:
@@ -51,7 +48,7 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
 ) -> None:
     network, params = made(size)
     position = (1, 2)
-    gradient = absolute_gradient(network, params, random_images(1), position, channels)
+    gradient = absolute_gradient(network, params, uint8_images(1, SIZE), position, channels)
     rows, columns = receptive_window(*position)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (33, 33)
     inside = np.zeros(SIZE, bool)
@@ -62,7 +59,7 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
 
 def test_the_gradient_is_how_much_the_feature_changes() -> None:
     network, params = made("small")
-    images = random_images(2)
+    images = uint8_images(2, SIZE)
     position, channel = (2, 2), 1
     gradient = absolute_gradient(network, params, images, position, [channel])
     np.testing.assert_array_equal(
@@ -84,7 +81,7 @@ def test_the_gradient_is_how_much_the_feature_changes() -> None:
 
 def test_a_mean_feature_map_is_the_mean_of_the_maps() -> None:
     network, params = made("small")
-    images = random_images(3)
+    images = uint8_images(3, SIZE)
     features = network.apply(params, normalize_images(to_unit_range(jnp.asarray(images))))
     found = mean_feature_map(network, params, images, channel=2)
     np.testing.assert_allclose(found, np.asarray(features)[..., 2].mean(0), rtol=1e-4, atol=1e-5)
@@ -96,7 +93,7 @@ def test_a_mean_feature_map_is_the_mean_of_the_maps() -> None:
 def test_hard_features_are_counted_of_each_patch() -> None:
     networks = create_networks("small", CHANNELS, (128, 128), convolution="direct")
     teacher, student = (random_params(network, SIZE) for network in networks[:2])
-    images = random_images(2)
+    images = uint8_images(2, SIZE)
     for p_hard in (0.0, 0.9):
         counts = count_hard_features(networks, teacher, student, images, p_hard)
         for image, found in zip(images, counts, strict=True):
@@ -119,7 +116,7 @@ def detection(value: float, size: tuple[int, int], has_global: bool = True) -> D
 
 
 def test_maps_are_drawn_on_one_scale() -> None:
-    images = [random_images(1, size)[0] for size in ((8, 12), (10, 6))]
+    images = [uint8_images(1, size)[0] for size in ((8, 12), (10, 6))]
     detections = [
         detection(value, image.shape[:2]) for value, image in zip((0.1, 0.4), images, strict=True)
     ]
@@ -146,7 +143,7 @@ def test_maps_are_drawn_on_one_scale() -> None:
 
 @pytest.mark.parametrize(("padding", "first"), [(False, 14.5), (True, 0)])
 def test_masks_lie_over_what_their_patches_see(padding: bool, first: float) -> None:
-    images = random_images(2)
+    images = uint8_images(2, SIZE)
     side = 12 if padding else 4
     counts = {name: np.full((2, side, side), i) for i, name in enumerate(("step 1", "step 2"), 1)}
     figure = draw_hard_features(images, counts, CHANNELS, padding)
@@ -167,7 +164,7 @@ def test_masks_lie_over_what_their_patches_see(padding: bool, first: float) -> N
 def test_the_receptive_field_is_framed() -> None:
     gradient = np.random.default_rng(0).random(SIZE, np.float32)
     window = (slice(4, 37), slice(12, 45))
-    images = random_images(3)
+    images = uint8_images(3, SIZE)
     figure = draw_receptive_field(gradient, window, images, gradient[:8, :8])
     left, middle, right = figure.axes[:3]
     (frame,) = left.patches
@@ -202,7 +199,7 @@ def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:
 
 
 def test_the_command_draws_what_a_teacher_sees(tmp_path: Path) -> None:
-    for i, image in enumerate(random_images(2)):
+    for i, image in enumerate(uint8_images(2, SIZE)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     output = tmp_path / "figures" / "field.svg"
     # It computes more than it compiles.

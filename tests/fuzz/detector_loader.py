@@ -11,22 +11,20 @@ import hashlib
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import atheris
 
 with atheris.instrument_imports(include=["efficientad_jax", "json"]):
-    import jax.numpy as jnp
     import numpy as np
     from safetensors.numpy import save
 
     from efficientad_jax.detection import file as module
     from efficientad_jax.detection.detector import Detector
-    from efficientad_jax.detection.inference import Calibration, DetectorParams
-    from efficientad_jax.detection.map_normalization import MapQuantiles
-    from efficientad_jax.detection.spec import DetectorSpec, abstract_params
     from efficientad_jax.detection.threshold import choose_threshold
     from efficientad_jax.errors import InputError
+    from tests.helpers.detectors import random_detector
 
 # The first byte says which file the rest is for, and whether the digest is made to fit: a fuzzer
 # does not guess a SHA-256.
@@ -35,21 +33,11 @@ _RECORD, _ARRAYS, _HEADER = 0, 1, 2
 
 def _whole(folder: Path) -> tuple[bytes, bytes]:
     """Both files of a small detector."""
-    spec = DetectorSpec("small", 1, (128, 128), False, "float32", autoencoder=False)
-    like = abstract_params(spec)
-    zeros = (_zeros(like.teacher), _zeros(like.student), None)
-    calibration = Calibration(MapQuantiles(0.0, 1.0), None)
     scores = (0.5, 1.5)
     threshold = choose_threshold(scores, 0.5)
-    Detector(spec, DetectorParams(*zeros), calibration, {}, {}, threshold, scores).save(folder)
+    replace(random_detector(), threshold=threshold, validation_scores=scores).save(folder)
     (arrays,) = folder.glob("arrays-*")
     return (folder / "detector.json").read_bytes(), arrays.read_bytes()
-
-
-def _zeros(tree):
-    if isinstance(tree, dict):
-        return {name: _zeros(value) for name, value in tree.items()}
-    return jnp.zeros(tree.shape, tree.dtype)
 
 
 def main() -> None:

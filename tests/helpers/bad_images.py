@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tests.helpers.images import encoded
+
 REFUSED = "refused"  # one line that names it
 WHOLE_OR_REFUSED = "whole or refused"  # never other pixels than those that were stored
 ANYTHING = "anything"  # damage that no reader can tell: some image, or refused
@@ -48,15 +50,6 @@ SUFFIX_OF = {
     "TIFF": ".tif",
     "WEBP": ".webp",
 }
-
-
-def encoded(image: Image.Image | np.ndarray, file_format: str, **options) -> bytes:
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    if file_format == "WEBP":
-        options = {"lossless": True} | options
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
 
 
 def decoded(content: bytes) -> np.ndarray:

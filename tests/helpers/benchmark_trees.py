@@ -4,25 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-GENERATOR = np.random.default_rng(0)
-HEIGHT, WIDTH = 12, 18
-
-
-def write_image(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(GENERATOR.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(path)
-    return path
-
-
-def write_mask(path: Path, top: int = 1, area: tuple[int, int] = (4, 5), value: int = 255) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[top : top + area[0], 2 : 2 + area[1]] = value
-    Image.fromarray(mask).save(path)
-    return path
+from tests.helpers.images import write_image, write_mask
 
 
 def write_mvtec_ad(root: Path, category: str = "bottle") -> Path:

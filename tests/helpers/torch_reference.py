@@ -1,25 +1,10 @@
 """PyTorch builds of the paper's tables, written independently of the package's own."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
 F = torch.nn.functional
-
-
-def random_params(network, image_size, seed=0):
-    """Parameters of a network, biases large enough to matter."""
-    image = jnp.zeros((1, *image_size, 3))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-    rng = np.random.default_rng(seed)
-
-    def fill(leaf):
-        fan_in = max(1, int(np.prod(leaf.shape[:-1])))
-        return jnp.asarray(rng.standard_normal(leaf.shape) * (2 / fan_in) ** 0.5, jnp.float32)
-
-    return jax.tree.map(fill, shapes)
 
 
 def torch_params(params):

@@ -7,8 +7,8 @@ import pytest
 
 from efficientad_jax import Autoencoder, PatchDescriptionNetwork
 from efficientad_jax.networks.pdn import RECEPTIVE_FIELD, output_size
+from tests.helpers.detectors import random_params
 from tests.helpers.torch_reference import (
-    random_params,
     to_torch,
     torch_autoencoder,
     torch_params,

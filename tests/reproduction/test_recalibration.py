@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from efficientad_jax.benchmark.implementations import random_detector, random_images
+from efficientad_jax.benchmark.implementations import random_images, random_weights
 from efficientad_jax.detection.calibration import calibrate
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.spec import DetectorSpec
@@ -12,7 +12,7 @@ SIZE = (128, 128)
 
 
 def test_scores_of_other_quantiles_are_those_of_a_detector_calibrated_so() -> None:
-    params, calibration = random_detector("small", SIZE)
+    params, calibration = random_weights("small", SIZE)
     spec = DetectorSpec("small", 384, SIZE, False, "float32", True)
     detector = Detector(spec, params, calibration, {}, {})
     validation, test = random_images(2, SIZE), random_images(4, SIZE)[2:]

@@ -24,8 +24,9 @@ from efficientad_jax.reproduction.plan import (
     configuration_of,
     planned_runs,
 )
-from tests.helpers.benchmark_trees import write_image, write_mvtec_ad
+from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import REPOSITORY, command
+from tests.helpers.images import write_image
 
 METRICS = {"detector": {"image_auroc": 0.5}}
 STEPS = 3

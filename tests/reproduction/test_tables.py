@@ -177,7 +177,7 @@ def test_speed_is_the_benchmark_s(tmp_path: Path) -> None:
     ]
     facts = {"device": "an abacus", "dtype": "float32"}
     starts = {"small": {OURS: StartUp(9.0, 3.0, 512_000_000, True)}}
-    write_results(tmp_path, facts, found, {}, starts)
+    write_results(tmp_path, facts, found, costs={}, starts=starts)
     read = read_benchmark(tmp_path / "benchmark.json")
     assert read.measured_on == "an abacus, float32"
     small = Speed(Measured(pytest.approx(2.0)), Measured(pytest.approx(400)), Measured(512.0))

@@ -1,28 +1,30 @@
-"""The server's page as people use it, in a real browser."""
+"""The server's web page in a real browser."""
 
 import numpy as np
 import pytest
 
 from efficientad_jax.serving.application import create_application
 from tests.helpers.chromium import chromium
-from tests.helpers.live_server import encoded, picture, running, small_detector, with_threshold
+from tests.helpers.detectors import random_detector, with_threshold
+from tests.helpers.images import encoded, picture
+from tests.helpers.live_server import running
 
 PICTURES = [picture(300, 400, seed=i) for i in range(3)]
 
 
 @pytest.fixture(scope="module")
 def detector():
-    """Its threshold parts the pictures."""
-    plain = small_detector()
-    scores = sorted(plain(one).score for one in PICTURES)
+    """Its threshold lies between the scores of the pictures."""
+    plain = random_detector()
+    scores = sorted(plain(pixels).score for pixels in PICTURES)
     return with_threshold(plain, (scores[0] + scores[1]) / 2)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    for i, one in enumerate(PICTURES):
-        (folder / f"{i}.png").write_bytes(encoded(one))
+    for i, pixels in enumerate(PICTURES):
+        (folder / f"{i}.png").write_bytes(encoded(pixels))
     (folder / "photo.tif").write_bytes(encoded(PICTURES[0], "TIFF"))
     (folder / "broken.png").write_bytes(encoded(PICTURES[0])[:-99])
     return folder
@@ -36,15 +38,15 @@ def browser(detector):
 
 @pytest.fixture
 def page(browser):
-    """The page freshly opened; whatever a test does, nothing is fetched from elsewhere."""
+    """The page, just opened. After each test: it made no requests to other servers."""
     page, address = browser
     page.size(1000, 800)
     page.open(f"{address}/")
     page.until("document.getElementById('about').textContent.includes('or more is anomalous')")
     yield page
-    own = {f"{address}/", f"{address}/health", f"{address}/predict"}
-    asked = {request for request in page.requests if not request.startswith("blob:")}
-    assert asked <= own
+    allowed = {f"{address}/", f"{address}/health", f"{address}/predict"}
+    requested = {request for request in page.requests if not request.startswith("blob:")}
+    assert requested <= allowed
 
 
 def choose(page, files, *names):
@@ -60,22 +62,22 @@ def wait_for(page, count):
     page.until(f"cards.children.length === {count} && !/to do/.test({STATUS})")
 
 
-def of_cards(page, selector):
+def texts_of_cards(page, selector):
     return page.run(
         f"[...cards.children].map((card) => card.querySelector('{selector}').textContent)"
     )
 
 
 def verdicts(detector, pixels):
-    found = [detector(one).score for one in pixels]
-    words = ["anomalous" if score >= detector.threshold.value else "normal" for score in found]
-    return found, words
+    scores = [detector(image).score for image in pixels]
+    words = ["anomalous" if score >= detector.threshold.value else "normal" for score in scores]
+    return scores, words
 
 
 def assert_results(page, detector, pixels):
     scores, words = verdicts(detector, pixels)
-    assert of_cards(page, ".verdict") == words
-    shown = [float(text.removeprefix("score ")) for text in of_cards(page, ".score")]
+    assert texts_of_cards(page, ".verdict") == words
+    shown = [float(text.removeprefix("score ")) for text in texts_of_cards(page, ".score")]
     assert shown == pytest.approx(scores, rel=1e-3)
 
 
@@ -83,7 +85,7 @@ def test_chosen_images_get_score_verdict_and_heat_map(page, files, detector):
     choose(page, files, "0.png", "1.png", "2.png")
     wait_for(page, 3)
     assert_results(page, detector, PICTURES)
-    assert set(of_cards(page, ".verdict")) == {"anomalous", "normal"}
+    assert set(texts_of_cards(page, ".verdict")) == {"anomalous", "normal"}
     assert page.run(STATUS) == "3 done."
     boxes = page.run(
         """[...document.querySelectorAll(".picture img")].map((one) => {
@@ -123,20 +125,20 @@ def test_dropped_images_are_scored(page, files, detector):
     assert_results(page, detector, PICTURES[1:2])
 
 
-def test_what_fails_is_told_and_the_others_are_done(page, files, detector):
+def test_a_failed_image_is_reported_and_the_others_are_scored(page, files, detector):
     choose(page, files, "broken.png", "photo.tif", "2.png")
     wait_for(page, 3)
-    broken, *others = of_cards(page, ".verdict")
+    broken, *others = texts_of_cards(page, ".verdict")
     assert "damaged or cut off" in broken
     assert others == verdicts(detector, [PICTURES[0], PICTURES[2]])[1]
     assert page.run(STATUS) == "2 done, 1 failed."
-    # Browsers do not show TIFF: its heat map stands alone, at its full height.
+    # Browsers do not display TIFF: only its heat map is shown, at full height.
     shown = page.run("[...cards.children].map((card) => card.querySelectorAll('img').length)")
     assert shown == [0, 1, 2]
     assert page.run("document.querySelectorAll('.heat')[0].getBoundingClientRect().height") > 100
 
 
-def test_it_is_used_with_the_keyboard_alone(page, files):
+def test_it_can_be_used_with_only_the_keyboard(page, files):
     order = []
     for _ in range(4):
         page.press("Tab")
@@ -149,7 +151,7 @@ def test_it_is_used_with_the_keyboard_alone(page, files):
     page.press("Enter")
     assert page.run("cards.children.length") == 0
     assert page.run(STATUS) == "No images yet."
-    # Clear leads back to the choice, which a key opens.
+    # Clear moves the focus back to the file input, which a key opens.
     assert page.run("document.activeElement.id") == "files"
     page.call("Page.setInterceptFileChooserDialog", enabled=True)
     page.run("window.opened = 0; files.addEventListener('click', () => { opened += 1; })")

@@ -1,4 +1,4 @@
-"""The server as clients meet it, over real connections."""
+"""The server as clients use it, over real connections."""
 
 import asyncio
 import io
@@ -28,14 +28,16 @@ from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.scoring import score_batch
 from efficientad_jax.serving.server import serve
 from tests.helpers.command import REPOSITORY
-from tests.helpers.live_server import encoded, picture, running, small_detector, with_threshold
+from tests.helpers.detectors import random_detector, with_threshold
+from tests.helpers.images import encoded, picture
+from tests.helpers.live_server import running
 
 PNG = encoded(picture())
 
 
 @pytest.fixture(scope="module")
 def detector():
-    return small_detector()
+    return random_detector()
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +109,21 @@ def post_once(detector):
         return post(address).json()
 
 
-def test_many_at_once_get_each_their_own_answer(address, detector):
+def test_concurrent_requests_each_get_their_own_response(address, detector):
     before = metrics_of(address)
     pictures = [picture(60 + i, 100 - i, seed=i) for i in range(40)]
     expected = [(p.shape[:2], detector(p).score) for p in pictures]
     assert len({round(score, 4) for _, score in expected}) > 30
     bad = {5: (b"no image", 415), 17: (PNG[:-60], 422), 29: (b"", 400)}
 
-    async def everything():
+    async def post_all():
         async with httpx2.AsyncClient(timeout=60, limits=httpx2.Limits()) as client:
             contents = [bad.get(i, (encoded(p), 0))[0] for i, p in enumerate(pictures)]
             return await asyncio.gather(
                 *(client.post(f"{address}/predict", content=content) for content in contents)
             )
 
-    answers = asyncio.run(everything())
+    answers = asyncio.run(post_all())
     for i, (answer, (size, score)) in enumerate(zip(answers, expected, strict=True)):
         if i in bad:
             assert answer.status_code == bad[i][1]
@@ -177,8 +179,8 @@ def test_what_cannot_be_used_is_one_line(address, content, query, headers, statu
 
 def test_forms_without_one_file_are_refused(address):
     url = f"{address}/predict"
-    none = httpx2.post(url, files={"a": (None, "text")})
-    assert (none.status_code, none.json()["error"]) == (
+    without_file = httpx2.post(url, files={"a": (None, "text")})
+    assert (without_file.status_code, without_file.json()["error"]) == (
         400,
         "form: no file in 1 parts, expected one image",
     )
@@ -188,7 +190,7 @@ def test_forms_without_one_file_are_refused(address):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(address):
-    # 30 000 x 30 000 pixels in some bytes: only the head of a PNG, which tells the size.
+    # 30,000 x 30,000 pixels in 60 bytes: only the header of a PNG, which contains the size.
     head = bytearray(PNG[:60])
     head[16:24] = (30_000).to_bytes(4, "big") * 2
     head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
@@ -197,7 +199,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(address):
     assert "too many pixels" in answer.json()["error"]
 
 
-def test_a_body_that_does_not_arrive_is_given_up(address):
+def test_a_body_that_does_not_arrive_in_time_is_refused(address):
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\nslow")
@@ -208,7 +210,7 @@ def test_a_body_that_does_not_arrive_is_given_up(address):
     assert b"body: not complete after 0.5 s" in answer
 
 
-def test_who_hangs_up_is_counted_and_leaves_room(address):
+def test_a_client_that_disconnects_is_counted_and_makes_room(address):
     before = metrics_of(address)["efficientad_requests_total", "gone"]
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
@@ -228,7 +230,7 @@ def test_other_addresses_and_methods(address):
     assert health == {"status": "ok", "input_size": [128, 128], "threshold": None, "waiting": 0}
 
 
-def test_a_full_queue_refuses_and_a_failed_batch_is_not_the_end(detector, monkeypatch):
+def test_a_full_queue_refuses_and_a_failed_batch_does_not_stop_the_server(detector, monkeypatch):
     go, broken = threading.Event(), threading.Event()
 
     def held(detector, images):
@@ -249,7 +251,7 @@ def test_a_full_queue_refuses_and_a_failed_batch_is_not_the_end(detector, monkey
         refused = post(address)
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
-        assert "3 requests wait already" in refused.json()["error"]
+        assert "3 requests are waiting" in refused.json()["error"]
         go.set()
         for thread in threads:
             thread.join()
@@ -257,7 +259,7 @@ def test_a_full_queue_refuses_and_a_failed_batch_is_not_the_end(detector, monkey
         broken.set()
         failed = post(address)
         assert failed.status_code == 500
-        assert failed.json() == {"error": "the server failed; its log says how"}
+        assert failed.json() == {"error": "the server failed; see its log for the cause"}
         broken.clear()
         assert post(address).status_code == 200
         counts = metrics_of(address)
@@ -268,7 +270,7 @@ def test_a_full_queue_refuses_and_a_failed_batch_is_not_the_end(detector, monkey
         assert outcomes == {"ok": 4, "overloaded": 1, "failed": 1}
 
 
-def test_what_waits_is_put_together_in_order():
+def test_waiting_items_are_batched_in_order():
     batches = []
     entered, go = threading.Event(), threading.Event()
 
@@ -278,7 +280,7 @@ def test_what_waits_is_put_together_in_order():
         go.wait(60)
         return [item * 10 for item in items]
 
-    async def everything():
+    async def post_all():
         sizes = []
         batcher = Batcher(run, 4, sizes.append)
         worker = asyncio.create_task(batcher.work())
@@ -286,40 +288,40 @@ def test_what_waits_is_put_together_in_order():
         await asyncio.to_thread(entered.wait, 60)
         others = [asyncio.create_task(batcher.submit(i)) for i in range(1, 8)]
         await asyncio.sleep(0.01)
-        others[1].cancel()  # Who asked for 2 is gone.
+        others[1].cancel()  # The client of item 2 disconnects.
         await asyncio.sleep(0)
         go.set()
         results = await asyncio.gather(first, *others, return_exceptions=True)
         worker.cancel()
         return results, sizes
 
-    results, sizes = asyncio.run(everything())
+    results, sizes = asyncio.run(post_all())
     assert batches == [[0], [1, 3, 4], [5, 6, 7]]
     assert sizes == [1, 3, 3]
     assert [r for r in results if isinstance(r, int)] == [0, 10, 30, 40, 50, 60, 70]
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_a_batch_of_any_size_is_as_images_alone(detector, count):
+def test_a_batch_of_any_size_gives_the_scores_of_single_images(detector, count):
     images = [picture(128, 128, seed=i) for i in range(count)]
     scored = score_batch(detector, images)
     assert len(scored) == count
-    for one, image in zip(scored, images, strict=True):
-        assert one.score == pytest.approx(detector(image).score, rel=1e-5)
-        assert one.anomaly_map.shape == (32, 32)
+    for result, image in zip(scored, images, strict=True):
+        assert result.score == pytest.approx(detector(image).score, rel=1e-5)
+        assert result.anomaly_map.shape == (32, 32)
 
 
 @pytest.mark.parametrize(
     ("host", "reason"), [("127.0.0.1", "Address already in use"), ("nowhere.invalid", "not known")]
 )
-def test_an_address_that_cannot_be_had_is_one_line(detector, host, reason):
+def test_an_address_that_cannot_be_used_is_one_line(detector, host, reason):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(InputError, match=rf"{host}, port {port}: .*\(.*{reason}\)"):
-            serve(detector, host, port, Limits(), print)
+            serve(detector, host, port, limits=Limits(), report=print)
 
 
-def test_the_command_answers_what_is_in_work_when_it_is_told_to_stop(detector, tmp_path):
+def test_a_stopped_command_answers_the_requests_being_processed(detector, tmp_path):
     detector.save(tmp_path / "detector")
     process = subprocess.Popen(
         [sys.executable, "-m", "efficientad_jax", "serve", tmp_path / "detector", "--port=0"],

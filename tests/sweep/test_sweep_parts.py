@@ -20,8 +20,9 @@ from efficientad_jax.sweep.plan import SweepRun, planned_runs
 from efficientad_jax.sweep.progress import _Board, one_screen
 from efficientad_jax.sweep.status import Status
 from efficientad_jax.sweep.summary import figures_csv, figures_table, read_figures
-from tests.helpers.benchmark_trees import write_image, write_mvtec_ad
+from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import command
+from tests.helpers.images import write_image
 
 
 def test_a_plan_has_every_category_with_every_seed() -> None:

@@ -6,21 +6,20 @@ import os
 import signal
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax import Detector, InputError, MapQuantiles
+from efficientad_jax import InputError
 from efficientad_jax.data.decoding import decode_image, decode_mask
 from efficientad_jax.data.examples import Example, generate
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_dataset
-from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
-from efficientad_jax.detection.spec import DetectorSpec, abstract_params
-from tests.helpers.bad_images import ANYTHING, RGB, WHOLE_OR_REFUSED, cases, encoded
+from tests.helpers.bad_images import ANYTHING, RGB, WHOLE_OR_REFUSED, cases
 from tests.helpers.command import command
+from tests.helpers.detectors import random_detector
+from tests.helpers.images import encoded
 
 CASES = cases()
 
@@ -130,23 +129,7 @@ def test_a_dataset_with_one_is_refused_and_nothing_left(tmp_path, name, place):
 
 @pytest.fixture(scope="module")
 def detector():
-    spec = DetectorSpec("small", 2, (128, 128), False, "float32", autoencoder=False)
-    rng = np.random.default_rng(0)
-    like = abstract_params(spec)
-    teacher, student = (
-        {
-            "params": {
-                layer: {
-                    part: jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32)
-                    for part, leaf in parts.items()
-                }
-                for layer, parts in tree["params"].items()
-            }
-        }
-        for tree in (like.teacher, like.student)
-    )
-    calibration = Calibration(MapQuantiles(0.0, 1.0), None)
-    return Detector(spec, DetectorParams(teacher, student, None), calibration, {}, {})
+    return random_detector()
 
 
 def test_the_predict_command_goes_through_all_of_them(corpus, detector, tmp_path):

@@ -10,7 +10,7 @@ from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.fit import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_params
 
 SIDE = 128
 

@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax import Detector, InputError, MapQuantiles
+from efficientad_jax import Detector, InputError
 from efficientad_jax.config import Config
 from efficientad_jax.data.datasets.archive import Archive, extract
 from efficientad_jax.data.loading import load_dataset
-from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.predict_files import Task, predict_files
-from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.tensorboard import scalar_log
 from efficientad_jax.runs.workdir import claim_workdir
 from efficientad_jax.storage.atomic import write_atomically
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_detector, random_params
 
 RNG = np.random.default_rng(0)
 
@@ -82,15 +80,6 @@ def assert_refused(write, disk, name, error=OSError):
     assert disk.listing() == before
 
 
-def small_detector(seed=0):
-    spec = DetectorSpec("small", 1, (128, 128), False, "float32", autoencoder=False)
-    teacher, student, _ = networks_of(spec)
-    params = [random_params(n, (128, 128), seed=seed) for n in (teacher, student)]
-    return Detector(
-        spec, DetectorParams(*params, None), Calibration(MapQuantiles(0.0, 1.0), None), {}, {}
-    )
-
-
 def test_a_file(disk):
     file = disk.folder / "scores.csv"
     write_atomically(file, b"before")
@@ -107,10 +96,10 @@ def test_a_workdir(disk):
 
 
 def test_a_detector(disk):
-    folder, saved = disk.folder / "detector", small_detector()
+    folder, saved = disk.folder / "detector", random_detector()
     saved.save(folder)
     disk.close()
-    assert_refused(lambda: small_detector(seed=1).save(folder), disk, folder)
+    assert_refused(lambda: random_detector(seed=1).save(folder), disk, folder)
     measured = saved.with_metrics({"figures": "x" * 9000})
     assert_refused(lambda: measured.save_record(folder), disk, folder)
     found = Detector.load(folder)
@@ -214,7 +203,7 @@ def test_pictures_and_scores(disk, tmp_path):
     elsewhere = [Task(image, tmp_path / f"a{i}_heatmap.png") for i in range(2)]
     here = [Task(image, disk.folder / "a_heatmap.png")]
 
-    detector = small_detector()
+    detector = random_detector()
 
     def predict(tasks):
         predict_files(detector, tasks, scores, 0.0, 1.0, lines.append)

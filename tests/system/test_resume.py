@@ -20,7 +20,7 @@ from PIL import Image
 
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_params
 
 KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "3"))
 REPOSITORY = Path(__file__).resolve().parents[2]

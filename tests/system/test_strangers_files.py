@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,9 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold
-from efficientad_jax.detection.inference import Calibration, DetectorParams
-from efficientad_jax.detection.spec import DetectorSpec, networks_of
+from efficientad_jax import Detector, InputError, choose_threshold
+from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import (
     FORMAT,
@@ -26,7 +26,7 @@ from efficientad_jax.networks.teacher import (
     load_teacher,
     save_teacher,
 )
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_detector, random_params
 
 SIZE = (128, 128)
 SPEC = DetectorSpec("small", 1, SIZE, False, "float32", autoencoder=False)
@@ -35,11 +35,10 @@ SPEC = DetectorSpec("small", 1, SIZE, False, "float32", autoencoder=False)
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "detector"
-    teacher, student, _ = (random_params(network, SIZE) for network in networks_of(SPEC))
-    calibration = Calibration(MapQuantiles(0.5, 2.0), None)
-    params, scores = DetectorParams(teacher, student, None), (0.5, 1.5)
+    scores = (0.5, 1.5)
     threshold = choose_threshold(scores, 0.5)
-    Detector(SPEC, params, calibration, {}, {}, threshold, scores).save(folder)
+    detector = replace(random_detector(SPEC), threshold=threshold, validation_scores=scores)
+    detector.save(folder)
     return folder
 
 

@@ -23,7 +23,7 @@ from efficientad_jax.training import loop as training_loop
 from efficientad_jax.training import session as training_run
 from efficientad_jax.training.losses import Losses
 from efficientad_jax.training.step import TrainData
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_params
 
 SIZE = (128, 128)
 NETWORKS = create_networks("small", 4, SIZE)

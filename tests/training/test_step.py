@@ -20,8 +20,9 @@ from efficientad_jax.training.step import (
     compute_losses,
     train_steps,
 )
+from tests.helpers.detectors import random_params
+from tests.helpers.images import uint8_images
 from tests.helpers.torch_reference import (
-    random_params,
     to_torch,
     torch,
     torch_autoencoder,
@@ -35,9 +36,8 @@ NETWORKS = create_networks("small", CHANNELS, SIZE, convolution="direct")
 OBJECTIVE = LossConfig(p_hard=0.99)
 
 
-def uint8_images(count, seed):
-    rng = np.random.default_rng(seed)
-    return jnp.asarray(rng.integers(0, 256, (count, *SIZE, 3), np.uint8))
+def noise(count, seed):
+    return jnp.asarray(uint8_images(count, SIZE, seed))
 
 
 def teacher_params():
@@ -85,7 +85,7 @@ def test_losses_gradients_and_update_are_pytorchs(monkeypatch):
     monkeypatch.setattr(autoencoder, "DROPOUT_RATE", 0.0)
     key = jax.random.key(3)
     jitter_key, gray_key, _ = jax.random.split(key, 3)
-    images, others = uint8_images(1, 0), uint8_images(1, 1)
+    images, others = noise(1, 0), noise(1, 1)
     augmented = jitter(jitter_key, images / 255.0)
     pretraining = random_grayscale(gray_key, others / 255.0, OBJECTIVE.grayscale_probability)
     params, batch = student_params(), Batch(images, None, others)
@@ -132,7 +132,7 @@ def test_losses_gradients_and_update_are_pytorchs(monkeypatch):
     ],
 )
 def test_each_loss_can_be_switched_off(objective, zero):
-    batch = Batch(uint8_images(2, 0), None, uint8_images(2, 1))
+    batch = Batch(noise(2, 0), None, noise(2, 1))
     losses = compute_losses(
         NETWORKS, objective, teacher_params(), student_params(), batch, jax.random.key(0)
     )
@@ -140,7 +140,7 @@ def test_each_loss_can_be_switched_off(objective, zero):
 
 
 def test_plain_mean_in_place_of_mining():
-    batch = Batch(uint8_images(1, 0), None, None)
+    batch = Batch(noise(1, 0), None, None)
     arguments = (teacher_params(), student_params(), batch, jax.random.key(0))
     off = LossConfig(p_hard=0.0, penalty=False, autoencoder=False)
     plain = compute_losses(NETWORKS, off, *arguments).hard
@@ -151,7 +151,7 @@ def test_plain_mean_in_place_of_mining():
 
 
 def test_penalty_without_photographs_is_refused():
-    batch = Batch(uint8_images(1, 0), None, None)
+    batch = Batch(noise(1, 0), None, None)
     with pytest.raises(ValueError, match="pretraining images"):
         compute_losses(
             NETWORKS, OBJECTIVE, teacher_params(), student_params(), batch, jax.random.key(0)
@@ -161,7 +161,7 @@ def test_penalty_without_photographs_is_refused():
 def test_many_steps_a_dispatch_and_cached_features_change_nothing():
     networks = create_networks("small", CHANNELS, SIZE, convolution="native")
     optimizer = adam_with_l2(1e-4, 1e-5)
-    images = uint8_images(3, 0)
+    images = noise(3, 0)
     x = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
     features = jax.jit(networks.teacher.apply)(teacher_params(), x).astype(jnp.float16)
     objective = LossConfig(penalty=False, autoencoder=False)

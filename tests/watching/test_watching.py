@@ -1,4 +1,4 @@
-"""Watching a folder and a camera, for which a video file stands in."""
+"""Watching a folder, and a camera that a video file replaces."""
 
 import json
 import os
@@ -16,14 +16,15 @@ from efficientad_jax.watching.arrivals import completed_files
 from efficientad_jax.watching.camera import camera_frames, public_name
 from efficientad_jax.watching.journal import append_line, read_arrivals
 from efficientad_jax.watching.watch import Options, watch
-from tests.helpers.live_server import encoded, picture, small_detector, with_threshold
+from tests.helpers.detectors import random_detector, with_threshold
+from tests.helpers.images import encoded, picture
 
 SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def detector():
-    return small_detector()
+    return random_detector()
 
 
 def records(output):
@@ -34,13 +35,20 @@ class Watch:
     """A watch in a thread."""
 
     def __init__(self, detector, source, output, **options):
-        self.said, self.complaints, self.counts = [], [], []
+        self.results, self.errors, self.counts = [], [], []
         self._stop = threading.Event()
-        arguments = (detector, str(source), output, Options(settle=0.3, **options))
 
         def run():
-            told = (self._stop.is_set, self.said.append, self.complaints.append)
-            self.counts.append(watch(*arguments, *told))
+            counts = watch(
+                detector,
+                str(source),
+                output,
+                options=Options(settle=0.3, **options),
+                stopped=self._stop.is_set,
+                report=self.results.append,
+                report_error=self.errors.append,
+            )
+            self.counts.append(counts)
 
         self._thread = threading.Thread(target=run)
 
@@ -50,12 +58,12 @@ class Watch:
 
     def wait_for(self, lines):
         end = time.monotonic() + SECONDS
-        while len(self.said) + len(self.complaints) < lines:
+        while len(self.results) + len(self.errors) < lines:
             assert self._thread.is_alive()
-            assert time.monotonic() < end, (self.said, self.complaints)
+            assert time.monotonic() < end, (self.results, self.errors)
             time.sleep(0.02)
 
-    def __exit__(self, *of):
+    def __exit__(self, *error):
         self._stop.set()
         self._thread.join(SECONDS)
         assert not self._thread.is_alive()
@@ -80,45 +88,45 @@ def test_each_file_is_scored_once_when_it_is_complete(detector, tmp_path, pollin
         (folder / "notes.txt").write_text("no image")
         (folder / ".hidden.png").write_bytes(content)
         watched.wait_for(3)
-        elsewhere = tmp_path / "day"
-        elsewhere.mkdir()
-        (elsewhere / "moved.png").write_bytes(encoded(moved))
-        os.rename(elsewhere, folder / "day")
+        outside = tmp_path / "day"
+        outside.mkdir()
+        (outside / "moved.png").write_bytes(encoded(moved))
+        os.rename(outside, folder / "day")
         watched.wait_for(4)
-        time.sleep(0.8)  # Nothing comes twice.
+        time.sleep(0.8)  # No file is scored twice.
     assert watched.counts == [(3, 1)]
-    (complaint,) = watched.complaints
-    assert "broken.png: damaged or cut off" in complaint
+    (error,) = watched.errors
+    assert "broken.png: damaged or cut off" in error
     names = ["before.png", "slow.png", "broken.png", "day/moved.png"]
-    found = records(output)
-    assert [record["image"] for record in found] == [str(folder / name) for name in names]
-    assert "broken.png" in found[2]["error"]
-    del found[2]
-    for record, pixels, line in zip(found, (before, slow, moved), watched.said, strict=True):
+    entries = records(output)
+    assert [entry["image"] for entry in entries] == [str(folder / name) for name in names]
+    assert "broken.png" in entries[2]["error"]
+    del entries[2]
+    for record, pixels, line in zip(entries, (before, slow, moved), watched.results, strict=True):
         assert record["score"] == pytest.approx(detector(pixels).score, rel=1e-5)
         assert record["verdict"] is record["threshold"] is None
         assert line.endswith(f"{record['score']:.4g}  no verdict")
 
-    # After a new start only what is new, or written anew, is scored.
+    # A second watch scores only files that are new or rewritten.
     (folder / "slow.png").write_bytes(encoded(before))
     with Watch(detector, folder, output, polling=polling) as again:
         again.wait_for(1)
         time.sleep(0.8)
-    assert [line.split()[0] for line in again.said] == ["slow.png"]
-    assert again.complaints == []
+    assert [line.split()[0] for line in again.results] == ["slow.png"]
+    assert again.errors == []
     assert len(records(output)) == 5
 
 
-def test_pictures_of_what_is_anomalous(detector, tmp_path):
+def test_pictures_of_anomalous_images(detector, tmp_path):
     folder = tmp_path / "camera"
     folder.mkdir()
     pixels = [picture(seed=i) for i in range(4)]
     scores = [detector(p).score for p in pixels]
-    for i, one in enumerate(pixels):
-        (folder / f"{i}.png").write_bytes(encoded(one))
-    judging = with_threshold(detector, sorted(scores)[2])
-    # Results may lie in the folder itself.
-    with Watch(judging, folder, folder) as watched:
+    for i, image in enumerate(pixels):
+        (folder / f"{i}.png").write_bytes(encoded(image))
+    with_verdicts = with_threshold(detector, sorted(scores)[2])
+    # The results may be written to the watched folder.
+    with Watch(with_verdicts, folder, folder) as watched:
         watched.wait_for(4)
         time.sleep(0.8)
     assert watched.counts == [(4, 0)]
@@ -131,10 +139,10 @@ def test_pictures_of_what_is_anomalous(detector, tmp_path):
         assert record["threshold"] == sorted(scores)[2]
 
 
-def test_a_folder_that_goes_is_told(tmp_path):
+def test_a_folder_that_is_removed_is_an_error(tmp_path):
     folder = tmp_path / "camera"
     folder.mkdir()
-    files = completed_files(folder, 0.0, set(), lambda: False)
+    files = completed_files(folder, 0.0, set(), stopped=lambda: False)
     (folder / "a.png").write_bytes(b"a")
     assert next(files).path == folder / "a.png"
     (folder / "a.png").unlink()
@@ -143,7 +151,7 @@ def test_a_folder_that_goes_is_told(tmp_path):
         next(files)
 
 
-def test_a_journal_with_half_a_line_is_read_and_gone_on_with(tmp_path):
+def test_a_journal_with_an_incomplete_line_is_read_and_continued(tmp_path):
     file = tmp_path / "results.jsonl"
     assert read_arrivals(file) == set()
     record = {"image": "/a/b.png", "modified_ns": 5, "bytes": 7, "score": 0.5}
@@ -151,13 +159,13 @@ def test_a_journal_with_half_a_line_is_read_and_gone_on_with(tmp_path):
     with file.open("a") as opened:
         opened.write('{"image": "/a/c.p')
     append_line(file, record | {"image": "/a/\udcff.png"})
-    assert {str(one.path) for one in read_arrivals(file)} == {"/a/b.png", "/a/\udcff.png"}
+    assert {str(arrival.path) for arrival in read_arrivals(file)} == {"/a/b.png", "/a/\udcff.png"}
     assert file.read_text().count("\n") == 3
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """Two seconds at 10 frames a second; each frame is of one colour, more blue with time."""
+    """Two seconds at 10 frames per second; each frame has one color, with more blue over time."""
     cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install -e '.[watch]'")
     path = tmp_path_factory.mktemp("video") / "camera.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (160, 128))
@@ -168,19 +176,19 @@ def video(tmp_path_factory):
     return path
 
 
-def test_a_video_gives_a_frame_every_so_often(video):
-    frames = list(camera_frames(str(video), 0.5, lambda: False, pytest.fail))
+def test_a_video_is_read_at_regular_intervals(video):
+    frames = list(camera_frames(str(video), 0.5, lambda: False, report_error=pytest.fail))
     assert [frame.seconds for frame in frames] == pytest.approx([0.0, 0.5, 1.0, 1.5])
     for frame in frames:
         assert frame.image.shape == (128, 160, 3)
         color = frame.image.mean((0, 1))
         np.testing.assert_allclose(color, (60, 10, 120 * frame.seconds), atol=4)
-    assert len(list(camera_frames(str(video), 0.0, lambda: False, pytest.fail))) == 20
+    assert len(list(camera_frames(str(video), 0.0, lambda: False, report_error=pytest.fail))) == 20
 
 
 @pytest.fixture
 def main(monkeypatch):
-    """The commands, with nothing left behind in this process."""
+    """The commands, with the signal handler of this process restored afterwards."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(commands, "keep_compiled_programs", lambda: None)
     yield commands.main
@@ -192,10 +200,10 @@ def test_the_command_scores_a_video(main, video, detector, tmp_path, capsys):
     output = tmp_path / "results"
     arguments = [f"--source={video}", f"--output={output}", "--every=0.5", "--pictures=all"]
     main(["watch", str(tmp_path / "detector"), *arguments])
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.splitlines()[-1] == "4 images scored, 0 failed"
-    frames = camera_frames(str(video), 0.5, lambda: False, pytest.fail)
+    output_text = capsys.readouterr()
+    assert output_text.err == ""
+    assert output_text.out.splitlines()[-1] == "4 images scored, 0 failed"
+    frames = camera_frames(str(video), 0.5, lambda: False, report_error=pytest.fail)
     for record, frame in zip(records(output), frames, strict=True):
         assert record["score"] == pytest.approx(detector(frame.image).score, rel=1e-5)
         assert record["source"] == str(video)
@@ -203,7 +211,7 @@ def test_the_command_scores_a_video(main, video, detector, tmp_path, capsys):
         assert os.path.getsize(record["picture"]) > 100
 
 
-def test_the_command_ends_after_the_image_it_is_at(main, detector, tmp_path, capsys):
+def test_the_command_ends_after_the_current_image(main, detector, tmp_path, capsys):
     folder, output = tmp_path / "camera", tmp_path / "results"
     folder.mkdir()
     (folder / "a.png").write_bytes(encoded(picture()))
@@ -217,14 +225,14 @@ def test_the_command_ends_after_the_image_it_is_at(main, detector, tmp_path, cap
 
     threading.Thread(target=end_it).start()
     main(["watch", str(tmp_path / "detector"), f"--source={folder}", f"--output={output}"])
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.splitlines()[-1] == "1 images scored, 0 failed"
+    output_text = capsys.readouterr()
+    assert output_text.err == ""
+    assert output_text.out.splitlines()[-1] == "1 images scored, 0 failed"
 
 
-def test_a_camera_that_is_lost_is_opened_again(monkeypatch):
+def test_a_camera_whose_connection_is_lost_is_reopened(monkeypatch):
     cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install -e '.[watch]'")
-    # Frames that each opening gives before it fails; None cannot be opened.
+    # Number of frames before each opened camera fails; None cannot be opened.
     openings = iter([2, None, None, 1])
     opened = []
 
@@ -247,21 +255,23 @@ def test_a_camera_that_is_lost_is_opened_again(monkeypatch):
             pass
 
     monkeypatch.setattr(cv2, "VideoCapture", Capture)
-    complaints, slept = [], []
+    errors, slept = [], []
     source = "rtsp://user:secret@camera/stream?token=secret"
-    frames = camera_frames(source, 0.0, lambda: False, complaints.append, slept.append)
+    frames = camera_frames(
+        source, 0.0, lambda: False, report_error=errors.append, sleep=slept.append
+    )
     for _ in range(3):
         next(frames)
     frames.close()
     assert opened == [source] * 4
-    assert complaints == ["source rtsp://camera/stream: no more frames, opening it again"]
+    assert errors == ["source rtsp://camera/stream: no more frames, opening it again"]
     assert sum(slept) == 1 + 2 + 4
     assert public_name("/dev/video0") == "/dev/video0"
 
 
 @pytest.fixture
 def refused(main, capsys):
-    """The one line with which a command is refused."""
+    """The one line of error of a command that is refused."""
 
     def refused(*arguments):
         with pytest.raises(SystemExit) as ended:
@@ -275,7 +285,7 @@ def refused(main, capsys):
     return refused
 
 
-def test_what_cannot_be_watched_is_one_line(detector, tmp_path, refused, monkeypatch):
+def test_a_source_that_cannot_be_watched_is_one_line(detector, tmp_path, refused, monkeypatch):
     detector.save(tmp_path / "detector")
     (tmp_path / "no.avi").write_bytes(b"no video")
     watch_it = ("watch", tmp_path / "detector", f"--output={tmp_path / 'results'}")
@@ -303,12 +313,12 @@ def test_flags_out_of_range_are_named(main, capsys, argument):
     assert argument.partition("=")[0] in capsys.readouterr().err
 
 
-def test_pictures_that_cannot_be_written_are_told(detector, tmp_path):
+def test_pictures_that_cannot_be_written_are_reported(detector, tmp_path):
     folder, output = tmp_path / "camera", tmp_path / "results"
     folder.mkdir()
     (folder / "a.png").write_bytes(encoded(picture()))
     (output / "a.png_heatmap.png").mkdir(parents=True)
     with Watch(detector, folder, output, pictures="all") as watched:
         watched.wait_for(2)
-    assert watched.complaints == [f"{output / 'a.png_heatmap.png'}: Is a directory"]
+    assert watched.errors == [f"{output / 'a.png_heatmap.png'}: Is a directory"]
     assert "picture" not in records(output)[0]

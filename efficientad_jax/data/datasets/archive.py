@@ -1,4 +1,4 @@
-"""Archives of datasets: downloaded, checked and extracted, in full or not at all."""
+"""Downloads, verifies and extracts the archives of datasets, completely or not at all."""
 
 import contextlib
 import gzip
@@ -38,9 +38,9 @@ class Archive(NamedTuple):
     """A published archive.
 
     Attributes:
-      url: of the file itself.
-      sha256: of its bytes, in hexadecimal.
-      page: where people download it, should the address of the file have changed.
+      url: address of the file.
+      sha256: of the file, in hexadecimal.
+      page: web page with the download, for the case that the address of the file changes.
     """
 
     url: str
@@ -49,45 +49,45 @@ class Archive(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """The last part of the address."""
+        """The last part of the URL."""
         return self.url.rpartition("/")[2]
 
 
 def download_and_extract(archive: Archive, folder: Path) -> None:
-    """Downloads an archive, checks it, and extracts it to a new folder. The archive is not kept.
+    """Downloads an archive, verifies it and extracts it to a new folder. The archive is deleted.
 
     Raises:
-      InputError: it cannot be had, has another checksum, or cannot be extracted.
+      InputError: the archive cannot be downloaded, has another checksum or cannot be extracted.
     """
     with _unfinished(folder) as unfinished:
         file = unfinished / archive.file_name
         _download(archive, file)
         _verify(file, archive)
-        _extract(file, unfinished / "extracted")
+        _extract(file, archive, unfinished / "extracted")
 
 
 def extract(file: Path, archive: Archive, folder: Path) -> None:
-    """Extracts an archive that a user has, to a new folder.
+    """Extracts a user's archive to a new folder.
 
     Args:
-      file: tar (of any compression) or zip; its checksum is checked if it has the name of the
-        published archive: parts of datasets are published too, without checksums.
+      file: tar (of any compression) or zip. Its checksum is verified only if it has the name of
+        the published archive, because parts of datasets are published without checksums.
       archive: the published archive.
-      folder: does not exist; nor does it after an error.
+      folder: must not exist. An error does not create it.
 
     Raises:
-      InputError: it has another checksum, is damaged, or holds anything but files and folders that
-        belong below its own top.
+      InputError: the archive has another checksum, is damaged, or holds anything but files and
+        folders inside its own folder.
     """
     if file.name == archive.file_name:
         _verify(file, archive)
     with _unfinished(folder) as unfinished:
-        _extract(file, unfinished / "extracted")
+        _extract(file, archive, unfinished / "extracted")
 
 
 @contextlib.contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose `extracted` becomes `folder`, unless there is an error."""
+    """Yields a temporary folder; without an error its `extracted` becomes `folder` at the end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder.parent) as unfinished:
@@ -95,12 +95,12 @@ def _unfinished(folder: Path) -> Iterator[Path]:
             try:
                 (Path(unfinished) / "extracted").rename(folder)
             except OSError:
-                # Another process has extracted the same archive meanwhile: take that.
+                # Another process has extracted the same archive in the meantime: use its folder.
                 if not folder.is_dir():
                     raise
     except BaseException:
         with contextlib.suppress(OSError):
-            folder.parent.rmdir()  # unless something else is in it
+            folder.parent.rmdir()  # fails, as it should, if it has other contents
         raise
 
 
@@ -132,15 +132,15 @@ def _download(archive: Archive, file: Path) -> None:
 
 def _verify(file: Path, archive: Archive) -> None:
     with file.open("rb") as stored:
-        found = hashlib.file_digest(stored, "sha256").hexdigest()
-    if found != archive.sha256:
+        sha256 = hashlib.file_digest(stored, "sha256").hexdigest()
+    if sha256 != archive.sha256:
         raise InputError(
-            f"dataset archive {file}: sha256 is {found}, expected {archive.sha256}; it is damaged "
-            f"or another one: download it anew from {archive.page}"
+            f"dataset archive {file}: sha256 is {sha256}, expected {archive.sha256}; the file is "
+            f"damaged or another version: download it again from {archive.page}"
         )
 
 
-def _extract(file: Path, folder: Path) -> None:
+def _extract(file: Path, published: Archive, folder: Path) -> None:
     folder.mkdir()
     try:
         if tarfile.is_tarfile(file):
@@ -153,18 +153,24 @@ def _extract(file: Path, folder: Path) -> None:
                     _check(member.filename, stat.S_ISLNK(member.external_attr >> 16))
                 archive.extractall(folder)
         else:
-            raise InputError(f"dataset archive {file}: neither tar nor zip, or damaged")
+            raise InputError(
+                f"dataset archive {file}: neither tar nor zip, or damaged; download it again from "
+                f"{published.page}"
+            )
     except _RefusedError as error:
         raise InputError(
             f"dataset archive {file}: {error}, expected files and folders inside the archive's own "
-            "folder alone; nothing of it was kept"
+            "folder only; nothing was extracted"
         ) from error
     except _DAMAGE as error:
-        raise InputError(f"dataset archive {file}: damaged or cut off ({error})") from error
+        raise InputError(
+            f"dataset archive {file}: damaged or cut off ({error}); download it again from "
+            f"{published.page}"
+        ) from error
 
 
 class _RefusedError(Exception):
-    """A member of an archive could be written elsewhere, or read what is elsewhere."""
+    """A member of an archive would be written outside the folder, or is a link or special file."""
 
 
 def _checked(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
@@ -173,10 +179,10 @@ def _checked(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Tells the end of an archive from a cut between two files, which tarfile takes for it."""
+    """Raises an error for an archive cut off between two files, which tarfile does not detect."""
     assert tar.fileobj is not None
     if tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("the block that ends it is missing")
+        raise tarfile.ReadError("its end-of-archive block is missing")
 
 
 def _check(name: str, special: bool) -> None:

@@ -5,7 +5,7 @@ ROOT/CATEGORY/test/ok/* and test/ko/*
 ROOT/CATEGORY/ground_truth/ko/STEM.*
 
 Images are .bmp in 01 and 03 and .png in 02, masks .png in 01 and 02 and .bmp in 03.
-Licence of the images: CC BY-SA 4.0.
+License of the images: CC BY-SA 4.0.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from efficientad_jax.data.datasets.archive import Archive
-from efficientad_jax.data.datasets.builder import Benchmark, BenchmarkBuilder
-from efficientad_jax.data.datasets.layout import labelled_images, require_masks, training_images
+from efficientad_jax.data.datasets.builder import PublishedDataset, PublishedDatasetBuilder
+from efficientad_jax.data.datasets.layout import labeled_images, require_masks, training_images
 from efficientad_jax.data.examples import Example
 
 _GOOD = "ok"
@@ -31,7 +31,7 @@ _CITATION = """
 
 
 def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
-    """The examples of a category, by split.
+    """The examples of a category by split.
 
     Raises:
       InputError: a folder or a mask is missing, or a mask belongs to no image.
@@ -39,15 +39,15 @@ def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
     folder = root / category
     return {
         "train": training_images(folder, _GOOD),
-        "test": require_masks(labelled_images(folder, good=_GOOD)),
+        "test": require_masks(labeled_images(folder, good=_GOOD)),
     }
 
 
-class Btad(BenchmarkBuilder):
-    """BTAD."""
+class Btad(PublishedDatasetBuilder):
+    """A category of BTAD."""
 
     VERSION = tfds.core.Version("1.0.0")
-    benchmark = Benchmark(
+    dataset = PublishedDataset(
         title="BTAD",
         categories=("01", "02", "03"),
         archive=Archive(

@@ -1,7 +1,7 @@
-"""What the builders of benchmarks share: a description, where the files come from, a prepared copy.
+"""Base classes of the tensorflow-datasets builders of published datasets.
 
-A builder takes the files from an extracted folder or an archive that the user has, or downloads
-the published archive.
+A builder reads the files of a dataset from the user's extracted folder or archive, or downloads the
+published archive, and writes a prepared copy.
 """
 
 import hashlib
@@ -18,18 +18,18 @@ from efficientad_jax.errors import InputError
 from efficientad_jax.storage.regular import require_regular_file
 
 
-class Benchmark(NamedTuple):
+class PublishedDataset(NamedTuple):
     """The description of a published dataset.
 
     Attributes:
-      title: as its authors write it.
-      categories: each a dataset of its own.
-      archive: all categories.
-      list_examples: from the folder that holds the categories' folders, and a category, to the
-        examples of each split: 'train', 'test' and, where it has one, 'validation'.
+      title: name of the dataset, as its authors write it.
+      categories: names; each category is trained on separately.
+      archive: holds all categories.
+      list_examples: returns the examples of each split ('train', 'test' and, if the dataset has
+        it, 'validation'). Arguments: the folder that contains the categories' folders; a category.
       license: of the images.
       citation: BibTeX.
-      saturates: whether its examples have saturations.
+      saturates: whether the examples have saturations.
     """
 
     title: str
@@ -42,15 +42,21 @@ class Benchmark(NamedTuple):
 
 
 class ConfiguredBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder whose one configuration is made together with it, named after what it copies."""
+    """A builder with one configuration, created with it and named after the files it copies."""
 
-    # Where tensorflow-datasets would look for files beside the builder; there are none.
+    # tensorflow-datasets looks for additional files of the builder there; there are none.
     pkg_dir_path = tfds.core.Path(__file__).parent
 
     def __init__(self, *, label: str, description: str, data_dir: str | None) -> None:
-        """Takes a name for the prepared copy, unique among those of the class in `data_dir`."""
+        """Creates the configuration.
+
+        Args:
+          label: name of the prepared copy, unique among the copies of the class in `data_dir`.
+          description: of the copy.
+          data_dir: folder of the prepared copies, None for that of tensorflow-datasets.
+        """
         verbosity = logging.get_verbosity()
-        # tensorflow-datasets warns of a configuration that its class does not list.
+        # tensorflow-datasets warns about a configuration that the class does not list.
         logging.set_verbosity(logging.ERROR)
         try:
             config = tfds.core.BuilderConfig(name=label, description=description)
@@ -59,34 +65,34 @@ class ConfiguredBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             logging.set_verbosity(verbosity)
 
     def _generate_examples(self, **kwargs):
-        raise AssertionError("each split brings its own generator")
+        raise AssertionError("each split has its own generator")
 
 
-class BenchmarkBuilder(ConfiguredBuilder, skip_registration=True):
+class PublishedDatasetBuilder(ConfiguredBuilder, skip_registration=True):
     """One category of a published dataset.
 
-    The prepared copy of downloaded files is named after the category; one of a user's files also
-    after a fingerprint of them, so that it cannot be older than what it copies.
+    The prepared copy of downloaded files is named after the category. A copy of a user's files also
+    has their fingerprint in its name, so that changed files are prepared again.
     """
 
-    benchmark: ClassVar[Benchmark]
+    dataset: ClassVar[PublishedDataset]
 
     def __init__(self, *, category: str, root: str, data_dir: str | None = None) -> None:
-        """Lists a folder; archives are downloaded and extracted when the copy is prepared.
+        """Lists a folder. Archives are downloaded and extracted when the copy is prepared.
 
         Args:
-          category: one of the benchmark's.
+          category: of the dataset.
           root: an extracted folder, an archive, or '' for the published archive.
-          data_dir: where prepared copies and, in `downloads`, extracted archives go,
-            tensorflow-datasets' own folder unless given.
+          data_dir: folder of the prepared copies and, in `downloads`, of extracted archives; None
+            for that of tensorflow-datasets.
 
         Raises:
-          InputError: there is no such category or root, or the folder does not hold what it should.
+          InputError: `category` or `root` does not exist, or the folder lacks an expected file.
         """
-        if category not in self.benchmark.categories:
+        if category not in self.dataset.categories:
             raise InputError(
                 f"category {category!r}: no such category of {self.name}, "
-                f"expected one of: {', '.join(self.benchmark.categories)}"
+                f"expected one of: {', '.join(self.dataset.categories)}"
             )
         self._category = category
         self._root = Path(root) if root else None
@@ -101,54 +107,54 @@ class BenchmarkBuilder(ConfiguredBuilder, skip_registration=True):
             label = f"{category}-{_fingerprint_of_files([self._root])}"
         super().__init__(
             label=label,
-            description=f"{self.benchmark.title}, category {category}",
+            description=f"{self.dataset.title}, category {category}",
             data_dir=data_dir,
         )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = FEATURES | (SATURATION_FEATURES if self.benchmark.saturates else {})
+        features = FEATURES | (SATURATION_FEATURES if self.dataset.saturates else {})
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
-            description=f"{self.benchmark.title}. Licence: {self.benchmark.license}.",
-            homepage=self.benchmark.archive.page,
-            citation=self.benchmark.citation,
-            license=self.benchmark.license,
+            description=f"{self.dataset.title}. License: {self.dataset.license}.",
+            homepage=self.dataset.archive.page,
+            citation=self.dataset.citation,
+            license=self.dataset.license,
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        # Its downloads cannot be interrupted, and its extraction passes over what it refuses.
+        # The manager's downloads cannot be interrupted, and its extraction skips refused members.
         del dl_manager
         examples = self._examples or self._list(self._extracted())
-        return {split: generate(found) for split, found in examples.items()}
+        return {split: generate(listed) for split, listed in examples.items()}
 
     def _extracted(self) -> Path:
-        """The folder of the extracted archive, extracted if it is not yet."""
+        """Returns the folder of the extracted archive; extracts the archive if need be."""
         # data_path is DATA_DIR/NAME/CONFIGURATION/VERSION.
         downloads = Path(str(self.data_path)).parents[2] / "downloads"
         if self._root is None:
             folder = downloads / self.name
             if not folder.is_dir():
-                download_and_extract(self.benchmark.archive, folder)
+                download_and_extract(self.dataset.archive, folder)
         else:
             folder = downloads / f"{self.name}-{_fingerprint_of_files([self._root])}"
             if not folder.is_dir():
-                extract(self._root, self.benchmark.archive, folder)
+                extract(self._root, self.dataset.archive, folder)
         return folder
 
     def _list(self, root: Path) -> dict[str, list[Example]]:
-        """The examples of each split; the categories' folders may be one level down."""
+        """Lists the examples of each split; the categories' folders may be one level down."""
         for folder in (root, *sorted(root.iterdir())):
             if (folder / self._category).is_dir():
-                return self.benchmark.list_examples(folder, self._category)
+                return self.dataset.list_examples(folder, self._category)
         raise InputError(
             f"dataset folder {root}: no folder {self._category!r} in it, expected those of "
-            f"{self.benchmark.title}: {', '.join(self.benchmark.categories)}"
+            f"{self.dataset.title}: {', '.join(self.dataset.categories)}"
         )
 
 
 def fingerprint(splits: dict[str, list[Example]]) -> str:
-    """Sixteen digits that change with any file of the examples, or with what is known of them."""
-    known = [
+    """Sixteen hexadecimal digits that change with the examples and with their files."""
+    descriptions = [
         (split, example.name, example.defect, example.saturations)
         for split, examples in splits.items()
         for example in examples
@@ -159,11 +165,11 @@ def fingerprint(splits: dict[str, list[Example]]) -> str:
         for example in examples
         for file in (example.image, *example.masks)
     ]
-    return _fingerprint_of_files(files, repr(known))
+    return _fingerprint_of_files(files, repr(descriptions))
 
 
-def _fingerprint_of_files(files: list[Path], known: str = "") -> str:
-    digest = hashlib.sha256(known.encode())
+def _fingerprint_of_files(files: list[Path], description: str = "") -> str:
+    digest = hashlib.sha256(description.encode())
     for file in files:
         require_regular_file(file, f"file {file}")
         status = file.stat()

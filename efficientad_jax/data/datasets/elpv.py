@@ -1,7 +1,7 @@
 """ELPV: electroluminescence photographs of solar cells, as a tensorflow-datasets builder.
 
-The images come with the PyPI package `elpv-dataset`, 2 624 of 300x300 pixels, 8-bit grayscale.
-Licence of the images: CC BY-NC-SA 4.0.
+The PyPI package `elpv-dataset` contains the images: 2,624 of 300x300 pixels, 8-bit grayscale.
+License of the images: CC BY-NC-SA 4.0.
 """
 
 import importlib.util
@@ -38,41 +38,42 @@ class _Cell(NamedTuple):
 
 
 class Elpv(tfds.core.GeneratorBasedBuilder):
-    """Functional cells are normal, surely defective ones anomalous, uncertain ones left out.
+    """Functional cells are normal, cells that are certainly defective are anomalous.
 
-    Of the functional cells (probability 0) of a category a fixed permutation gives 80 % to train
-    and 20 % to test; defective cells (probability 1) are all in test.
+    A fixed permutation divides the functional cells of a category (defect probability 0) into 80 %
+    for training and 20 % for testing. All defective cells (probability 1) are test images. Cells
+    with a probability in between are left out.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [  # noqa: RUF012, the name and form are tensorflow-datasets'
+    BUILDER_CONFIGS = [  # noqa: RUF012, tensorflow-datasets defines name and form
         tfds.core.BuilderConfig(name=name, description=f"{name}crystalline cells")
         for name in CATEGORIES
     ]
-    # Where tensorflow-datasets would look for files beside the builder; there are none.
+    # tensorflow-datasets looks for additional files of the builder there; there are none.
     pkg_dir_path = tfds.core.Path(__file__).parent
 
     def __init__(self, **kwargs) -> None:
-        """Takes what `tfds.core.GeneratorBasedBuilder` takes.
+        """Creates the builder, with the arguments of `tfds.core.GeneratorBasedBuilder`.
 
         Raises:
-          InputError: the dataset is not prepared yet and `elpv-dataset` is not installed.
+          InputError: the dataset is not prepared and `elpv-dataset` is not installed.
         """
         super().__init__(**kwargs)
         if not self.data_path.exists():
-            _installed_folder()  # Now, before anything is written.
+            _installed_folder()  # Fails here, before anything is written.
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(FEATURES),
-            description="Solar cells in electroluminescence. Licence: CC BY-NC-SA 4.0.",
+            description="Solar cells in electroluminescence. License: CC BY-NC-SA 4.0.",
             homepage="https://github.com/zae-bayern/elpv-dataset",
             citation=_CITATION,
             license="CC BY-NC-SA 4.0",
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager  # everything is in the installed package
+        del dl_manager  # all files are in the installed package
         folder = _installed_folder()
         assert self.builder_config is not None
         cells = [c for c in _read_labels(folder) if c.category == self.builder_config.name]
@@ -96,7 +97,7 @@ class Elpv(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, **kwargs):
-        raise AssertionError("each split brings its own generator")
+        raise AssertionError("each split has its own generator")
 
 
 def _installed_folder() -> Path:
@@ -110,6 +111,6 @@ def _installed_folder() -> Path:
 
 
 def _read_labels(folder: Path) -> list[_Cell]:
-    """Reads `labels.csv`: file, probability of a defect and kind of cell, between blanks."""
+    """Reads `labels.csv`: file, defect probability and kind of cell, separated by spaces."""
     rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines()]
     return [_Cell(file, float(probability), kind) for file, probability, kind in filter(None, rows)]

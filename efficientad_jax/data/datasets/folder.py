@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from efficientad_jax.data.datasets.builder import ConfiguredBuilder, fingerprint
 from efficientad_jax.data.datasets.layout import (
     good_images,
-    labelled_images,
+    labeled_images,
     training_images,
     unsorted_images,
 )
@@ -122,5 +122,5 @@ def list_examples(root: Path) -> dict[str, list[Example]]:
     splits = {"train": training_images(root)}
     if (root / "validation").is_dir():
         splits["validation"] = good_images(root, "validation")
-    splits["test"] = labelled_images(root)
+    splits["test"] = labeled_images(root)
     return splits

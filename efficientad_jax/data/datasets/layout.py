@@ -1,11 +1,11 @@
-"""Folders in MVTec AD's layout: which image is what, and which mask belongs to it.
+"""Lists the images of a folder in MVTec AD's layout, with their labels and masks.
 
 ROOT/train/good/*
 ROOT/validation/good/*
 ROOT/test/good/* and ROOT/test/DEFECT/*
 ROOT/ground_truth/DEFECT/STEM_mask.png
 
-MVTec AD 2 and BTAD name these folders otherwise, MVTec LOCO AD has a folder of masks an image.
+MVTec AD 2 and BTAD use other folder names; MVTec LOCO AD has a folder of masks per image.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ _FEWEST_TRAINING_IMAGES = 2
 
 
 def good_images(root: Path, split: str, good: str = GOOD) -> list[Example]:
-    """The images of `ROOT/SPLIT/good`.
+    """The images of `ROOT/SPLIT/good`, all of them normal.
 
     Raises:
-      InputError: there are none.
+      InputError: the folder does not exist or holds no images.
     """
     return [
         Example(path, path.relative_to(root).as_posix(), GOOD)
@@ -30,7 +30,7 @@ def good_images(root: Path, split: str, good: str = GOOD) -> list[Example]:
 
 
 def training_images(root: Path, good: str = GOOD) -> list[Example]:
-    """The images of `ROOT/train/good`, of which some are going to be held out.
+    """The images of `ROOT/train/good`, for training and, held out, for validation.
 
     Raises:
       InputError: there are fewer than 2.
@@ -39,39 +39,39 @@ def training_images(root: Path, good: str = GOOD) -> list[Example]:
 
 
 def unsorted_images(root: Path) -> list[Example]:
-    """The images that lie in `ROOT` itself, taken for good, of which some are going to be held out.
+    """The images of a folder without subfolders, all normal: for training and validation.
 
     Raises:
-      InputError: there are fewer than 2, or others in folders of it.
+      InputError: there are fewer than 2, or there are images in subfolders.
     """
     paths = list_images(root)
     for path in paths:
         if path.parent != root:
             raise InputError(
                 f"image {path}: lies in a folder of {root}, expected good images in {root} itself "
-                f"and no others, or good ones in {root / 'train' / GOOD}"
+                f"only, or good images in {root / 'train' / GOOD}"
             )
     return _enough_to_train(root, [Example(path, path.name, GOOD) for path in paths])
 
 
-def labelled_images(
-    root: Path, test: str = "test", ground_truth: str | None = "ground_truth", good: str = GOOD
+def labeled_images(
+    root: Path, test: str = "test", ground_truth: str | None = "ground_truth", *, good: str = GOOD
 ) -> list[Example]:
-    """The images of `ROOT/TEST`, good and defective, with their masks, which may be missing.
+    """The images of `ROOT/TEST`, normal and anomalous, with their masks where these exist.
 
     Args:
-      root: the folder of a category.
-      test: folder of the images.
-      ground_truth: folder of the masks, which may be inside `test`; None takes no masks.
-      good: folder of the normal images in `test`.
+      root: folder of a category.
+      test: subfolder of the images.
+      ground_truth: subfolder of the masks, which may lie inside `test`; None ignores masks.
+      good: folder of the normal images inside `test`.
 
     Raises:
-      InputError: a folder is empty, or masks and images do not belong together one to one.
+      InputError: a folder is empty, or masks and images do not match one to one.
     """
     folder = root / test
     masks_folder = None if ground_truth is None else root / ground_truth
     masks = {} if masks_folder is None else _masks(masks_folder)
-    taken = {}
+    images: dict[Path, Path] = {}
     examples = []
     for path in list_images(folder):
         if masks_folder is not None and path.is_relative_to(masks_folder):
@@ -80,17 +80,18 @@ def labelled_images(
             raise InputError(
                 f"image {path}: lies in {test!r} itself, expected {test}/{good} or {test}/DEFECT"
             )
-        place = path.relative_to(folder).with_suffix("")
-        mask = masks.get(place)
-        if mask is not None and place in taken:
+        stem = path.relative_to(folder).with_suffix("")
+        mask = masks.get(stem)
+        if mask is not None and stem in images:
             raise InputError(
-                f"mask {mask}: could belong to {taken[place]} or to {path}; rename one of the two"
+                f"mask {mask}: could belong to {images[stem]} or to {path}, expected one image; "
+                "rename one of the two"
             )
-        taken[place] = path
+        images[stem] = path
         name = path.relative_to(root).as_posix()
-        defect = GOOD if place.parts[0] == good else place.parts[0]
+        defect = GOOD if stem.parts[0] == good else stem.parts[0]
         examples.append(Example(path, name, defect, () if mask is None else (mask,)))
-    orphans = sorted(masks.keys() - taken.keys())
+    orphans = sorted(masks.keys() - images.keys())
     if orphans:
         raise InputError(
             f"mask {masks[orphans[0]]}: belongs to no image, expected one named "
@@ -100,16 +101,16 @@ def labelled_images(
 
 
 def require_masks(examples: list[Example]) -> list[Example]:
-    """Returns the examples of a dataset that has a mask of every anomalous image.
+    """Returns the examples if every anomalous image has a mask.
 
     Raises:
-      InputError: one lacks it.
+      InputError: an anomalous image has no mask.
     """
     for example in examples:
         if example.defect != GOOD and not example.masks:
             raise InputError(
                 f"image {example.image}: has no mask, expected one as the dataset has for every "
-                "anomalous image; the copy is incomplete"
+                "anomalous image; the copy is incomplete: download the dataset again"
             )
     return examples
 
@@ -118,21 +119,22 @@ def _enough_to_train(folder: Path, examples: list[Example]) -> list[Example]:
     if len(examples) < _FEWEST_TRAINING_IMAGES:
         raise InputError(
             f"dataset folder {folder}: {len(examples)} image, expected at "
-            f"least {_FEWEST_TRAINING_IMAGES}: one to train on and one to calibrate with"
+            f"least {_FEWEST_TRAINING_IMAGES}: one for training and one for validation"
         )
     return examples
 
 
 def _masks(folder: Path) -> dict[Path, Path]:
-    """Masks by `DEFECT/STEM` of their image; `STEM.png` is taken as well as `STEM_mask.png`."""
+    """The mask files by `DEFECT/STEM` of their image: `STEM_mask.png` or `STEM.png`."""
     if not folder.is_dir():
         return {}
     masks = {}
     for path in list_images(folder):
-        place = path.parent.relative_to(folder) / path.stem.removesuffix("_mask")
-        if place in masks:
+        stem = path.parent.relative_to(folder) / path.stem.removesuffix("_mask")
+        if stem in masks:
             raise InputError(
-                f"mask {path}: is for the same image as {masks[place]}, expected one mask an image"
+                f"mask {path}: is for the same image as {masks[stem]}, expected one mask per "
+                "image; delete one of the two"
             )
-        masks[place] = path
+        masks[stem] = path
     return masks

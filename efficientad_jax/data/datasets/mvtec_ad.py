@@ -1,10 +1,10 @@
-"""MVTec AD: photographs of objects and textures, 15 categories, as a tensorflow-datasets builder.
+"""MVTec AD: 15 categories of objects and textures, as a tensorflow-datasets builder.
 
 ROOT/CATEGORY/train/good/*.png
 ROOT/CATEGORY/test/good/*.png and test/DEFECT/*.png
 ROOT/CATEGORY/ground_truth/DEFECT/STEM_mask.png
 
-Licence of the images: CC BY-NC-SA 4.0.
+License of the images: CC BY-NC-SA 4.0.
 """
 
 from pathlib import Path
@@ -12,8 +12,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from efficientad_jax.data.datasets.archive import Archive
-from efficientad_jax.data.datasets.builder import Benchmark, BenchmarkBuilder
-from efficientad_jax.data.datasets.layout import labelled_images, require_masks, training_images
+from efficientad_jax.data.datasets.builder import PublishedDataset, PublishedDatasetBuilder
+from efficientad_jax.data.datasets.layout import labeled_images, require_masks, training_images
 from efficientad_jax.data.examples import Example
 
 _CITATION = """
@@ -32,20 +32,20 @@ _CITATION = """
 
 
 def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
-    """The examples of a category, by split.
+    """The examples of a category by split.
 
     Raises:
       InputError: a folder or a mask is missing, or a mask belongs to no image.
     """
     folder = root / category
-    return {"train": training_images(folder), "test": require_masks(labelled_images(folder))}
+    return {"train": training_images(folder), "test": require_masks(labeled_images(folder))}
 
 
-class MvtecAd(BenchmarkBuilder):
-    """MVTec AD."""
+class MvtecAd(PublishedDatasetBuilder):
+    """A category of MVTec AD."""
 
     VERSION = tfds.core.Version("1.0.0")
-    benchmark = Benchmark(
+    dataset = PublishedDataset(
         title="MVTec AD",
         categories=(
             "bottle",

@@ -1,13 +1,13 @@
-"""MVTec AD 2: harder scenes under several lights, 8 categories, as a tensorflow-datasets builder.
+"""MVTec AD 2: 8 categories of scenes under several lightings, as a tensorflow-datasets builder.
 
 ROOT/CATEGORY/train/good/*.png
 ROOT/CATEGORY/validation/good/*.png
 ROOT/CATEGORY/test_public/good/*.png and test_public/bad/*.png
 ROOT/CATEGORY/test_public/ground_truth/bad/STEM_mask.png
 
-The two private test sets, `test_private` and `test_private_mixed`, have no labels here and are
-left out: https://benchmark.mvtec.com evaluates on them.
-Licence of the images: CC BY-NC-SA 4.0.
+The two private test sets, `test_private` and `test_private_mixed`, come without labels and
+are left out; https://benchmark.mvtec.com evaluates on them.
+License of the images: CC BY-NC-SA 4.0.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from efficientad_jax.data.datasets.archive import Archive
-from efficientad_jax.data.datasets.builder import Benchmark, BenchmarkBuilder
-from efficientad_jax.data.datasets.layout import good_images, labelled_images, require_masks
+from efficientad_jax.data.datasets.builder import PublishedDataset, PublishedDatasetBuilder
+from efficientad_jax.data.datasets.layout import good_images, labeled_images, require_masks
 from efficientad_jax.data.examples import Example
 
 _CITATION = """
@@ -31,7 +31,7 @@ _CITATION = """
 
 
 def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
-    """The examples of a category, by split; 'test' is the public one.
+    """The examples of a category by split; 'test' is the public test set.
 
     Raises:
       InputError: a folder or a mask is missing, or a mask belongs to no image.
@@ -40,15 +40,15 @@ def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
     return {
         "train": good_images(folder, "train"),
         "validation": good_images(folder, "validation"),
-        "test": require_masks(labelled_images(folder, "test_public", "test_public/ground_truth")),
+        "test": require_masks(labeled_images(folder, "test_public", "test_public/ground_truth")),
     }
 
 
-class MvtecAd2(BenchmarkBuilder):
-    """MVTec AD 2."""
+class MvtecAd2(PublishedDatasetBuilder):
+    """A category of MVTec AD 2."""
 
     VERSION = tfds.core.Version("1.0.0")
-    benchmark = Benchmark(
+    dataset = PublishedDataset(
         title="MVTec AD 2",
         categories=(
             "can",

@@ -6,9 +6,9 @@ ROOT/CATEGORY/test/good/*.png, test/logical_anomalies/*.png and test/structural_
 ROOT/CATEGORY/ground_truth/DEFECT/STEM/000.png, 001.png ...
 ROOT/CATEGORY/defects_config.json
 
-Each mask of an image marks one defect, by a value that stands for its kind: `defects_config.json`
-says how much of each kind has to be found.
-Licence of the images: CC BY-NC-SA 4.0.
+Each mask marks one defect, by a pixel value that stands for its kind. `defects_config.json` holds
+the saturation threshold of each kind (see `data/saturation.py`).
+License of the images: CC BY-NC-SA 4.0.
 """
 
 from pathlib import Path
@@ -16,8 +16,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from efficientad_jax.data.datasets.archive import Archive
-from efficientad_jax.data.datasets.builder import Benchmark, BenchmarkBuilder
-from efficientad_jax.data.datasets.layout import good_images, labelled_images, require_masks
+from efficientad_jax.data.datasets.builder import PublishedDataset, PublishedDatasetBuilder
+from efficientad_jax.data.datasets.layout import good_images, labeled_images, require_masks
 from efficientad_jax.data.examples import Example
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.saturation import read_saturations
@@ -38,7 +38,7 @@ _CITATION = """
 
 
 def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
-    """The examples of a category, by split.
+    """The examples of a category by split.
 
     Raises:
       InputError: a folder, a mask or `defects_config.json` is missing, or a mask belongs to no
@@ -62,10 +62,10 @@ def _test_images(folder: Path) -> list[Example]:
     for mask in list_images(folder / "ground_truth"):
         masks.setdefault(mask.parent, []).append(mask)
     examples = []
-    for example in labelled_images(folder, ground_truth=None):
-        place = example.image.relative_to(folder / "test").with_suffix("")
-        found = masks.pop(folder / "ground_truth" / place, [])
-        examples.append(example._replace(masks=tuple(found)))
+    for example in labeled_images(folder, ground_truth=None):
+        stem = example.image.relative_to(folder / "test").with_suffix("")
+        files = masks.pop(folder / "ground_truth" / stem, [])
+        examples.append(example._replace(masks=tuple(files)))
     for orphans in masks.values():
         raise InputError(
             f"mask {orphans[0]}: belongs to no image, expected masks at "
@@ -74,11 +74,11 @@ def _test_images(folder: Path) -> list[Example]:
     return examples
 
 
-class MvtecLoco(BenchmarkBuilder):
-    """MVTec LOCO AD."""
+class MvtecLoco(PublishedDatasetBuilder):
+    """A category of MVTec LOCO AD."""
 
     VERSION = tfds.core.Version("1.0.0")
-    benchmark = Benchmark(
+    dataset = PublishedDataset(
         title="MVTec LOCO AD",
         categories=(
             "breakfast_box",

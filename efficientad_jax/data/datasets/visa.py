@@ -5,8 +5,8 @@ ROOT/CATEGORY/Data/Images/Normal/*.JPG
 ROOT/CATEGORY/Data/Images/Anomaly/*.JPG
 ROOT/CATEGORY/Data/Masks/Anomaly/STEM.png
 
-The one-class split is used; the values of a mask, from 1, are kinds of defect and are not told
-apart. Licence of the images: CC BY 4.0.
+The one-class split is used. The pixel values of a mask, from 1, stand for kinds of defect, which
+are treated alike. License of the images: CC BY 4.0.
 """
 
 import csv
@@ -15,7 +15,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from efficientad_jax.data.datasets.archive import Archive
-from efficientad_jax.data.datasets.builder import Benchmark, BenchmarkBuilder
+from efficientad_jax.data.datasets.builder import PublishedDataset, PublishedDatasetBuilder
 from efficientad_jax.data.datasets.layout import require_masks
 from efficientad_jax.data.examples import GOOD, Example
 from efficientad_jax.errors import InputError
@@ -37,10 +37,10 @@ _CITATION = """
 
 
 def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
-    """The examples of a category, by split.
+    """The examples of a category by split.
 
     Raises:
-      InputError: the table or a file that it names is missing, or the table is not the dataset's.
+      InputError: the table or a file that it lists is missing, or the table has another format.
     """
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
@@ -65,7 +65,7 @@ def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
     if not train or not test or any(example.defect != GOOD for example in train):
         raise InputError(
             f"dataset table {table}: {len(train)} training and {len(test)} test images of "
-            f"{category}, expected some of each, and normal ones alone to train on"
+            f"{category}, expected at least one of each, and only normal training images"
         )
     return {"train": train, "test": require_masks(test)}
 
@@ -75,16 +75,16 @@ def _example(root: Path, category: str, row: dict[str, str]) -> Example:
     masks = (root / row["mask"],) if row["mask"] else ()
     for path in (image, *masks):
         if not path.is_file():
-            raise InputError(f"image {path}: no such file, although VisA's 1cls.csv names it")
+            raise InputError(f"image {path}: no such file, although VisA's 1cls.csv lists it")
     name = image.relative_to(root / category).as_posix()
     return Example(image, name, _DEFECTS[row["label"]], masks)
 
 
-class Visa(BenchmarkBuilder):
-    """VisA."""
+class Visa(PublishedDatasetBuilder):
+    """A category of VisA."""
 
     VERSION = tfds.core.Version("1.0.0")
-    benchmark = Benchmark(
+    dataset = PublishedDataset(
         title="VisA",
         categories=(
             "candle",

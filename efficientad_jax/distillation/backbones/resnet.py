@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from efficientad_jax.convolution import Method
+from efficientad_jax.convolution import ConvolutionMethod
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.layers import Conv
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
@@ -103,7 +103,7 @@ class ResNet(nn.Module):
     """
 
     architecture: Architecture
-    convolution: Method = "auto"
+    convolution: ConvolutionMethod = "auto"
 
     @nn.compact
     def __call__(
@@ -137,7 +137,7 @@ class _BasicBlock(nn.Module):
     inner: int
     out: int
     stride: int
-    convolution: Method
+    convolution: ConvolutionMethod
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -153,7 +153,7 @@ class _Bottleneck(nn.Module):
     inner: int
     out: int
     stride: int
-    convolution: Method
+    convolution: ConvolutionMethod
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -164,7 +164,7 @@ class _Bottleneck(nn.Module):
         return nn.relu(_skip(x, y, self.stride, method) + y)
 
 
-def _skip(x: Array, y: Array, stride: int, method: Method) -> Array:
+def _skip(x: Array, y: Array, stride: int, method: ConvolutionMethod) -> Array:
     """The block's input, projected where the block changes its shape."""
     if x.shape == y.shape:
         return x

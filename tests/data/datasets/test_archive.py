@@ -51,7 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def assert_nothing_is_left(folder: Path) -> None:
-    """Neither the folder nor an unfinished one beside it, nor anything outside."""
+    """Neither the folder exists, nor an unfinished one next to it, nor anything outside."""
     assert not folder.parent.exists()
     assert {path.name for path in folder.parent.parent.parent.iterdir()} <= {"a", "work"}
 
@@ -134,7 +134,7 @@ def test_damaged_archive_is_refused(tmp_path: Path, folder: Path, kind: str) -> 
     assert_nothing_is_left(folder)
 
 
-# A block of 512 bytes says what follows, and one holds it: whatever the cut separates.
+# A member takes two blocks of 512 bytes, header and data: cut between members and inside of one.
 @pytest.mark.parametrize("length", [20 * 512, 20 * 512 + 1, 21 * 512, 21 * 512 + 1])
 def test_tar_that_is_cut_off_is_refused(tmp_path: Path, folder: Path, length: int) -> None:
     file = write_tar(tmp_path / "a", *(member(f"{i}.png") for i in range(50)))
@@ -189,7 +189,7 @@ def test_interrupted_extraction_leaves_nothing(
     assert_nothing_is_left(folder)
 
 
-def test_archive_extracted_by_another_process_meanwhile_is_taken(
+def test_archive_extracted_by_another_process_in_the_meantime_is_used(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_tar(tmp_path / "a", member("b.png"))

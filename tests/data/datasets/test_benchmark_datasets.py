@@ -1,4 +1,4 @@
-"""The builders of the published datasets: what they read, prepare and refuse."""
+"""The builders of the published datasets: the files they read, prepare and refuse."""
 
 import hashlib
 import json
@@ -21,14 +21,12 @@ from efficientad_jax.data.datasets.visa import Visa
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset, load_dataset
 from efficientad_jax.errors import InputError
 from tests.helpers.benchmark_trees import (
-    HEIGHT,
     TREES,
-    WIDTH,
     write_btad,
-    write_image,
     write_mask,
     write_mvtec_ad,
 )
+from tests.helpers.images import HEIGHT, WIDTH, write_image
 
 BUILDERS = {
     "mvtec_ad": MvtecAd,
@@ -126,11 +124,11 @@ def test_mvtec_loco(tmp_path: Path) -> None:
 
     assert test.regions is not None
     areas = [[area for _, area in regions] for regions in test.regions]
-    # 20 pixels saturate at 7; 20 and 3 at 7 and 3; half of 9 is rounded down as in the original.
+    # 20 pixels saturate at 7; 20 and 3 at 7 and 3; half of 9 is rounded down, as officially.
     assert areas == [[], [7.0], [7.0, 3.0], [4.0]]
     for found, expected in zip(test.regions[2], two, strict=True):
         np.testing.assert_array_equal(found[0], expected)
-    # A single defect is the union, and not held twice.
+    # The mask of a single defect is the image's mask, stored once.
     assert test.regions[1][0][0] is test.masks[1]
     assert train.regions == [[]] * 3
     assert validation.regions == [[]] * 2
@@ -163,7 +161,7 @@ def test_visa(tmp_path: Path) -> None:
         "Data/Images/Normal/0004.JPG": "good",
     }
     folder = tree / "pcb1/Data/Masks/Anomaly"
-    # Their values, 1 and 2, are kinds of defect.
+    # The pixel values, 1 and 2, stand for kinds of defect.
     assert_masks(
         test, {f"Data/Images/Anomaly/{i:03}.JPG": folder / f"{i:03}.png" for i in range(2)}
     )
@@ -191,7 +189,7 @@ def test_btad(tmp_path: Path, category: str) -> None:
 
 
 def pack(tree: Path, file: Path, below: str) -> Path:
-    """Packs a tree, in a folder or, with `below` empty, at the top."""
+    """Packs a tree into a folder of an archive, or at its top if `below` is empty."""
     file.parent.mkdir(exist_ok=True)
     if file.suffix == ".zip":
         with zipfile.ZipFile(file, "w") as archive:
@@ -220,9 +218,9 @@ def test_published_archive_is_downloaded_once(
     file = pack(tree, tmp_path / f"server/archive{suffix}", below)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     builder = BUILDERS[name]
-    benchmark = builder.benchmark._replace(archive=Archive(file.as_uri(), digest, "page"))
-    monkeypatch.setattr(builder, "benchmark", benchmark)
-    expected = load(name, tree, tmp_path / "of the tree")
+    dataset = builder.dataset._replace(archive=Archive(file.as_uri(), digest, "page"))
+    monkeypatch.setattr(builder, "dataset", dataset)
+    expected = load(name, tree, tmp_path / "from the folder")
 
     downloaded = load(name, "", tmp_path)
     for a, b in zip(downloaded, expected, strict=True):
@@ -238,13 +236,13 @@ def test_published_archive_is_downloaded_once(
 def test_archive_of_the_user_is_extracted(name: str, tree: Path, tmp_path: Path) -> None:
     archive = pack(tree, tmp_path / "mine/archive.tar.gz", "folder")
     found = load(name, archive, tmp_path)
-    expected = load(name, tree, tmp_path / "of the tree")
+    expected = load(name, tree, tmp_path / "from the folder")
     assert found.test.names == expected.test.names
     np.testing.assert_array_equal(found.test.images, expected.test.images)
     assert archive.is_file()
 
 
-def test_changed_folder_is_prepared_anew(name: str, tree: Path, tmp_path: Path) -> None:
+def test_changed_folder_is_prepared_again(name: str, tree: Path, tmp_path: Path) -> None:
     before = load(name, tree, tmp_path).test
     index = before.labels.tolist().index(1)
     write_image(tree / TREES[name][0] / before.names[index])
@@ -252,7 +250,7 @@ def test_changed_folder_is_prepared_anew(name: str, tree: Path, tmp_path: Path) 
     assert not np.array_equal(before.images[index], after.images[index])
 
 
-def test_changed_saturation_is_prepared_anew(tmp_path: Path) -> None:
+def test_changed_saturation_is_prepared_again(tmp_path: Path) -> None:
     tree = TREES["mvtec_loco"][1](tmp_path / "tree")
     load("mvtec_loco", tree, tmp_path)
     file = tree / "pushpins/defects_config.json"
@@ -265,7 +263,7 @@ def test_changed_saturation_is_prepared_anew(tmp_path: Path) -> None:
 
 
 def test_unknown_category_lists_the_known_ones(name: str, tmp_path: Path) -> None:
-    known = BUILDERS[name].benchmark.categories
+    known = BUILDERS[name].dataset.categories
     assert (
         len(known) == {"mvtec_ad": 15, "mvtec_loco": 5, "mvtec_ad2": 8, "visa": 12, "btad": 3}[name]
     )
@@ -400,7 +398,7 @@ def test_configuration_names_its_dataset(name: str, tree: Path, tmp_path: Path) 
     assert dataset.test.images.shape[1:] == (256, 256, 3)
 
 
-def test_one_category_of_several_is_taken(tmp_path: Path) -> None:
+def test_the_given_category_of_several_is_loaded(tmp_path: Path) -> None:
     tree = write_mvtec_ad(write_mvtec_ad(tmp_path / "tree"), "cable")
     bottle, cable = (load("mvtec_ad", tree, tmp_path, category) for category in ("bottle", "cable"))
     assert bottle.test.names == cable.test.names

@@ -32,14 +32,14 @@ def dataset(category: str, package_data: Path, tmp_path_factory: pytest.TempPath
 
 
 def cells(package_data: Path, category: str, probability: float) -> set[str]:
-    """File names of the cells of a kind and a probability of a defect."""
+    """File names of the cells of a kind with a defect probability."""
     with (package_data / "labels.csv").open(newline="") as file:
         rows = csv.reader(file, delimiter=" ", skipinitialspace=True)
         labels = [[value for value in row if value] for row in rows]
     return {
         Path(path).name
-        for path, found, kind in labels
-        if float(found) == probability and kind == category
+        for path, value, kind in labels
+        if float(value) == probability and kind == category
     }
 
 
@@ -47,7 +47,7 @@ def file_names(names: list[str]) -> set[str]:
     return {Path(name).name for name in names}
 
 
-# One test a category, as the dataset is prepared anew in each of the processes that need it.
+# One test per category, because each process that needs the dataset prepares it again.
 def test_cells_are_split_as_documented(dataset: Dataset, category: str, package_data: Path) -> None:
     train, validation, test = dataset
     functional = cells(package_data, category, 0)
@@ -63,7 +63,7 @@ def test_cells_are_split_as_documented(dataset: Dataset, category: str, package_
     }
     bad_in_test = file_names(test.names) - good_in_test
 
-    # Train and test together are the functional cells, each once; test has all defective ones.
+    # Training and test images are the functional cells, each once; all defective ones are in test.
     assert not in_training & good_in_test
     assert in_training | good_in_test == functional
     assert bad_in_test == defective
@@ -78,7 +78,7 @@ def test_cells_are_split_as_documented(dataset: Dataset, category: str, package_
     assert set(test.masks) == {None}
     assert set(train.sizes) == {(300, 300)}
 
-    # The permutation of the documentation, literally.
+    # The documented permutation.
     ordered = sorted(functional)
     order = np.random.default_rng(0).permutation(len(ordered))
     assert good_in_test == {ordered[i] for i in order[: len(good_in_test)]}

@@ -12,26 +12,11 @@ from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.loading import Dataset, ImageSet, load_dataset
-from efficientad_jax.data.prepare import prepare
+from efficientad_jax.data.prepare import write_dataset
 from efficientad_jax.errors import InputError
+from tests.helpers.images import HEIGHT, WIDTH, write_image, write_mask
 
 GENERATOR = np.random.default_rng(0)
-
-
-def write_image(path: Path, height: int = 6, width: int = 9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = GENERATOR.integers(0, 256, (height, width, 3), np.uint8)
-    # Not compressed, so that files of one shape have one size.
-    Image.fromarray(pixels).save(path, compress_level=0)
-    return path
-
-
-def write_mask(path: Path, height: int = 6, width: int = 9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask = np.zeros((height, width), np.uint8)
-    mask[1:3, 2:5] = 255
-    Image.fromarray(mask).save(path)
-    return path
 
 
 @pytest.fixture
@@ -155,7 +140,7 @@ def test_size_and_kind_of_image_are_free(root: Path) -> None:
         )
     )
     assert len(sizes) == 4 + 7 + 1
-    assert sizes["train/good/000.png"] == (6, 9)
+    assert sizes["train/good/000.png"] == (HEIGHT, WIDTH)
     assert sizes["train/good/gray_1.GIF"] == (30, 11)
     assert sizes["train/good/sixteen_bits.png"] == (5, 4)
 
@@ -271,8 +256,8 @@ def test_mask_that_fits_two_images_is_refused(root: Path) -> None:
 
 
 def test_mask_of_another_size_is_refused(root: Path) -> None:
-    path = write_mask(root / "ground_truth/crack/000_mask.png", height=9, width=6)
-    with pytest.raises(InputError, match=rf"mask {re.escape(str(path))}: 9x6 .* expected the 6x9"):
+    path = write_mask(root / "ground_truth/crack/000_mask.png", size=(9, 6))
+    with pytest.raises(InputError, match=rf"mask {re.escape(str(path))}: 9x6 .* the 12x18"):
         load(root)
 
 
@@ -323,7 +308,7 @@ def test_preparing_prints_nothing(
     assert [record for record in caplog.records if record.levelname != "INFO"] == []
 
 
-def test_copy_finished_by_another_process_meanwhile_is_taken(
+def test_copy_finished_by_another_process_in_the_meantime_is_used(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pending = [root]
@@ -341,17 +326,17 @@ def test_copy_finished_by_another_process_meanwhile_is_taken(
     assert sorted(copy.parent.iterdir()) == [copy]
 
 
-def test_copy_finished_by_another_process_before_the_preparation_is_taken(
+def test_copy_finished_by_another_process_before_writing_is_used(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pending = [root]
 
-    def prepare_after_the_other(builder: tfds.core.DatasetBuilder) -> None:
+    def write_after_the_other(builder: tfds.core.DatasetBuilder) -> None:
         if pending:
             load(pending.pop())
-        prepare(builder)
+        write_dataset(builder)
 
-    monkeypatch.setattr("efficientad_jax.data.prepare.prepare", prepare_after_the_other)
+    monkeypatch.setattr("efficientad_jax.data.prepare.write_dataset", write_after_the_other)
     assert len(train_names(load(root))) == 4
     assert not pending
 
@@ -366,7 +351,7 @@ def test_unchanged_folder_is_prepared_once(root: Path) -> None:
     assert {path: path.stat().st_mtime_ns for copy in copies for path in copy.iterdir()} == times
 
 
-def test_changed_folder_is_prepared_anew(root: Path) -> None:
+def test_changed_folder_is_prepared_again(root: Path) -> None:
     def pixels(dataset: Dataset) -> dict[str, bytes]:
         images = [*dataset.train.images, *dataset.validation.images, *dataset.test.images]
         names = dataset.train.names + dataset.validation.names + dataset.test.names
