@@ -35,6 +35,14 @@ class InputError(_OneLineError, ValueError):
     """
 
 
+class TooManyPixelsError(InputError):
+    """An image has more pixels than are accepted."""
+
+
+class UnknownFormatError(InputError):
+    """A file is no image, or an image of a format that is not read."""
+
+
 class DivergenceError(_OneLineError, ArithmeticError):
     """A loss or a parameter is no longer a finite number. The message is one line."""
 

@@ -124,11 +124,6 @@ def test_the_pro_curve_is_that_of_the_metrics(tmp_path):
         write_report(path, test, other, title="Parts", baselines={}, facts={})
         rates = [round(100 * float(rate) / 0.3, 2) for rate in np.linspace(0, 0.3, 101)]
         points.append(" ".join(f"{x},{100 - 100 * height}" for x in rates))
-            " ".join(
-                f"{x},{100 - 100 * height}"
-                for x in [round(100 * float(r) / 0.3, 2) for r in np.linspace(0, 0.3, 101)]
-            )
-        )
         assert points[-1] in path.read_text("utf-8")
     assert points[0] != points[1]
 
