@@ -99,7 +99,8 @@ class DatasetConfig(_Checked):
         folder in MVTec AD's layout.
       root: the folder; of a published dataset an extracted folder, an archive, or '' to download
         it. Not read for 'elpv'.
-      data_dir: where prepared datasets are kept, '' for the folder of tensorflow-datasets.
+      data_dir: where prepared datasets are kept, '' for the folder of tensorflow-datasets; not read
+        for 'folder'.
       validation_fraction: part of the training images that is held out, unless the dataset has
         validation images of its own (Section 4).
     """

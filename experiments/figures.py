@@ -138,7 +138,6 @@ def _maps(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     detector = Detector.load(_DETECTOR.value)
     images = [decode_image(path) for path in _files(arguments)]
     detections = detector(images)
-    assert isinstance(detections, list)
     return draw_maps(images, detections, _HIGH.value)
 
 

@@ -48,7 +48,15 @@ def main(argv: list[str]) -> int:
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     scores = (output or Path()) / _SCORES.value
     tasks, failed = plan_pictures([Path(argument) for argument in argv[1:]], output, _complain)
-    unread = predict_files(detector, tasks, scores, _LOW.value, _HIGH.value, _complain, overlap)
+    unread = predict_files(
+        detector,
+        tasks,
+        scores,
+        low=_LOW.value,
+        high=_HIGH.value,
+        complain=_complain,
+        overlap=overlap,
+    )
     if detector.threshold is not None:
         rates = "; these rates are those of one tile" if _TILE.value else ""
         print(f"threshold {summary(detector.threshold)}{rates}")

@@ -63,15 +63,15 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
     batch = detector.batch_size(len(places))
     for start in range(0, len(places), batch):
         chosen = places[start : start + batch]
-        tiles = [cut_tile(pixels, rows[i], columns[j], tile) for i, j in chosen]
+        tiles = [cut_tile(pixels, rows[i], columns[j], tile=tile) for i, j in chosen]
         tiles += tiles[-1:] * (batch - len(tiles))
-        found = jax.device_get(detector.detect_tiles(np.stack(tiles)))
-        for k, (i, j) in enumerate(chosen):  # those that fill the batch are left out
+        anomalies = jax.device_get(detector.detect_tiles(np.stack(tiles)))
+        for k, (i, j) in enumerate(chosen):  # the tiles that pad the batch are left out
             top, left = rows[i] // STRIDE, columns[j] // STRIDE
             window = np.s_[top : top + tile[0] // STRIDE, left : left + tile[1] // STRIDE]
             share = np.outer(shares_down[i], shares_across[j])
-            combined[window] += share * found.combined[k]
-            for part, of_tiles in zip(parts, (found.local, found.global_), strict=False):
+            combined[window] += share * anomalies.combined[k]
+            for part, of_tiles in zip(parts, (anomalies.local, anomalies.global_), strict=False):
                 part[window] += share * of_tiles[k]
     return _detection(detector, combined, parts, pixels.shape[:2], size)
 
@@ -131,7 +131,7 @@ def blend_shares(offsets: list[int], tile: int) -> Float32[np.ndarray, "t c"]:
 
 
 def cut_tile(
-    image: UInt8[np.ndarray, "h w 3"], top: int, left: int, tile: tuple[int, int]
+    image: UInt8[np.ndarray, "h w 3"], top: int, left: int, *, tile: tuple[int, int]
 ) -> UInt8[np.ndarray, "th tw 3"]:
     """A tile of an image; the last row and column are repeated where it reaches beyond."""
     part = image[top : top + tile[0], left : left + tile[1]]

@@ -126,12 +126,12 @@ def write_report(
         clipped=bool(test.scores.max() > high),
         good=[float(score) for score in good],
         anomalous=[float(score) for score in anomalous],
-        bars=_histogram(good, anomalous, low, high),
+        bars=_histogram(good, anomalous, low=low, high=high),
         roc=_roc_points(test.scores, test.labels),
         pro=None if metrics.pro_curve is None else _pro_points(metrics.pro_curve),
         pro_limit=PRO_LIMIT,
         kinds=_kinds(test, metrics),
-        cards=_gallery(test, maps, ranges, max_images),
+        cards=_gallery(test, maps, ranges, max_images=max_images),
         total=len(test.names),
         ranges=ranges,
         heat_colors=palette()[::51].tolist(),
@@ -198,7 +198,7 @@ def _axis_range(scores: Float[np.ndarray, "n"], threshold: float) -> tuple[float
 
 
 def _histogram(
-    good: Float[np.ndarray, "g"], anomalous: Float[np.ndarray, "a"], low: float, high: float
+    good: Float[np.ndarray, "g"], anomalous: Float[np.ndarray, "a"], *, low: float, high: float
 ) -> list[_Bar]:
     edges = np.linspace(low, high, _BINS + 1)
     counts = {
@@ -287,6 +287,7 @@ def _gallery(
     test: ScoredImages,
     maps: Mapping[str, Sequence[Float32[np.ndarray, "_ _"]]],
     ranges: Mapping[str, tuple[float, float]],
+    *,
     max_images: int,
 ) -> list[_Card]:
     """The worst misses first: anomalous images by rising score, then good ones by falling score."""
@@ -302,7 +303,7 @@ def _gallery(
             test,
             i,
             {name: _heat_url(named[i], ranges[name]) for name, named in maps.items()},
-            side,
+            side=side,
         )
         for i in shown
     ]
@@ -330,7 +331,7 @@ def _photograph_side(test: ScoredImages, shown: Sequence[int]) -> int:
     return _PHOTOGRAPH_SIDES[-1]
 
 
-def _card(test: ScoredImages, i: int, heats: dict[str, str], side: int) -> _Card:
+def _card(test: ScoredImages, i: int, heats: dict[str, str], *, side: int) -> _Card:
     url, (width, height) = _photograph_url(test.images[i], side)
     mask = test.masks[i]
     return _Card(

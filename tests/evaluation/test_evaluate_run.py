@@ -1,6 +1,7 @@
 """An evaluation: its files, what is returned, and what is printed of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,10 @@ import pytest
 from efficientad_jax.config import as_dict
 from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.detection.inference import Calibration, DetectorParams
-from efficientad_jax.detection.map_normalization import MapQuantiles
-from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir, evaluation_summary
 from efficientad_jax.recipes import folder as folder_recipe
 from efficientad_jax.runs.workdir import Workdir
-from tests.helpers.torch_reference import random_params
+from tests.helpers.detectors import random_detector
 
 SIDE = 128
 GENERATOR = np.random.default_rng(0)
@@ -37,18 +35,8 @@ def image_set(labels: list[int]) -> ImageSet:
 
 @pytest.fixture
 def workdir(tmp_path: Path) -> Path:
-    spec = DetectorSpec("small", 1, (SIDE, SIDE), False, "float32", autoencoder=False)
-    teacher, student, _ = (
-        random_params(n, (SIDE, SIDE), i) for i, n in enumerate(networks_of(spec))
-    )
-    detector = Detector(
-        spec,
-        DetectorParams(teacher, student, None),
-        Calibration(MapQuantiles(0.5, 2.0), None),
-        as_dict(folder_recipe()),
-        metrics={},
-        validation_scores=(0.1, 0.2, 0.3),
-    )
+    detector = random_detector(config=as_dict(folder_recipe()))
+    detector = replace(detector, validation_scores=(0.1, 0.2, 0.3))
     detector.with_threshold(0.5).save(Workdir(tmp_path).detector)
     return tmp_path
 

@@ -195,7 +195,9 @@ def test_sources_that_cannot_be_used_are_named_and_the_others_done(detector, tmp
     lines = []
     sources = [tmp_path / "empty", tmp_path / "nowhere.png", tmp_path / "a.png"]
     tasks, failed = plan_pictures(sources, None, lines.append)
-    failed += predict_files(detector, tasks, tmp_path / "s.csv", 0.0, 1.0, lines.append)
+    failed += predict_files(
+        detector, tasks, tmp_path / "s.csv", low=0.0, high=1.0, complain=lines.append
+    )
     assert failed == len(lines) == 2
     assert_one_line(lines[0], tmp_path / "empty")
     assert_one_line(lines[1], tmp_path / "nowhere.png")

@@ -211,7 +211,7 @@ def test_pictures_and_scores(disk, tmp_path):
     detector = random_detector()
 
     def predict(tasks):
-        predict_files(detector, tasks, scores, 0.0, 1.0, lines.append)
+        predict_files(detector, tasks, scores, low=0.0, high=1.0, complain=lines.append)
 
     assert_refused(lambda: predict(here), disk, "a_heatmap.png")
     assert_refused(lambda: predict(elsewhere), disk, scores)
