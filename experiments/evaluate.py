@@ -2,8 +2,8 @@
 
     python -m experiments.evaluate --workdir=runs/elpv_mono
 
-Prints the figures, writes `metrics.json` and `report.html` into the work directory, and puts the
-figures on record in the detector.
+Prints the metrics, writes `metrics.json` and `report.html` into the work directory, and adds the
+metrics to the detector's `detector.json`.
 """
 
 from pathlib import Path

@@ -1,10 +1,9 @@
-"""The whole of it on ELPV: trains, calibrates, evaluates, leaves a report with heat maps.
+"""The quick start on ELPV: trains, calibrates, evaluates, and writes a report with heat maps.
 
     python -m experiments.quickstart                              monocrystalline cells
     python -m experiments.quickstart --config=configs/elpv.py:poly    polycrystalline cells
 
-On 2 CPU cores the first took 5.4 minutes. A run that was stopped goes on where it was when the
-command is given again.
+On 2 CPU cores the first took 5.4 minutes. To resume an interrupted run, run the same command again.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Phases 2 and 3: trains and calibrates a detector. The configurations name the commands."""
+"""Trains and calibrates a detector (phases 2 and 3). The files in `configs/` give the commands."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-    """Trains, going on where an earlier run of the same work directory stopped."""
+    """Trains, or resumes an earlier run of the same work directory."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
     config = read_config(_CONFIG.value)

@@ -23,7 +23,7 @@ from efficientad_jax.detection.file import is_saved
 from efficientad_jax.detection.spec import networks_of
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
-from efficientad_jax.fit import Prepared, finish_fit, prepare_fit
+from efficientad_jax.fit import TrainingInputs, finish_fit, prepare_fit
 from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.workdir import Workdir, claim_workdir
 from efficientad_jax.sweep.claims import Claims
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 class _Training:
     """A training that is ready for its steps, or in them."""
 
-    prepared: Prepared
+    prepared: TrainingInputs
     dataset: Dataset
     resident: Resident
     progress: TrainingRun
@@ -302,7 +302,7 @@ def _finish(run: SweepRun, folder: Path, device: Device, training: _Training) ->
     with jax.default_device(device):
         training.progress.save()
         state = training.progress.state
-        finish_fit(run.config, training.dataset, training.prepared, state)
+        finish_fit(run.config, training.dataset, training.prepared, state=state)
     training.opened.close()
     return _evaluate(folder, device, training.dataset)
 
