@@ -100,7 +100,8 @@ class DatasetConfig(_Checked):
         folder in MVTec AD's layout.
       root: the folder. For a published dataset: an extracted folder, an archive, or '' to download
         it. Not used for 'elpv'.
-      data_dir: folder of prepared datasets, '' for that of tensorflow-datasets.
+      data_dir: folder of prepared datasets, '' for that of tensorflow-datasets. Not used for
+        'folder'.
       validation_fraction: fraction of the training images that is held out for validation, if the
         dataset has no validation images (Section 4).
     """
@@ -257,7 +258,8 @@ class DistillationConfig(_Checked):
       images: a folder of photographs, or 'tfds:NAME' for the split `train` of a dataset of
         tensorflow-datasets with a feature `image`.
       images_license: license of the images for the teacher's file, if the dataset states none.
-      data_dir: folder of prepared datasets, '' for that of tensorflow-datasets.
+      data_dir: folder of prepared datasets, '' for that of tensorflow-datasets. Not used for
+        'folder'.
       worker_count: number of processes that load and resize images, 0 for threads of this process.
       size: of the PDN, 'small' or 'medium'.
       channels: number of the teacher's features per patch.

@@ -1,16 +1,16 @@
-"""What can go wrong for a user, said in one line."""
+"""Errors that a user can cause, each with a message of one line."""
 
 import errno
 import signal
 
 
 def printable(text: str) -> str:
-    """The text as one line: what is not printable is escaped as Python writes it."""
+    """The text as one line: characters that are not printable are escaped as in Python."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def first_line(error: Exception) -> str:
-    """What an error of somebody else's says, for a message of one line; its type if nothing."""
+    """The first line of the message of another library's error; its type if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
@@ -23,16 +23,24 @@ class _OneLineError(Exception):
     """An error whose message is one line of printable characters, whatever names it holds."""
 
     def __init__(self, message: str) -> None:
-        """Escapes line breaks, control characters and undecodable bytes as Python writes them."""
+        """Escapes line breaks, control characters and undecodable bytes as in Python."""
         super().__init__(printable(message))
 
 
 class InputError(_OneLineError, ValueError):
     """Something given from outside (a file, a folder, a configuration) cannot be used.
 
-    The message is one line: what it is about, what was found, what was expected and what to do.
-    Commands print only this line, without a traceback, and exit with status 2.
+    The message is one line: its subject, what was found, what was expected and what to do. The
+    commands print only the message, without a traceback, and exit with status 2.
     """
+
+
+class TooManyPixelsError(InputError):
+    """An image has more pixels than are accepted."""
+
+
+class UnknownFormatError(InputError):
+    """A file is no image, or an image of a format that is not read."""
 
 
 class DivergenceError(_OneLineError, ArithmeticError):

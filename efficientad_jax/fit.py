@@ -1,4 +1,4 @@
-"""From a configuration and images to a detector: phases 2 and 3 one after the other."""
+"""Fits a detector: phases 2 and 3, from a configuration and images to a saved detector."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ from efficientad_jax.networks.channel_statistics import ChannelStatistics, chann
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.networks.teacher import load_teacher, normalize_teacher
-from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.runs.workdir import Workdir, claim_workdir
 from efficientad_jax.training.loop import run_training
 from efficientad_jax.training.step import TrainData, TrainState
 
@@ -31,15 +31,15 @@ _log = logging.getLogger(__name__)
 _IMAGES_PER_DISPATCH = 16
 
 
-class Prepared(NamedTuple):
-    """What a training begins with.
+class TrainingInputs(NamedTuple):
+    """The inputs of a training.
 
     Attributes:
-      spec: of the detector to be.
-      teacher_params: of the teacher, normalised over the training images.
-      data: what the steps take, in the host's memory.
-      workdir: claimed for the configuration and the teacher, absolute.
-      teacher: which one it is, as the detector keeps it.
+      spec: of the detector that is trained.
+      teacher_params: of the teacher, normalized over the training images.
+      data: the images and features that the steps use, in the host's memory.
+      workdir: absolute; claimed for the configuration and the teacher.
+      teacher: identifies the teacher, see `Detector.teacher`.
     """
 
     spec: DetectorSpec
@@ -54,28 +54,28 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
 
     Args:
       config: of the training.
-      dataset: its training and validation images; test images are not looked at.
-      workdir: for checkpoints; the detector is saved to `workdir / "detector"`. It is made, or
-        claimed for `config`, once all that the configuration names has been read: a mistake
-        leaves nothing behind that the corrected command would stumble over.
+      dataset: its training and validation images are used, its test images are not.
+      workdir: for checkpoints and the detector; see `Workdir`. It is created, or claimed for
+        `config`, after all inputs have been read, so that a mistake in the configuration leaves
+        nothing behind that would stop the corrected command.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the training before its last step; its state is
         saved.
-      InputError: the configuration or an input it names cannot be used, the work directory
-        belongs to another configuration, or it cannot be written to.
+      InputError: the configuration or one of its inputs cannot be used, or the work directory
+        belongs to another configuration or cannot be written.
       DivergenceError: a loss or a parameter is no longer finite.
     """
-    prepared = prepare_fit(config, dataset, workdir)
-    data = jax.tree.map(jnp.asarray, prepared.data)
+    inputs = prepare_fit(config, dataset, workdir)
+    data = jax.tree.map(jnp.asarray, inputs.data)
     state = run_training(
-        config, networks_of(prepared.spec), prepared.teacher_params, data, prepared.workdir
+        config, networks_of(inputs.spec), inputs.teacher_params, data, inputs.workdir
     )
-    return finish_fit(config, dataset, prepared, state)
+    return finish_fit(config, dataset, inputs, state=state)
 
 
-def prepare_fit(config: Config, dataset: Dataset, workdir: Path) -> Prepared:
-    """What comes before the steps of a training: its inputs, and a work directory.
+def prepare_fit(config: Config, dataset: Dataset, workdir: Path) -> TrainingInputs:
+    """Reads the inputs of a training and claims its work directory.
 
     Arguments and errors are those of `fit_detector`.
     """
@@ -96,24 +96,26 @@ def prepare_fit(config: Config, dataset: Dataset, workdir: Path) -> Prepared:
         else None
     )
     workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256)
-    teacher_params, features = _describe_training_images(
-        networks_of(spec).teacher, teacher.params, images, config.train.feature_cache_gb
+    teacher_params, features = _normalize_over_images(
+        networks_of(spec).teacher, teacher.params, images, cache_gb=config.train.feature_cache_gb
     )
     data = TrainData(images, features, pretraining)
     kept = {"sha256": teacher.sha256, "record": teacher.record}
-    return Prepared(spec, teacher_params, data, workdir, kept)
+    return TrainingInputs(spec, teacher_params, data, workdir, kept)
 
 
-def finish_fit(config: Config, dataset: Dataset, prepared: Prepared, state: TrainState) -> Detector:
-    """What comes after the steps: calibration, and the detector in the work directory.
+def finish_fit(
+    config: Config, dataset: Dataset, inputs: TrainingInputs, *, state: TrainState
+) -> Detector:
+    """Calibrates after the last step, and saves the detector in the work directory.
 
     Raises:
       InputError: a map has no scale, or the detector cannot be written.
       DivergenceError: a map is not finite.
     """
-    spec = prepared.spec
+    spec = inputs.spec
     params = DetectorParams(
-        prepared.teacher_params,
+        inputs.teacher_params,
         state.params["student"],
         state.params["autoencoder"] if spec.autoencoder else None,
     )
@@ -136,14 +138,14 @@ def finish_fit(config: Config, dataset: Dataset, prepared: Prepared, state: Trai
         metrics={},
         threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
-        teacher=prepared.teacher,
+        teacher=inputs.teacher,
     )
-    detector.save(prepared.workdir / "detector")
+    detector.save(Workdir(inputs.workdir).detector)
     return detector
 
 
 def _pretraining_images(folder: str, input_size: tuple[int, int]) -> UInt8[np.ndarray, "m h w 3"]:
-    """Photographs at twice the input size, cut to their centre (Algorithm 1, lines 18-20)."""
+    """Photographs at twice the input size, cropped to their center (Algorithm 1, lines 18-20)."""
     if not folder:
         raise InputError(
             "config.losses.penalty = True: needs photographs, give their folder as "
@@ -151,29 +153,30 @@ def _pretraining_images(folder: str, input_size: tuple[int, int]) -> UInt8[np.nd
         )
     height, width = input_size
     files = list_images(Path(folder))
-    centre = (slice(height // 2, height // 2 + height), slice(width // 2, width // 2 + width))
-    return np.stack([load_images([file], (2 * height, 2 * width))[0][centre] for file in files])
+    center = (slice(height // 2, height // 2 + height), slice(width // 2, width // 2 + width))
+    return np.stack([load_images([file], (2 * height, 2 * width))[0][center] for file in files])
 
 
-def _describe_training_images(
+def _normalize_over_images(
     network: PatchDescriptionNetwork,
     params: PyTree,
     images: UInt8[np.ndarray, "n h w 3"],
+    *,
     cache_gb: float,
 ) -> tuple[PyTree, Float16[np.ndarray, "n oh ow c"] | None]:
-    """Normalises the teacher over the training images (Algorithm 1, lines 3-11).
+    """Normalizes the teacher over the training images (Algorithm 1, lines 3-11).
 
     Returns:
-      Parameters of the normalised teacher, and its features of each image if they fit into
-      `cache_gb` gigabytes: training then need not compute them again.
+      Parameters of the normalized teacher, and its features of each image if they fit into
+      `cache_gb` gigabytes, so that training does not compute them again.
     """
 
     @jax.jit
-    def describe(batch: jax.Array) -> jax.Array:
-        def one(image: jax.Array) -> jax.Array:
+    def compute_features(batch: jax.Array) -> jax.Array:
+        def features_of(image: jax.Array) -> jax.Array:
             return network.apply(params, normalize_images(to_unit_range(image[None])))[0]
 
-        return jax.lax.map(one, batch)
+        return jax.lax.map(features_of, batch)
 
     size = output_size(images.shape[1], images.shape[2], network.padding)
     shape = (len(images), *size, network.out_channels)
@@ -182,10 +185,10 @@ def _describe_training_images(
 
     def batches():
         for i in range(0, len(images), _IMAGES_PER_DISPATCH):
-            described = describe(images[i : i + _IMAGES_PER_DISPATCH])
+            batch = compute_features(images[i : i + _IMAGES_PER_DISPATCH])
             if features is not None:
-                features[i : i + len(described)] = described
-            yield described
+                features[i : i + len(batch)] = batch
+            yield batch
 
     statistics: ChannelStatistics = channel_statistics(batches())
     if statistics.constant_channels:

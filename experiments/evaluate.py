@@ -2,15 +2,15 @@
 
     python -m experiments.evaluate --workdir=runs/elpv_mono
 
-Prints the figures, writes `metrics.json` and `report.html` into the work directory, and puts the
-figures on record in the detector.
+Prints the metrics, writes `metrics.json` and `report.html` into the work directory, and adds the
+metrics to the detector's `detector.json`.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir, evaluation_summary
 from experiments import run
 
 _WORKDIR = flags.DEFINE_string(
@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main() -> int:
     """Evaluates."""
-    print(evaluate_workdir(Path(_WORKDIR.value).absolute()))
+    print(evaluation_summary(evaluate_workdir(Path(_WORKDIR.value).absolute())))
     return 0
 
 

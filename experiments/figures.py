@@ -40,6 +40,7 @@ from efficientad_jax.networks.pdn import NAMES, SIZES, PatchDescriptionNetwork, 
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.reproduction.rendering import read_cells
 from efficientad_jax.reproduction.speed import read_benchmark
+from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.training.loop import saved_students
 from experiments import run
 
@@ -123,7 +124,7 @@ def _hard_features(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     if not _WORKDIR.value:
         raise InputError("figure 'hard_features': needs --workdir, the folder of a training")
     workdir = Path(_WORKDIR.value).absolute()
-    detector = Detector.load(workdir / "detector")
+    detector = Detector.load(Workdir(workdir).detector)
     config = read_config(detector.config)
     spec, networks = detector.spec, detector.networks
     images = _resized(arguments, spec.input_size)
@@ -149,7 +150,6 @@ def _maps(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     detector = Detector.load(_DETECTOR.value)
     images = [decode_image(path) for path in _files(arguments)]
     detections = detector(images)
-    assert isinstance(detections, list)
     return draw_maps(images, detections, _HIGH.value)
 
 

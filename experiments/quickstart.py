@@ -1,10 +1,9 @@
-"""The whole of it on ELPV: trains, calibrates, evaluates, leaves a report with heat maps.
+"""The quick start on ELPV: trains, calibrates, evaluates, and writes a report with heat maps.
 
     python -m experiments.quickstart                              monocrystalline cells
     python -m experiments.quickstart --config=configs/elpv.py:poly    polycrystalline cells
 
-On 2 CPU cores the first took 5.4 minutes. A run that was stopped goes on where it was when the
-command is given again.
+On 2 CPU cores the first took 5.4 minutes. To resume an interrupted run, run the same command again.
 """
 
 import time
@@ -15,7 +14,7 @@ from ml_collections import config_flags
 
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
-from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
+from efficientad_jax.evaluation.evaluate_run import evaluate_workdir, evaluation_summary
 from efficientad_jax.fit import fit_detector
 from experiments import run
 
@@ -30,7 +29,7 @@ def main() -> int:
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value or f"runs/quickstart_{config.category}")
     fit_detector(config, dataset, workdir)
-    print(evaluate_workdir(workdir))
+    print(evaluation_summary(evaluate_workdir(workdir, dataset)))
     print(f"in {(time.monotonic() - start) / 60:.1f} minutes")
     return 0
 

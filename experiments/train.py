@@ -1,4 +1,4 @@
-"""Phases 2 and 3: trains and calibrates a detector. The configurations name the commands."""
+"""Trains and calibrates a detector (phases 2 and 3). The files in `configs/` give the commands."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from ml_collections import config_flags
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fit import fit_detector
+from efficientad_jax.runs.workdir import Workdir
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -18,12 +19,12 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main() -> int:
-    """Trains, going on where an earlier run of the same work directory stopped."""
+    """Trains, or resumes an earlier run of the same work directory."""
     config = read_config(_CONFIG.value)
     dataset = load_configured_dataset(config)
     workdir = Path(_WORKDIR.value)
     fit_detector(config, dataset, workdir)
-    print(f"detector: {workdir / 'detector'}")
+    print(f"detector: {Workdir(workdir).detector}")
     return 0
 
 

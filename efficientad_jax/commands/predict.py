@@ -18,7 +18,7 @@ from efficientad_jax.commands.command_line import add_detector, print_error
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
-from efficientad_jax.detection.threshold import describe
+from efficientad_jax.detection.threshold import summary
 from efficientad_jax.detection.tiling import chosen_overlap
 from efficientad_jax.errors import InputError
 
@@ -74,9 +74,17 @@ def run(options: argparse.Namespace) -> int:
     overlap = chosen_overlap(detector.spec, options.overlap) if options.tile else None
     scores = (options.output or Path()) / options.scores
     tasks, failed = plan_pictures(options.images, options.output, print_error)
-    unread = predict_files(detector, tasks, scores, options.low, options.high, print_error, overlap)
+    unread = predict_files(
+        detector,
+        tasks,
+        scores,
+        low=options.low,
+        high=options.high,
+        complain=print_error,
+        overlap=overlap,
+    )
     if detector.threshold is not None:
         rates = "; these rates are those of one tile" if options.tile else ""
-        print(f"threshold {describe(detector.threshold)}{rates}")
+        print(f"threshold {summary(detector.threshold)}{rates}")
     print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")
     return 1 if failed + unread else 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from efficientad_jax.commands.command_line import add_detector
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.detection.threshold import describe
+from efficientad_jax.detection.threshold import summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,5 +28,5 @@ def run(options: argparse.Namespace) -> int:
     detector = Detector.load(folder).with_threshold(options.false_alarm_rate)
     assert detector.threshold is not None
     detector.save_record(folder)
-    print(f"threshold {describe(detector.threshold)}")
+    print(f"threshold {summary(detector.threshold)}")
     return 0

@@ -1,4 +1,4 @@
-"""From an image in whatever form it comes to 8-bit RGB."""
+"""Decodes an image in any form to 8-bit RGB."""
 
 import contextlib
 import io
@@ -12,20 +12,20 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from efficientad_jax.errors import InputError
+from efficientad_jax.errors import InputError, TooManyPixelsError, UnknownFormatError
 from efficientad_jax.storage.regular import require_regular_file
 
-# What an image can be given as: a path, encoded bytes, a PIL image or an array.
+# The forms of an image: a path, encoded bytes, a PIL image or an array.
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-# The formats whose files are looked for. Pillow knows more, among them some that run a program.
+# The formats of `data/files.py`. Pillow knows more; some of them run a program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # 16 bits to 8: 65535 becomes 255.
 _SIXTEEN_TO_EIGHT = 257
 
-# Python keeps one list of warning filters for all threads: two that change it at once would leave
-# it changed, and images are read in several threads.
+# Python has one list of warning filters for all threads. Images are decoded in several threads;
+# two that changed the list at the same time would leave it changed.
 _WARNING_FILTERS = threading.Lock()
 
 
@@ -34,21 +34,21 @@ def decode_image(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image to RGB.
 
-    Grayscale is repeated over the channels, transparency dropped, a palette looked up, CMYK
-    converted, 16 bits reduced to 8, an EXIF rotation carried out; of an animation the first frame
-    is taken.
+    Grayscale is repeated over the channels, transparency is dropped, a palette is applied, CMYK is
+    converted, 16 bits are reduced to 8, and an EXIF rotation is applied. The first frame of an
+    animation is decoded.
 
     Args:
       source: a path, encoded bytes, a PIL image, or an array `[h, w]` or `[h, w, c]` with 1 to 4
         channels of uint8, uint16, bool, or floats in [0, 1].
       name: what to call the image in an error; a path names itself.
-      most_pixels: how many pixels an encoded image may have; looked at before it is decoded.
+      most_pixels: the largest number of pixels of an encoded image; checked before decoding.
 
     Raises:
-      InputError: it cannot be read or decoded, is of another format than those of the files in
-        `data/files.py`, it has more than `most_pixels` or more pixels than Pillow takes without a
-        warning (`PIL.Image.MAX_IMAGE_PIXELS`), or its pixels are none of the above. Pillow's
-        exception is its cause, for too many pixels one of Pillow's two of decompression bombs.
+      InputError: it cannot be read or decoded, or its pixels are none of the above.
+      UnknownFormatError: it is no image, or of a format other than those in `data/files.py`.
+      TooManyPixelsError: it has more than `most_pixels` pixels, or more than Pillow accepts without
+        a warning (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     name = name or _name_of(source)
     pixels = _to_eight_bits(_read(source, name, most_pixels), name)
@@ -106,9 +106,9 @@ def _read(
     except InputError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(f"image {name}: too many pixels to be taken ({error})") from error
+        raise TooManyPixelsError(f"image {name}: too many pixels to be taken ({error})") from error
     except UnidentifiedImageError as error:
-        raise InputError(
+        raise UnknownFormatError(
             f"image {name}: not an image of a known format, expected one of {', '.join(_FORMATS)}"
         ) from error
     except Exception as error:  # Pillow's decoders raise almost anything on a damaged file.
@@ -119,7 +119,7 @@ def _read(
 
 @contextlib.contextmanager
 def _pillow_warnings() -> Iterator[None]:
-    """Makes an error of the warning of too many pixels, and ignores those of odd metadata."""
+    """Turns the warning of too many pixels into an error, and ignores those of odd metadata."""
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -128,7 +128,7 @@ def _pillow_warnings() -> Iterator[None]:
 
 def _pixels(image: Image.Image) -> Shaped[np.ndarray, "..."]:
     is_pgm = image.format == "PPM"
-    image.load()  # The slow part, outside the lock.
+    image.load()  # Slow, therefore outside the lock.
     with _pillow_warnings():
         image = ImageOps.exif_transpose(image)
     if image.mode == "I" and is_pgm:
@@ -137,7 +137,7 @@ def _pixels(image: Image.Image) -> Shaped[np.ndarray, "..."]:
     if image.mode.startswith(("I", "F")):
         return np.asarray(image)
     if image.mode == "P":
-        # Through RGBA, so that a transparent colour is not mixed in.
+        # Through RGBA, so that a transparent color is not mixed in.
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
@@ -156,7 +156,7 @@ def _to_eight_bits(array: Shaped[np.ndarray, "h w c"], name: str) -> UInt8[np.nd
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # In either order of bytes.
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # In either byte order.
         rounded = (array.astype(np.uint32) + _SIXTEEN_TO_EIGHT // 2) // _SIXTEEN_TO_EIGHT
         return rounded.astype(np.uint8)
     if array.dtype.kind == "f":

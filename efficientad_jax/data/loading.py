@@ -1,4 +1,4 @@
-"""Datasets as arrays: read by grain, decoded and resized once."""
+"""Datasets as arrays: read with grain, each image decoded and resized once."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from efficientad_jax.config import Config
 from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
+from efficientad_jax.data.examples import GOOD, Example, read_files
 from efficientad_jax.errors import InputError
 
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
@@ -51,34 +52,37 @@ def load_dataset(
     name: str,
     category: str,
     root: str,
+    *,
     data_dir: str,
     image_size: tuple[int, int],
     validation_fraction: float,
     seed: int,
 ) -> Dataset:
-    """Prepares a dataset with tensorflow-datasets, unless it is prepared, and loads it.
+    """Loads a dataset into memory.
+
+    A folder is read as it is. Of any other dataset tensorflow-datasets first makes a copy in
+    `data_dir`, unless it exists.
 
     Args:
       name: 'mvtec_ad', 'mvtec_loco', 'mvtec_ad2', 'visa', 'btad' or 'elpv', or 'folder' for a
-        folder in MVTec AD's layout or of good images alone, which leaves none to test with.
+        folder in MVTec AD's layout or of only good images, which has no test images.
       category: of the dataset; for a folder, a folder inside `root` or ''.
-      root: the folder; of a benchmark an extracted folder, an archive, or '' to download it; not
-        read for 'elpv'.
-      data_dir: where prepared datasets are kept, '' for tensorflow-datasets' own folder.
-      image_size: height and width that images are resized to.
-      validation_fraction: part of the training images that is held out, where the dataset has
-        no validation images of its own.
-      seed: decides which are held out.
+      root: the folder; of a published dataset an extracted folder, an archive, or '' to download
+        it; not read for 'elpv'.
+      data_dir: folder of the copies, '' for the folder of tensorflow-datasets; not read for
+        'folder'.
+      image_size: height and width that images are resized to, in pixels.
+      validation_fraction: fraction of the training images that is held out, where the dataset has
+        no validation images of its own; in [0, 1].
+      seed: selects the images that are held out.
 
     Raises:
       InputError: dataset, category, a folder or an image cannot be used.
     """
-    # Slow to import, and needed for nothing else.
-    from efficientad_jax.data.prepare import write_dataset
-
-    builder = _builder(name, category, root, data_dir or None)
-    write_dataset(builder)
-    splits = {split: _load_split(builder, split, image_size) for split in builder.info.splits}
+    if name == "folder":
+        splits = _load_folder(category, root, image_size)
+    else:
+        splits = _load_copy(_builder(name, category, root, data_dir or None), image_size)
     train = splits["train"]
     test = splits.get("test", _take(train, np.arange(0)))
     if "validation" in splits:
@@ -97,10 +101,10 @@ def load_configured_dataset(config: Config) -> Dataset:
         config.dataset.name,
         config.category,
         config.dataset.root,
-        config.dataset.data_dir,
-        config.model.input_size,
-        config.dataset.validation_fraction,
-        config.seed,
+        data_dir=config.dataset.data_dir,
+        image_size=config.model.input_size,
+        validation_fraction=config.dataset.validation_fraction,
+        seed=config.seed,
     )
 
 
@@ -110,15 +114,17 @@ def categories_of(name: str, root: str) -> list[str]:
     Raises:
       InputError: there is no such dataset, or no such folder.
     """
-    from efficientad_jax.data.datasets import elpv, folder
-
-    benchmarks = _benchmarks()
-    if name in benchmarks:
-        return list(benchmarks[name].dataset.categories)
-    if name == "elpv":
-        return list(elpv.CATEGORIES)
     if name == "folder":
-        return folder.categories_in(root)
+        from efficientad_jax.data.datasets.folder import categories_in
+
+        return categories_in(root)
+    if name == "elpv":
+        from efficientad_jax.data.datasets import elpv
+
+        return list(elpv.CATEGORIES)
+    published = _published()
+    if name in published:
+        return list(published[name].dataset.categories)
     raise _no_dataset(name)
 
 
@@ -133,11 +139,11 @@ def load_images(paths: Sequence[Path], image_size: tuple[int, int]) -> UInt8[np.
 
 
 def _builder(name: str, category: str, root: str, data_dir: str | None) -> Any:
-    from efficientad_jax.data.datasets import elpv, folder
+    from efficientad_jax.data.datasets import elpv
 
-    benchmarks = _benchmarks()
-    if name in benchmarks:
-        return benchmarks[name](category=category, root=root, data_dir=data_dir)
+    published = _published()
+    if name in published:
+        return published[name](category=category, root=root, data_dir=data_dir)
     if name == "elpv":
         if category not in elpv.CATEGORIES:
             raise InputError(
@@ -145,12 +151,10 @@ def _builder(name: str, category: str, root: str, data_dir: str | None) -> Any:
                 f"expected one of: {', '.join(elpv.CATEGORIES)}"
             )
         return elpv.Elpv(config=category, data_dir=data_dir)
-    if name == "folder":
-        return folder.MvtecFolder(root=folder.resolve_category(root, category), data_dir=data_dir)
     raise _no_dataset(name)
 
 
-def _benchmarks() -> dict[str, Any]:
+def _published() -> dict[str, Any]:
     from efficientad_jax.data.datasets import btad, mvtec_ad, mvtec_ad2, mvtec_loco, visa
 
     return {
@@ -163,7 +167,7 @@ def _benchmarks() -> dict[str, Any]:
 
 
 def _no_dataset(name: str) -> InputError:
-    known = ", ".join([*_benchmarks(), "elpv", "folder"])
+    known = ", ".join([*_published(), "elpv", "folder"])
     return InputError(f"dataset {name!r}: no such dataset, expected one of: {known}")
 
 
@@ -171,43 +175,88 @@ def _load_file(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     return resize_image(decode_image(path), *size)
 
 
-def _load_split(builder: Any, split: str, size: tuple[int, int]) -> ImageSet:
-    from efficientad_jax.data.examples import StoredBytes
+def _load_folder(category: str, root: str, size: tuple[int, int]) -> dict[str, ImageSet]:
+    from efficientad_jax.data.datasets import folder
 
+    splits = folder.list_examples(folder.resolve_category(root, category))
+    return {
+        split: _collect(grain.MapDataset.source(examples).map(partial(_read_example, size=size)))
+        for split, examples in splits.items()
+    }
+
+
+def _load_copy(builder: Any, size: tuple[int, int]) -> dict[str, ImageSet]:
+    """Loads the copy of a builder of tensorflow-datasets, which is made unless it exists."""
+    # Slow to import, and not needed for folders.
+    from efficientad_jax.data.prepare import StoredBytes, write_dataset
+
+    write_dataset(builder)
     stored = StoredBytes()
-    source = builder.as_data_source(split, decoders={"image": stored, "masks": stored})
-    dataset = grain.MapDataset.source(source).map(partial(_decode_example, size=size))
-    examples = sorted(dataset.to_iter_dataset(_READ), key=lambda example: example["name"])
+    splits = {}
+    for split in builder.info.splits:
+        source = builder.as_data_source(split, decoders={"image": stored, "masks": stored})
+        dataset = grain.MapDataset.source(source).map(partial(_decode_example, size=size))
+        splits[split] = _collect(dataset, has_areas="saturation_areas" in builder.info.features)
+    return splits
+
+
+class _Loaded(NamedTuple):
+    """The fields of one image in an `ImageSet`."""
+
+    name: str
+    image: UInt8[np.ndarray, "h w 3"]
+    label: int
+    defect: str
+    mask: Bool[np.ndarray, "_h _w"] | None
+    size: tuple[int, int]
+    regions: list[tuple[Bool[np.ndarray, "_h _w"], float]]
+
+
+def _collect(dataset: grain.MapDataset, *, has_areas: bool = False) -> ImageSet:
+    loaded: list[_Loaded] = sorted(dataset.to_iter_dataset(_READ), key=lambda image: image.name)
     return ImageSet(
-        images=np.stack([example["image"] for example in examples]),
-        labels=np.array([example["label"] for example in examples], np.int64),
-        names=[example["name"] for example in examples],
-        defects=[example["defect"] for example in examples],
-        masks=[example["mask"] for example in examples],
-        sizes=[example["size"] for example in examples],
-        regions=(
-            [example["regions"] for example in examples]
-            if "saturation_areas" in builder.info.features
-            else None
-        ),
+        images=np.stack([image.image for image in loaded]),
+        labels=np.array([image.label for image in loaded], np.int64),
+        names=[image.name for image in loaded],
+        defects=[image.defect for image in loaded],
+        masks=[image.mask for image in loaded],
+        sizes=[image.size for image in loaded],
+        regions=[image.regions for image in loaded] if has_areas else None,
     )
 
 
-def _decode_example(example: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _read_example(example: Example, size: tuple[int, int]) -> _Loaded:
+    image, masks = read_files(example)
+    return _Loaded(
+        example.name,
+        resize_image(image, *size),
+        int(example.defect != GOOD),
+        example.defect,
+        _union(masks),
+        (image.shape[0], image.shape[1]),
+        [],
+    )
+
+
+def _decode_example(example: dict[str, Any], size: tuple[int, int]) -> _Loaded:
     name = example["name"].decode()
     image = decode_image(example["image"], name)
     masks = [decode_mask(mask, name) for mask in example["masks"]]
     areas = example.get("saturation_areas", ())
-    return {
-        "image": resize_image(image, *size),
-        "label": int(example["label"]),
-        "name": name,
-        "defect": example["defect"].decode(),
-        # A single mask is also the union, and held once.
-        "mask": np.any(masks, axis=0) if len(masks) > 1 else next(iter(masks), None),
-        "size": image.shape[:2],
-        "regions": [(mask, float(area)) for mask, area in zip(masks, areas, strict=False)],
-    }
+    return _Loaded(
+        name,
+        resize_image(image, *size),
+        int(example["label"]),
+        example["defect"].decode(),
+        _union(masks),
+        (image.shape[0], image.shape[1]),
+        [(mask, float(area)) for mask, area in zip(masks, areas, strict=False)],
+    )
+
+
+def _union(masks: list[Bool[np.ndarray, "h w"]]) -> Bool[np.ndarray, "h w"] | None:
+    """The union of masks. It is a single mask itself, so that memory holds it once."""
+    return np.any(masks, axis=0) if len(masks) > 1 else next(iter(masks), None)
 
 
 def _hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -4,16 +4,67 @@ import contextlib
 import io
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
+from efficientad_jax.data.decoding import decode_image
+from efficientad_jax.data.examples import GOOD, Example, read_files
+from efficientad_jax.data.saturation import saturation_area
 from efficientad_jax.errors import InputError
 
 _FORMAT = "array_record"
 
+# Images are stored as the bytes of their files, so that this package decodes all images itself.
+FEATURES = {
+    "image": tfds.features.Image(),
+    "masks": tfds.features.Sequence(tfds.features.Image()),
+    "label": tfds.features.ClassLabel(names=("normal", "anomalous")),
+    "defect": tfds.features.Text(),
+    "name": tfds.features.Text(),
+}
+# One area per mask.
+SATURATION_FEATURES = {"saturation_areas": tfds.features.Sequence(np.float64)}
+
 # Standard output is redirected for the whole process, and two threads may need the same dataset.
 _LOCK = threading.RLock()
+
+
+class StoredBytes(tfds.decode.SkipDecoding):
+    """Skips the decoding of images and, unlike the base class, of sequences of images."""
+
+    def decode_batch_example_np(self, serialized_images: Any) -> Any:
+        """Returns the bytes of each image unchanged."""
+        return serialized_images
+
+
+def generate(examples: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the keys and features that a builder of tensorflow-datasets stores.
+
+    Each image and mask is decoded once, as a check.
+
+    Raises:
+      InputError: an image or a mask cannot be decoded, a mask differs in size from its image, or a
+        mask marks a defect by a value without a saturation.
+    """
+    for example in examples:
+        read_files(example)
+        features = {
+            "image": str(example.image),
+            "masks": [str(mask) for mask in example.masks],
+            "label": int(example.defect != GOOD),
+            "defect": example.defect,
+            "name": example.name,
+        }
+        if example.saturations is not None:
+            features["saturation_areas"] = [
+                saturation_area(decode_image(mask)[..., 0], example.saturations, str(mask))
+                for mask in example.masks
+            ]
+        yield example.name, features
 
 
 def write_dataset(builder: tfds.core.DatasetBuilder) -> None:

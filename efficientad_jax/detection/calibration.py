@@ -17,7 +17,7 @@ from efficientad_jax.detection.map_normalization import MapQuantiles, map_quanti
 from efficientad_jax.errors import DivergenceError, InputError
 from efficientad_jax.networks.model import Networks
 
-# `normalize_map` with these changes nothing: for the paper's ablation of the normalisation.
+# `normalize_map` with these quantiles changes nothing: for the paper's ablation of normalization.
 IDENTITY = MapQuantiles(0.0, 0.1)
 
 _BATCH_SIZE = 8
@@ -27,31 +27,34 @@ def calibrate(
     networks: Networks,
     params: DetectorParams,
     images: UInt8[np.ndarray, "n h w 3"],
+    *,
     q_a: float = 0.9,
     q_b: float = 0.995,
     upsample_first: bool = False,
     normalize: bool = True,
 ) -> tuple[Calibration, Float[np.ndarray, " n"]]:
-    """Takes the quantiles over all pixels of all validation maps.
+    """Computes the quantiles over all pixels of all validation maps.
 
     Args:
       networks: their modules.
       params: their parameters.
-      images: validation images: normal ones, neither trained on nor tested with.
-      q_a: which quantile becomes 0.
-      q_b: which quantile becomes 0.1.
+      images: validation images: normal, and in neither the training nor the test set.
+      q_a: the quantile that becomes 0, in [0, 1].
+      q_b: the quantile that becomes 0.1, in [0, 1].
       upsample_first: see `Calibration`.
-      normalize: False leaves maps as they are.
+      normalize: False leaves the maps unchanged.
 
     Returns:
-      The calibration, and the scores that the images have by it.
+      The calibration, and the scores of the images with it.
 
     Raises:
       InputError: a map has the same value at both quantiles, so that it has no scale.
       DivergenceError: a map is not finite.
     """
-    maps = collect_raw_maps(networks, params, images, upsample_first)
-    calibration = calibration_of_maps(maps, q_a, q_b, upsample_first, normalize)
+    maps = collect_raw_maps(networks, params, images, upsample_first=upsample_first)
+    calibration = calibration_of_maps(
+        maps, q_a, q_b, upsample_first=upsample_first, normalize=normalize
+    )
     return calibration, scores_of_maps(maps, calibration)
 
 
@@ -59,42 +62,45 @@ def collect_raw_maps(
     networks: Networks,
     params: DetectorParams,
     images: UInt8[np.ndarray, "n h w 3"],
+    *,
     upsample_first: bool = False,
 ) -> RawMaps:
     """The two maps of each image, computed in batches."""
     params = prepared_params(networks, params, (images.shape[1], images.shape[2]))
     batches = [
-        jitted_raw_maps(networks, params, images[i : i + _BATCH_SIZE], upsample_first)
+        jitted_raw_maps(
+            networks, params, images[i : i + _BATCH_SIZE], upsample_first=upsample_first
+        )
         for i in range(0, len(images), _BATCH_SIZE)
     ]
     return jax.tree.map(lambda *maps: jnp.concatenate(maps), *batches)
 
 
 def calibration_of_maps(
-    maps: RawMaps, q_a: float, q_b: float, upsample_first: bool = False, normalize: bool = True
+    maps: RawMaps, q_a: float, q_b: float, *, upsample_first: bool = False, normalize: bool = True
 ) -> Calibration:
-    """The calibration by the quantiles of maps that are there already; see `calibrate`.
+    """The calibration by the quantiles of given maps; see `calibrate`.
 
     Raises:
       InputError: a map has no scale: its quantiles are the same.
       DivergenceError: a map is not finite.
     """
 
-    def quantiles(name: str, of: jax.Array) -> MapQuantiles:
-        values = np.asarray(of)
+    def quantiles(name: str, raw: jax.Array) -> MapQuantiles:
+        values = np.asarray(raw)
         if not np.isfinite(values).all():
             raise DivergenceError(
                 f"calibration: the {name} maps of the validation images are not finite; train "
                 "again with a lower config.train.learning_rate"
             )
-        found = map_quantiles(values, q_a, q_b)
-        if found.b <= found.a:
+        result = map_quantiles(values, q_a, q_b)
+        if result.b <= result.a:
             raise InputError(
-                f"calibration: the {name} maps of all {len(of)} validation images are "
-                f"constant ({found.a:g} at both quantiles, {q_a} and {q_b}), expected them to "
+                f"calibration: the {name} maps of all {len(values)} validation images are "
+                f"constant ({result.a:g} at both quantiles, {q_a} and {q_b}), expected them to "
                 "vary; train longer or give other images"
             )
-        return found
+        return result
 
     if not normalize:
         return Calibration(IDENTITY, None if maps.global_ is None else IDENTITY, upsample_first)
@@ -104,6 +110,6 @@ def calibration_of_maps(
 
 
 def scores_of_maps(maps: RawMaps, calibration: Calibration) -> Float[np.ndarray, " n"]:
-    """Image scores by maps that are there already, as `inference.detect` gives them."""
+    """Image scores of given maps, as `inference.detect` returns them."""
     combined, _, _ = combine_maps(maps, calibration)
     return np.asarray(combined.max((1, 2)))

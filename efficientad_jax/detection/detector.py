@@ -1,40 +1,64 @@
-"""A trained, calibrated detector: what people hold in their hands."""
+"""A trained, calibrated detector."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
-from efficientad_jax.detection.file import Contents, read_detector, write_detector, write_record
+from efficientad_jax.detection.file import (
+    SavedArrays,
+    calibration_fields,
+    checked_calibration,
+    checked_digest,
+    read_arrays,
+    read_record,
+    record_errors,
+    serialized_arrays,
+    write_files,
+    write_record,
+)
 from efficientad_jax.detection.inference import (
     Anomalies,
     Calibration,
     DetectorParams,
-    computes_singly,
     jitted_detect,
     prepared_params,
+    runs_images_sequentially,
 )
 from efficientad_jax.detection.maps import resize_map
-from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.detection.threshold import Threshold, choose_threshold
+from efficientad_jax.detection.spec import (
+    DetectorSpec,
+    abstract_params,
+    checked_spec,
+    networks_of,
+)
+from efficientad_jax.detection.threshold import (
+    Threshold,
+    checked_scores,
+    checked_threshold,
+    choose_threshold,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.model import Networks
 
-# Images that are computed in one go, at most.
+# The largest number of images in a batch.
 BATCH_SIZE = 8
+
+_Source = TypeVar("_Source", bound=ImageSource)
 
 
 class Detection(NamedTuple):
-    """What the detector says of one image.
+    """The result of the detector for one image.
 
     Attributes:
-      score: of the whole image; the higher, the more anomalous. Normal images lie about 0.1.
+      score: of the whole image; higher is more anomalous. Normal images have about 0.1.
       anomaly_map: `[h, w]` at the image's own size: 0 where a pixel is as anomalous as the
         `q_a`-quantile of normal pixels (0.9), 0.1 at the `q_b`-quantile (0.995).
       local_map: the student-teacher part, for structural defects.
@@ -52,15 +76,16 @@ class Detector:
     """A trained detector. Call it on images; `save` and `load` it as a folder.
 
     Attributes:
-      spec: what networks it has.
+      spec: describes its networks.
       params: their parameters.
       calibration: quantiles of the validation maps.
-      config: the configuration it was trained with.
-      metrics: what an evaluation found, empty before one.
-      threshold: from which score on an image counts as anomalous, None where none was chosen.
-      validation_scores: those of the validation images, from which another can be chosen.
-      teacher: the `sha256` of the file of the teacher it was trained with, and that one's
-        `record`; empty for a detector of a version that did not keep them.
+      config: the configuration that it was trained with.
+      metrics: the metrics of its evaluation, empty before one.
+      threshold: a score at or above it counts as anomalous; None where none was chosen.
+      validation_scores: scores of the validation images, to choose other thresholds by.
+      teacher: the `sha256` of the teacher file that it was trained with, and the `record` in that
+        file; empty for a detector of a version that did not store them.
+      saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
 
     spec: DetectorSpec
@@ -71,6 +96,13 @@ class Detector:
     threshold: Threshold | None = None
     validation_scores: tuple[float, ...] = ()
     teacher: dict[str, Any] = field(default_factory=dict)
+    saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
+
+    @overload
+    def __call__(self, images: ImageSource) -> Detection: ...
+
+    @overload
+    def __call__(self, images: list[_Source] | tuple[_Source, ...]) -> list[Detection]: ...
 
     def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Detection | list[Detection]:
         """Detects anomalies in one image or in a list of images.
@@ -83,7 +115,7 @@ class Detector:
           A `Detection` for one image, a list of them for a list or tuple.
 
         Raises:
-          InputError: an image cannot be decoded; it names which.
+          InputError: an image cannot be decoded; the message names it.
         """
         if not isinstance(images, list | tuple):
             return self([images])[0]  # pyright: ignore
@@ -101,7 +133,7 @@ class Detector:
 
         Args:
           images: RGB at `spec.input_size`.
-          sizes: height and width that each image's maps are to have.
+          sizes: height and width of each image's maps in the result.
         """
         size = self.batch_size(len(images))
         detections = []
@@ -115,19 +147,19 @@ class Detector:
         return detections
 
     def batch_size(self, images: int) -> int:
-        """How many of so many images `detect` is best given at once, the last batch filled up.
+        """The batch size for `detect` that suits so many images; the last batch is padded.
 
-        Two compiled programs then serve every number of images: one on a CPU, where an image that
-        fills a batch costs as much as any other.
+        Two compiled programs then serve every number of images. On a CPU it is always 1, because
+        an image of padding costs as much as any other.
         """
-        return 1 if images == 1 or computes_singly(self.networks) else BATCH_SIZE
+        return 1 if images == 1 or runs_images_sequentially(self.networks) else BATCH_SIZE
 
     def detect(self, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
         """Scores and maps of images that already have the input size; see `inference.detect`."""
         return jitted_detect(self.networks, self._prepared, self.calibration, images)
 
     def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
-        """As `detect`, with maps of a quarter of the size whatever `upsample_first`."""
+        """As `detect`, with maps of a quarter of the size for either `upsample_first`."""
         calibration = self.calibration._replace(upsample_first=False)
         return jitted_detect(self.networks, self._prepared, calibration, tiles)
 
@@ -141,14 +173,14 @@ class Detector:
         return networks_of(self.spec)
 
     def with_metrics(self, metrics: dict[str, Any]) -> "Detector":
-        """The same detector with these metrics on record."""
+        """The same detector with these metrics."""
         return replace(self, metrics=metrics)
 
     def with_threshold(self, false_alarm_rate: float) -> "Detector":
         """The same detector with the threshold for another rate; see `choose_threshold`.
 
         Args:
-          false_alarm_rate: wanted part of the normal images that count as anomalous, in (0, 1).
+          false_alarm_rate: target fraction of the normal images that count as anomalous, in (0, 1).
 
         Raises:
           InputError: the rate is out of range, or the detector has no validation scores.
@@ -163,38 +195,78 @@ class Detector:
     def save(self, folder: str | Path) -> None:
         """Writes the detector to a folder: `detector.json` and a safetensors file of its arrays.
 
-        A detector already there is replaced in one move: the new arrays are written beside its
-        own, then `detector.json`, which names them by their digest, then its own are removed.
+        An existing detector is replaced in one step: the new arrays are written next to the old
+        ones, then `detector.json`, which names them by their digest; then the old ones are removed.
 
         Raises:
-          OSError: it cannot be written; what was there before is untouched.
+          OSError: it cannot be written; the detector in the folder is unchanged.
         """
-        write_detector(Path(folder).absolute(), self._contents)
+        saved = write_files(Path(folder).absolute(), self._record_fields, self.params)
+        # Sets a field that is no part of the detector's value, as `cached_property` does.
+        object.__setattr__(self, "saved_arrays", saved)
 
     def save_record(self, folder: str | Path) -> None:
-        """Writes `detector.json` alone, after a change of the metrics or the threshold.
+        """Writes only `detector.json`, after a change of the metrics or the threshold.
 
         Raises:
-          OSError: it cannot be written; the one before is untouched.
+          OSError: it cannot be written; the previous one is unchanged.
         """
-        write_record(Path(folder).absolute(), self._contents)
+        saved = self.saved_arrays
+        if saved is not None and saved.params is self.params:
+            digest = saved.sha256
+        else:
+            digest = hashlib.sha256(serialized_arrays(self.params)).hexdigest()
+        write_record(Path(folder).absolute(), self._record_fields, digest)
 
     @property
-    def _contents(self) -> Contents:
-        return Contents(*(getattr(self, name) for name in Contents._fields))
+    def _record_fields(self) -> dict[str, Any]:
+        """The fields of `detector.json`; `load` reads them."""
+        return {
+            "spec": self.spec._asdict(),
+            "calibration": calibration_fields(self.calibration),
+            "threshold": self.threshold and self.threshold._asdict(),
+            "validation_scores": self.validation_scores,
+            "config": self.config,
+            "teacher": self.teacher,
+            "metrics": self.metrics,
+        }
 
     @classmethod
     def load(cls, folder: str | Path) -> "Detector":
-        """Reads what `save` wrote. The folder may come from anyone: see SECURITY.md.
+        """Reads a detector that `save` wrote. The folder may come from anyone: see SECURITY.md.
 
         Raises:
           InputError: there is no detector, its version is unknown, or it is damaged.
         """
-        return cls(*read_detector(Path(folder).absolute()))
+        folder = Path(folder).absolute()
+        record = read_record(folder)
+        with record_errors(folder):
+            spec = checked_spec(record["spec"])
+            calibration = checked_calibration(record["calibration"], spec)
+            # Both are absent where no threshold was ever chosen.
+            threshold = checked_threshold(record.get("threshold"))
+            scores = checked_scores(record.get("validation_scores", []))
+            config, metrics = record["config"], record["metrics"]
+            teacher = record.get("teacher", {})  # absent in detectors of older versions
+            if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
+                raise TypeError("config, metrics and teacher have to be objects")
+            digest = checked_digest(record["arrays_sha256"])
+        saved = read_arrays(folder, digest, abstract_params(spec))
+        return cls(
+            spec,
+            saved.params,
+            calibration,
+            config,
+            metrics,
+            threshold,
+            scores,
+            teacher,
+            saved_arrays=saved,
+        )
 
 
 def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int]) -> Detection:
-    """One image's maps, resized bilinearly to the size of the image."""
+    """The detection in one image, its maps resized bilinearly to the size of the image."""
 
     def resize(maps: np.ndarray | None) -> np.ndarray | None:
         if maps is None:

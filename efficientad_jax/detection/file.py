@@ -8,6 +8,8 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +20,7 @@ from safetensors.numpy import save
 
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.map_normalization import MapQuantiles
-from efficientad_jax.detection.spec import DetectorSpec, abstract_params, checked_spec
-from efficientad_jax.detection.threshold import Threshold, checked_scores, checked_threshold
+from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.errors import InputError
 from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.storage.regular import require_regular_file
@@ -32,109 +33,90 @@ _RECORD_FILE = "detector.json"
 _MOST_RECORD_BYTES = 16 << 20
 
 
-class Contents(NamedTuple):
-    """All that the folder holds; see the attributes of `Detector`."""
+class SavedArrays(NamedTuple):
+    """Parameters, and the SHA-256 of the file that they were read from or written to."""
 
-    spec: DetectorSpec
     params: DetectorParams
-    calibration: Calibration
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-    threshold: Threshold | None
-    validation_scores: tuple[float, ...]
-    teacher: dict[str, Any]
+    sha256: str
 
 
-def write_detector(folder: Path, detector: Contents) -> None:
-    """Writes a detector, in one move where there is one already.
+def write_files(folder: Path, fields: dict[str, Any], params: DetectorParams) -> SavedArrays:
+    """Writes a detector; an existing one is replaced in one step.
 
-    The new arrays are written beside its own, then `detector.json`, which names them by their
-    digest, then its own are removed.
+    The new arrays are written next to the old ones, then `detector.json`, which names them by
+    their digest; then the old ones are removed.
+
+    Args:
+      folder: created if needed.
+      fields: of `detector.json`, without those that this module adds.
+      params: the arrays.
 
     Raises:
-      OSError: it cannot be written; what was there before is untouched.
+      OSError: a file cannot be written; the detector in the folder is unchanged.
     """
-    content = _serialised_arrays(detector.params)
+    content = serialized_arrays(params)
     digest = hashlib.sha256(content).hexdigest()
     file = folder / _arrays_file(digest)
     before = set(folder.glob(_arrays_file("*")))
     write_atomically(file, content)
     try:
-        _write_record(folder, detector, digest)
+        write_record(folder, fields, digest)
     except OSError:
         if file not in before:
             file.unlink()
         raise
     for old in before - {file}:
         old.unlink()
+    return SavedArrays(params, digest)
 
 
-def write_record(folder: Path, detector: Contents) -> None:
-    """Writes `detector.json` alone.
+def write_record(folder: Path, fields: dict[str, Any], arrays_sha256: str) -> None:
+    """Writes only `detector.json`.
+
+    Args:
+      folder: that holds the arrays.
+      fields: without those that this module adds.
+      arrays_sha256: digest of the file of arrays.
 
     Raises:
-      OSError: it cannot be written; the one before is untouched.
+      OSError: it cannot be written; the previous one is unchanged.
     """
-    digest = hashlib.sha256(_serialised_arrays(detector.params)).hexdigest()
-    _write_record(folder, detector, digest)
-
-
-def _write_record(folder: Path, detector: Contents, digest: str) -> None:
-    calibration = detector.calibration
-    record = {
-        "format": FORMAT,
-        "version": VERSION,
-        "spec": detector.spec._asdict(),
-        "calibration": {
-            "local": _stored(calibration.local),
-            "global": calibration.global_ and _stored(calibration.global_),
-            "upsample_first": calibration.upsample_first,
-        },
-        "threshold": detector.threshold and detector.threshold._asdict(),
-        "validation_scores": detector.validation_scores,
-        "config": detector.config,
-        "teacher": detector.teacher,
-        "metrics": detector.metrics,
-        "arrays_sha256": digest,
-    }
+    record = {"format": FORMAT, "version": VERSION, **fields, "arrays_sha256": arrays_sha256}
     write_atomically(folder / _RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def read_detector(folder: Path) -> Contents:
-    """Reads what `write_detector` wrote.
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a completely saved detector: its `detector.json` is written last."""
+    return (folder / _RECORD_FILE).is_file()
 
-    Raises:
-      InputError: there is no detector, its version is unknown, or it is damaged.
-    """
-    record = _read_record(folder / _RECORD_FILE)
+
+@contextmanager
+def record_errors(folder: Path) -> Iterator[None]:
+    """Turns the errors of unusable fields of `detector.json` into an InputError of one line."""
     try:
-        spec = checked_spec(record["spec"])
-        calibration = _checked_calibration(record["calibration"], spec)
-        # Both are absent where no threshold was ever chosen.
-        threshold = checked_threshold(record.get("threshold"))
-        scores = checked_scores(record.get("validation_scores", []))
-        config, metrics = record["config"], record["metrics"]
-        teacher = record.get("teacher", {})  # absent in those of older versions
-        digest = record["arrays_sha256"]
-        if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
-            raise TypeError("config, metrics and teacher have to be objects")
-        # It becomes part of a file's name.
-        if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise ValueError("arrays_sha256 is no SHA-256")
+        yield
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"detector {folder}: {_RECORD_FILE} is not as version {VERSION} has it ({error!r})"
         ) from error
-    params = _read_arrays(folder / _arrays_file(digest), digest, abstract_params(spec))
-    return Contents(spec, params, calibration, config, metrics, threshold, scores, teacher)
 
 
-def _serialised_arrays(params: DetectorParams) -> bytes:
+def serialized_arrays(params: DetectorParams) -> bytes:
+    """The content of the file of arrays."""
     return save({k: np.ascontiguousarray(v, np.float32) for k, v in _flat(params).items()})
 
 
-def _stored(quantiles: MapQuantiles) -> dict[str, float]:
-    return {name: float(value) for name, value in quantiles._asdict().items()}
+def calibration_fields(calibration: Calibration) -> dict[str, Any]:
+    """A calibration as JSON has it."""
+
+    def fields(quantiles: MapQuantiles) -> dict[str, float]:
+        return {name: float(value) for name, value in quantiles._asdict().items()}
+
+    return {
+        "local": fields(calibration.local),
+        "global": calibration.global_ and fields(calibration.global_),
+        "upsample_first": calibration.upsample_first,
+    }
 
 
 def _arrays_file(digest: str) -> str:
@@ -147,12 +129,21 @@ def _flat(params: DetectorParams) -> dict[str, Any]:
     return flatten_dict(networks, sep=".")
 
 
-def _checked_calibration(stored: dict[str, Any], spec: DetectorSpec) -> Calibration:
+def checked_calibration(stored: dict[str, Any], spec: DetectorSpec) -> Calibration:
+    """A calibration from `calibration_fields`, which may come from anyone.
+
+    Raises:
+      KeyError: a field is missing.
+      TypeError: a field is of another type.
+      ValueError: a field is out of range, or does not suit the networks of `spec`.
+    """
+
     def quantiles(values: dict[str, Any]) -> MapQuantiles:
-        found = MapQuantiles(**values)
-        if not all(type(q) is float and math.isfinite(q) for q in found) or found.b <= found.a:
+        checked = MapQuantiles(**values)
+        finite = all(type(value) is float and math.isfinite(value) for value in checked)
+        if not finite or checked.b <= checked.a:
             raise ValueError(f"quantiles {str(values)[:200]}: expected finite ones, b above a")
-        return found
+        return checked
 
     if (stored["global"] is not None) != spec.autoencoder:
         raise ValueError("quantiles of global maps are there without an autoencoder, or missing")
@@ -165,21 +156,45 @@ def _checked_calibration(stored: dict[str, Any], spec: DetectorSpec) -> Calibrat
     )
 
 
-def _read_arrays(file: Path, digest: str, like: DetectorParams) -> DetectorParams:
-    """The parameters, in the structure of `like`; no link is followed out of the folder."""
-    name = f"detector {file.parent}: {file.name}"
+def checked_digest(stored: Any) -> str:
+    """A digest from `detector.json`, which becomes part of a file name.
+
+    Raises:
+      TypeError: it is no text.
+      ValueError: it is no SHA-256.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", stored):
+        raise ValueError("arrays_sha256 is no SHA-256")
+    return stored
+
+
+def read_arrays(folder: Path, sha256: str, like: DetectorParams) -> SavedArrays:
+    """Reads the parameters, in the structure of `like`. It follows no link out of the folder.
+
+    Raises:
+      InputError: the file is missing, damaged, or holds other arrays.
+    """
+    file = folder / _arrays_file(sha256)
+    name = f"detector {folder}: {file.name}"
     shapes = {key: leaf.shape for key, leaf in _flat(like).items()}
     _, arrays = read_safetensors(file, name, lambda metadata: shapes, follow_links=False)
     with file.open("rb") as stored:
-        if hashlib.file_digest(stored, "sha256").hexdigest() != digest:
+        if hashlib.file_digest(stored, "sha256").hexdigest() != sha256:
             raise InputError(f"{name}: damaged, its bytes are not those that were saved")
     trees: dict[str, Any] = unflatten_dict(
         {key: jnp.asarray(value) for key, value in arrays.items()}, sep="."
     )
-    return DetectorParams(trees["teacher"], trees["student"], trees.get("autoencoder"))
+    params = DetectorParams(trees["teacher"], trees["student"], trees.get("autoencoder"))
+    return SavedArrays(params, sha256)
 
 
-def _read_record(file: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """Reads `detector.json` and checks its format and version, not its fields.
+
+    Raises:
+      InputError: there is no detector, or its version is unknown.
+    """
+    file = folder / _RECORD_FILE
     if not os.path.lexists(file):
         raise InputError(
             f"detector {file.parent}: no {_RECORD_FILE}, expected the folder of a "

@@ -13,12 +13,12 @@ from PIL import Image
 from efficientad_jax.errors import InputError
 from efficientad_jax.storage.atomic import write_atomically
 
-# Where colors begin and end unless told otherwise, in the unit of a detector's maps.
+# Default range of the colors, in the unit of a detector's maps.
 LOW, HIGH = 0.05, 0.25
-# By which the file of a picture is told from that of an image.
+# The end of a picture's file name, which distinguishes it from an image.
 PICTURE_SUFFIX = "_heatmap.png"
 
-_STRIP = 64  # Rows of an image that are coloured at once.
+_STRIP = 64  # Rows of an image that are colored at a time.
 
 
 @cache
@@ -52,6 +52,7 @@ def color_indices(
 def overlay(
     image: UInt8[np.ndarray, "h w 3"],
     anomaly_map: Float[np.ndarray, "h w"],
+    *,
     low: float,
     high: float,
     opacity: float = 0.5,
@@ -79,7 +80,7 @@ def overlay(
 
 
 def encode_heat(anomaly_map: Float[np.ndarray, "h w"], low: float, high: float) -> bytes:
-    """A PNG of the colors alone, transparent where the map is `low`: to lie over the image.
+    """A PNG of only the colors, transparent where the map is `low`: to lie over the image.
 
     Args:
       anomaly_map: in the unit of `low` and `high`.
@@ -101,6 +102,7 @@ def save_picture(
     path: str | os.PathLike[str],
     image: UInt8[np.ndarray, "h w 3"],
     maps: Sequence[Float[np.ndarray, "h w"]],
+    *,
     low: float,
     high: float,
     opacity: float = 0.5,
@@ -108,8 +110,8 @@ def save_picture(
     """Writes a PNG: the image, and to its right one overlay for each of `maps`.
 
     Args:
-      path: where to write; the folder is made if need be and the file appears complete or not at
-        all.
+      path: where to write; the folder is created if needed, and the file appears complete or not
+        at all.
       image: uint8 RGB.
       maps: anomaly maps of the image's size, e.g. the combined one alone, or the local, the
         global and the combined one as in the paper's Figure 5.
@@ -120,7 +122,7 @@ def save_picture(
     Raises:
       InputError: `low` is not below `high`.
     """
-    panels = [image, *(overlay(image, one, low, high, opacity) for one in maps)]
+    overlays = [overlay(image, m, low=low, high=high, opacity=opacity) for m in maps]
     encoded = io.BytesIO()
-    Image.fromarray(np.concatenate(panels, axis=1)).save(encoded, format="PNG")
+    Image.fromarray(np.concatenate([image, *overlays], axis=1)).save(encoded, format="PNG")
     write_atomically(path, encoded.getvalue())

@@ -28,7 +28,7 @@ class DetectorParams(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How maps become comparable.
+    """Puts the two maps on a common scale.
 
     Attributes:
       local: quantiles of the student-teacher map.
@@ -50,7 +50,7 @@ class RawMaps(NamedTuple):
 
 
 class Anomalies(NamedTuple):
-    """What the detector says of a batch.
+    """The result of the detector for a batch of images.
 
     Attributes:
       scores: the maximum of each combined map, before it is padded.
@@ -66,10 +66,10 @@ class Anomalies(NamedTuple):
     global_: Float[Array, "n h w"] | None
 
 
-def computes_singly(networks: Networks) -> bool:
+def runs_images_sequentially(networks: Networks) -> bool:
     """Whether the images of a batch are computed one after another.
 
-    On a CPU they are: one fills the machine, and several do not fit its caches.
+    They are on a CPU: one image uses all cores, and several do not fit the caches.
     """
     return chosen_method(networks.teacher.convolution) != "direct"
 
@@ -78,6 +78,7 @@ def raw_maps(
     networks: Networks,
     params: DetectorParams,
     images: UInt8[Array, "n h w 3"],
+    *,
     upsample_first: bool = False,
 ) -> RawMaps:
     """The two maps of each image (Algorithm 2, lines 2-7).
@@ -89,9 +90,9 @@ def raw_maps(
       upsample_first: whether to resize the maps to that size.
     """
     # That first: the program of `export.stablehlo` is traced without a number of images.
-    if computes_singly(networks) and len(images) > 1:
-        one = partial(raw_maps, networks, params, upsample_first=upsample_first)
-        maps = jax.lax.map(lambda image: one(image[None]), images)
+    if runs_images_sequentially(networks) and len(images) > 1:
+        maps_of = partial(raw_maps, networks, params, upsample_first=upsample_first)
+        maps = jax.lax.map(lambda image: maps_of(image[None]), images)
         return jax.tree.map(lambda m: m[:, 0], maps)
     x = normalize_images(to_unit_range(images))
     half = networks.teacher.out_channels
@@ -124,7 +125,7 @@ def detect(
       calibration: quantiles of the validation maps.
       images: RGB at the networks' input size.
     """
-    maps = raw_maps(networks, params, images, calibration.upsample_first)
+    maps = raw_maps(networks, params, images, upsample_first=calibration.upsample_first)
     combined, local, global_ = combine_maps(maps, calibration)
     scores = combined.max((1, 2))
     if calibration.upsample_first:
@@ -159,10 +160,10 @@ def _pad_to(maps: Array, size: tuple[int, int]) -> Array:
 def prepared_params(
     networks: Networks, params: DetectorParams, image_size: tuple[int, int]
 ) -> DetectorParams:
-    """Parameters with what need not be computed of them again for each image.
+    """Adds to the parameters what would otherwise be computed from them again for each image.
 
-    On a CPU: kernels as its convolutions use them, three times the parameters' memory and more.
-    Elsewhere nothing is added.
+    On a CPU these are the kernels in the form of its convolutions; they take three times the memory
+    of the parameters and more. Elsewhere nothing is added.
 
     Args:
       networks: their modules.
@@ -171,8 +172,8 @@ def prepared_params(
     """
     return DetectorParams(
         *(
-            None if of is None else with_transformed_kernels(network, of, image_size)
-            for network, of in zip(networks, params, strict=True)
+            None if tree is None else with_transformed_kernels(network, tree, image_size)
+            for network, tree in zip(networks, params, strict=True)
         )
     )
 

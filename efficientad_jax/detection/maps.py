@@ -1,4 +1,4 @@
-"""Maps on the host, resized to their images."""
+"""Resizes maps on the host to the size of their images."""
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,12 +10,12 @@ def resize_map(
     size: tuple[int, int],
     box: tuple[float, float, float, float] | None = None,
 ) -> Float32[np.ndarray, "h w"]:
-    """Resizes one map on the host, bilinearly; where it shrinks with antialiasing.
+    """Resizes one map on the host, bilinearly, with antialiasing when it shrinks.
 
     Args:
       cells: the map.
-      size: height and width that it gets.
-      box: left, top, right and bottom of the part to take, None for all of it.
+      size: height and width of the result.
+      box: left, top, right and bottom of the part to resize, in cells; None for the whole map.
     """
     height, width = size
     resized = Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR, box)

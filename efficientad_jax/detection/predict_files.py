@@ -1,4 +1,4 @@
-"""Detection in files: a heat map of each image, a table of all scores."""
+"""Detection in image files: writes a heat map of each image and a table of all scores."""
 
 import csv
 import io
@@ -14,12 +14,12 @@ from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.files import list_images
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
-from efficientad_jax.detection.threshold import verdict_of
+from efficientad_jax.detection.threshold import is_anomalous
 from efficientad_jax.detection.tiling import detect_tiled
 from efficientad_jax.errors import InputError, stops_all_writing
 from efficientad_jax.storage.atomic import write_atomically
 
-# Decoded at once are as many images as the detector takes in a batch, unless they are large.
+# Pixels that are decoded at a time: a batch of images, or fewer if they are large.
 _MOST_PIXELS = 1 << 25
 
 Complain = Callable[[str], None]
@@ -89,26 +89,28 @@ def predict_files(
     detector: Detector,
     tasks: Sequence[Task],
     scores: Path,
+    *,
     low: float,
     high: float,
     complain: Complain,
     overlap: int | None = None,
 ) -> int:
-    """Detects in images, writes their pictures and, in the end, a CSV file of scores.
+    """Detects in images, writes their pictures and, at the end, a CSV file of scores.
 
     Args:
       detector: calibrated.
       tasks: of `plan_pictures`.
-      scores: the file; its columns are image, score, heatmap and anomalous: 1 or 0, or nothing
-        where the detector has no threshold.
-      low: value of a map that gets the first colour.
-      high: value of a map that gets the last colour.
-      complain: takes a line for each image that cannot be read or whose picture cannot be written.
+      scores: the CSV file; its columns are image, score, heatmap and anomalous: 1 or 0, or empty
+        if the detector has no threshold.
+      low: map value of the first color.
+      high: map value of the last color.
+      complain: is called with a line per image that cannot be read or whose picture cannot be
+        written.
       overlap: of the tiles that images are cut into, in pixels (see `detect_tiled`); None resizes
         images to the detector's input instead.
 
     Returns:
-      How many images were complained of.
+      The number of images that were complained of.
 
     Raises:
       OSError: the scores cannot be written, or no picture can as the disk is full or read-only.
@@ -125,23 +127,22 @@ def predict_files(
         images = [image for _, image in chunk]
         if overlap is None:
             detections = detector(images)
-            assert isinstance(detections, list)
         else:
             detections = (detect_tiled(detector, image, overlap) for image in images)
         for (task, image), detection in zip(chunk, detections, strict=True):
             try:
-                save_picture(task.picture, image, [detection.anomaly_map], low, high)
+                save_picture(task.picture, image, [detection.anomaly_map], low=low, high=high)
             except OSError as error:
                 if stops_all_writing(error):
                     raise
                 note(str(InputError(f"{task.picture}: {error.strerror}")))
                 continue
-            verdict = verdict_of(detector.threshold, detection.score)
+            verdict = is_anomalous(detector.threshold, detection.score)
             anomalous = "" if verdict is None else str(int(verdict))
             rows.append((str(task.image), f"{detection.score:.6g}", str(task.picture), anomalous))
     table = io.StringIO()
     csv.writer(table).writerows([("image", "score", "heatmap", "anomalous"), *rows])
-    # A name that is no text keeps its bytes.
+    # A name that is not UTF-8 keeps its bytes.
     write_atomically(scores, os.fsencode(table.getvalue()))
     return failed
 
@@ -149,7 +150,7 @@ def predict_files(
 def _decoded(
     tasks: Sequence[Task], complain: Complain
 ) -> Iterator[list[tuple[Task, UInt8[np.ndarray, "h w 3"]]]]:
-    """The images that can be read, some at a time."""
+    """The readable images, in chunks."""
     chunk, pixels = [], 0
     for task in tasks:
         try:

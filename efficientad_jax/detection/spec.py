@@ -1,4 +1,4 @@
-"""What a detector's networks are, in a few fields."""
+"""The description of a detector's networks in a few fields."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from efficientad_jax.networks.teacher import MOST_CHANNELS
 
 
 class DetectorSpec(NamedTuple):
-    """What is needed to rebuild the networks.
+    """The fields from which the networks are built.
 
     Attributes:
       size: of the PDNs, 'small' or 'medium'.
@@ -54,7 +54,7 @@ def abstract_params(spec: DetectorSpec) -> DetectorParams:
 
 
 def checked_spec(stored: dict[str, Any]) -> DetectorSpec:
-    """A spec out of a file, that networks can be made of without taking much memory.
+    """A spec from a file, checked so that its networks take a bounded amount of memory.
 
     Raises:
       TypeError: a field is missing, or one too many.

@@ -1,15 +1,16 @@
-"""From which score on an image counts as anomalous: chosen on normal images, for a wanted rate.
+"""Chooses the score threshold from normal images, for a target false-alarm rate.
 
 Of `n` normal images and one more of the same kind, each is the highest with the same probability:
 a threshold above the k-th highest of the `n` scores is reached by the new one with probability
 `k / (n + 1)` at most (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005).
-That is the mean over all validation sets. From one set to another the true false-alarm rate varies
-as Beta(k, n - k + 1) (Vovk, Conditional validity of inductive conformal predictors, 2012; for
-detectors of anomalies Bates et al., Testing for outliers with conformal p-values, 2023). Nothing is
-assumed of how scores are distributed, only that images to come are drawn as these were.
+That is the mean over all validation sets. Between sets the true false-alarm rate varies as
+Beta(k, n - k + 1) (Vovk, Conditional validity of inductive conformal predictors, 2012; for
+anomaly detectors Bates et al., Testing for outliers with conformal p-values, 2023). This assumes
+nothing about the distribution of scores, only that future images are drawn as these were.
 
-The maps' quantiles come from the same images. Without an autoencoder they change no order of scores
-and all of this is exact; with one they also weigh the two maps, by all pixels of all images.
+The maps' quantiles come from the same images. Without an autoencoder they do not change the order
+of scores, and all of this is exact. With one they also weight the two maps, by all pixels of all
+images.
 """
 
 import logging
@@ -25,22 +26,22 @@ from efficientad_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-# The probability that the interval holds the true rate.
+# The probability that the interval contains the true rate.
 CONFIDENCE = 0.95
 
-# Products such as 0.29 * 100 are a little below the integer that they stand for.
+# Products such as 0.29 * 100 are slightly below the integer that is meant.
 _ROUNDING = 1e-9
 
 
 class Threshold(NamedTuple):
-    """A threshold on image scores, and what is known of the false alarms that it makes.
+    """A threshold on image scores, and the rate of false alarms to expect from it.
 
     Attributes:
       value: a score >= value counts as anomalous.
-      false_alarm_rate: the wanted part of the normal images that count as anomalous, in (0, 1).
+      false_alarm_rate: the target fraction of the normal images that count as anomalous, in (0, 1).
       low: lower bound of the true rate, in [0, 1].
-      high: its upper bound: with 95 % probability it lies between the two.
-      images: how many validation images the threshold was chosen on.
+      high: its upper bound: with 95 % probability the rate lies between the two.
+      images: the number of validation images that the threshold was chosen on.
     """
 
     value: float
@@ -50,8 +51,8 @@ class Threshold(NamedTuple):
     images: int
 
 
-class Verdicts(NamedTuple):
-    """What a threshold makes of labeled images.
+class VerdictCounts(NamedTuple):
+    """Counts of the verdicts by a threshold on labeled images.
 
     Attributes:
       false_alarms: normal images that count as anomalous.
@@ -69,23 +70,23 @@ class Verdicts(NamedTuple):
 def choose_threshold(
     scores: Float[np.ndarray, " n"] | Sequence[float], false_alarm_rate: float
 ) -> Threshold:
-    """The lowest threshold whose false-alarm rate is at most the wanted one, in the mean.
+    """The lowest threshold whose mean false-alarm rate is at most the target.
 
-    It lies just above the k-th highest score, `k = floor(rate * (n + 1))`: the next float32, so
-    that the rate is also kept where scores are the same. Of fewer than `1 / rate` images no
-    threshold is known to keep it; the one above all scores is taken and a warning says so. The
-    interval is that of the Beta distribution with 2.5 % on either side.
+    It is the next float32 above the k-th highest score, `k = floor(rate * (n + 1))`, so that the
+    rate also holds where scores are equal. With fewer than `1 / rate` images no threshold is known
+    to keep the rate: the one above all scores is returned, with a warning. The interval is that of
+    the Beta distribution with 2.5 % on either side.
 
     Args:
-      scores: of normal images that were held out of training, finite.
-      false_alarm_rate: wanted, in (0, 1).
+      scores: finite scores of normal images that were held out of training.
+      false_alarm_rate: the target, in (0, 1).
 
     Raises:
       InputError: there is no score, one is not finite, or the rate is not in (0, 1).
     """
     if not 0 < false_alarm_rate < 1:
         raise InputError(f"false-alarm rate {false_alarm_rate}: expected one above 0 and below 1")
-    with np.errstate(over="ignore"):  # becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is refused
         ordered = np.sort(np.asarray(scores, np.float32))[::-1]
     count = len(ordered)
     if not count or not np.isfinite(ordered).all():
@@ -111,18 +112,18 @@ def choose_threshold(
     return threshold
 
 
-def judge(
+def count_verdicts(
     threshold: Threshold, scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
-) -> Verdicts:
-    """Counts verdicts on labeled images.
+) -> VerdictCounts:
+    """Counts the verdicts by a threshold on labeled images.
 
     Args:
-      threshold: to judge by.
-      scores: of images.
+      threshold: a score >= its value counts as anomalous.
+      scores: of the images.
       labels: 0 for normal, 1 for anomalous.
     """
     alarmed, anomalous = scores >= threshold.value, labels == 1
-    return Verdicts(
+    return VerdictCounts(
         false_alarms=int((alarmed & ~anomalous).sum()),
         normal=int((~anomalous).sum()),
         found=int((alarmed & anomalous).sum()),
@@ -130,8 +131,8 @@ def judge(
     )
 
 
-def describe(threshold: Threshold) -> str:
-    """One line for people."""
+def summary(threshold: Threshold) -> str:
+    """One readable line with the threshold and its expected rate of false alarms."""
     return (
         f"{threshold.value:.4g} for {percent(threshold.false_alarm_rate)} false alarms; the true "
         f"rate is {percent(threshold.low)} to {percent(threshold.high)}, with "
@@ -140,12 +141,12 @@ def describe(threshold: Threshold) -> str:
 
 
 def percent(part: float) -> str:
-    """A part in [0, 1] in percent, with two significant digits."""
+    """A fraction in [0, 1] as percent, with two significant digits."""
     return f"{100 * part:.2g} %" if part < 0.995 else f"{100 * part:.4g} %"
 
 
 def checked_threshold(stored: dict[str, Any] | None) -> Threshold | None:
-    """A threshold as a detector's record has it, which may come from anyone.
+    """A threshold from `detector.json`, which may come from anyone.
 
     Raises:
       TypeError: it has other fields.
@@ -153,21 +154,21 @@ def checked_threshold(stored: dict[str, Any] | None) -> Threshold | None:
     """
     if stored is None:
         return None
-    found = Threshold(**stored)
-    floats = found[:-1]
+    threshold = Threshold(**stored)
+    floats = threshold[:-1]
     if not (
         all(type(number) is float and math.isfinite(number) for number in floats)
-        and 0 < found.false_alarm_rate < 1
-        and 0 <= found.low <= found.high <= 1
-        and type(found.images) is int
-        and found.images >= 1
+        and 0 < threshold.false_alarm_rate < 1
+        and 0 <= threshold.low <= threshold.high <= 1
+        and type(threshold.images) is int
+        and threshold.images >= 1
     ):
         raise ValueError(f"no threshold can be made of {str(stored)[:200]}")
-    return found
+    return threshold
 
 
 def checked_scores(stored: list[float]) -> tuple[float, ...]:
-    """Validation scores as a detector's record has them.
+    """Validation scores from `detector.json`.
 
     Raises:
       TypeError: it is no list.
@@ -180,19 +181,19 @@ def checked_scores(stored: list[float]) -> tuple[float, ...]:
     return tuple(stored)
 
 
-# For people.
+# The verdicts in words.
 WORDS = {True: "anomalous", False: "normal", None: "no verdict"}
 
 
-def verdict_of(threshold: Threshold | None, score: float) -> bool | None:
+def is_anomalous(threshold: Threshold | None, score: float) -> bool | None:
     """Whether the score reaches the threshold, None without one."""
     return None if threshold is None else score >= threshold.value
 
 
 def score_fields(threshold: Threshold | None, score: float) -> dict[str, Any]:
-    """What is told of a score in JSON: itself, the verdict, and the threshold that it is by."""
+    """The JSON fields of a score: the score, the verdict, and the threshold of the verdict."""
     return {
         "score": score,
-        "verdict": verdict_of(threshold, score),
+        "verdict": is_anomalous(threshold, score),
         "threshold": None if threshold is None else threshold.value,
     }

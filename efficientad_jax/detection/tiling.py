@@ -1,15 +1,15 @@
-"""Images far larger than the networks' input: tiles that overlap, and one map without seams.
+"""Detection in large images: overlapping tiles, and one map without seams.
 
-An output of an unpadded PDN depends on 33x33 pixels alone, and the next one on those 4 pixels
-further (paper, Section 3.1). Tiles that begin at multiples of 4 pixels therefore give the very
-features that the network would give on the whole image, and with an overlap of 32 pixels all of
-them: without an autoencoder the map is that of the whole image, up to rounding. An autoencoder sees
-a tile as a whole; its maps of neighbouring tiles differ where they overlap, and are blended there
-by weights that fall linearly to each tile's border.
+An output of an unpadded PDN depends on only 33x33 pixels, and the next output on the 33x33 pixels
+that are shifted by 4 (paper, Section 3.1). Tiles that begin at multiples of 4 pixels therefore give
+the same features as the whole image, and all of them with an overlap of 32 pixels: without an
+autoencoder the map is that of the whole image, up to rounding. An autoencoder sees
+a tile as a whole; its maps of neighboring tiles differ where they overlap, and are blended there
+by weights that fall linearly toward each tile's border.
 
-A cell is a place of the map: 4x4 pixels. The outer 4 cells of a tile are unknown to an unpadded
-network, and known to a padded one by zeros instead of pixels: they count only at the border of the
-image, as they do in an image that is not tiled.
+A cell is one value of the map and covers 4x4 pixels. An unpadded network does not compute the outer
+4 cells of a tile, and a padded one sees zeros there in place of pixels: they count only at the
+border of the image, as in an image that is not tiled.
 """
 
 from itertools import product
@@ -31,20 +31,20 @@ SMALLEST_OVERLAP = 2 * MARGIN * STRIDE
 def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = None) -> Detection:
     """Detects in an image at its own scale, in tiles of the detector's input size.
 
-    An image of the input's size gives what `detector(image)` gives. A side that is shorter than the
-    input's is resized to it, as there; the other is not.
+    The result for an image of the input's size is that of `detector(image)`. A side shorter than
+    the input's is resized to it; the other side is not resized.
 
-    Beside the image and its maps it takes the memory of the tiles of one batch, whatever the size
+    In addition to the image and its maps it needs memory for the tiles of one batch, for any size
     of the image. Two compiled programs serve every size, as in `Detector.batch_size`.
 
     Args:
       detector: trained and calibrated.
       image: as for `Detector.__call__`, of any size.
-      overlap: pixels that neighbouring tiles have in common, at least; None for 32, and with an
+      overlap: the smallest number of pixels that neighboring tiles share; None for 32, and with an
         autoencoder an eighth of the shorter side of the input more, over which maps are blended.
 
     Returns:
-      The score is the maximum of the whole map, so that it is that of the most anomalous tile.
+      The detection. Its score is the maximum of the whole map: that of the most anomalous tile.
 
     Raises:
       InputError: the image cannot be decoded, or the overlap does not suit.
@@ -63,15 +63,15 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
     batch = detector.batch_size(len(places))
     for start in range(0, len(places), batch):
         chosen = places[start : start + batch]
-        tiles = [cut_tile(pixels, rows[i], columns[j], tile) for i, j in chosen]
+        tiles = [cut_tile(pixels, rows[i], columns[j], tile=tile) for i, j in chosen]
         tiles += tiles[-1:] * (batch - len(tiles))
-        found = jax.device_get(detector.detect_tiles(np.stack(tiles)))
-        for k, (i, j) in enumerate(chosen):  # those that fill the batch are left out
+        anomalies = jax.device_get(detector.detect_tiles(np.stack(tiles)))
+        for k, (i, j) in enumerate(chosen):  # the tiles that pad the batch are left out
             top, left = rows[i] // STRIDE, columns[j] // STRIDE
             window = np.s_[top : top + tile[0] // STRIDE, left : left + tile[1] // STRIDE]
             share = np.outer(shares_down[i], shares_across[j])
-            combined[window] += share * found.combined[k]
-            for part, of_tiles in zip(parts, (found.local, found.global_), strict=False):
+            combined[window] += share * anomalies.combined[k]
+            for part, of_tiles in zip(parts, (anomalies.local, anomalies.global_), strict=False):
                 part[window] += share * of_tiles[k]
     return _detection(detector, combined, parts, pixels.shape[:2], size)
 
@@ -94,14 +94,14 @@ def chosen_overlap(spec: DetectorSpec, overlap: int | None) -> int:
 
 
 def tile_offsets(side: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along one side of an image, evenly spread, in pixels: multiples of 4.
+    """The first pixels of the tiles along one side of an image: evenly spread multiples of 4.
 
     The last may reach up to 3 pixels beyond the image; no feature of an unpadded network sees them.
 
     Args:
       side: of the image, at least `tile`.
       tile: side of a tile, a multiple of 4.
-      overlap: that two neighbours have at least, from 32 to `tile - 4`.
+      overlap: the smallest overlap of two neighbors, from 32 to `tile - 4`.
     """
     last = -(-(side - tile) // STRIDE)
     steps = -(-last // ((tile - overlap) // STRIDE))
@@ -109,7 +109,7 @@ def tile_offsets(side: int, tile: int, overlap: int) -> list[int]:
 
 
 def blend_shares(offsets: list[int], tile: int) -> Float32[np.ndarray, "t c"]:
-    """What each tile along one side counts for in each of its cells; for any cell they sum to 1.
+    """The weight of each tile along one side in each of its cells; for any cell they sum to 1.
 
     Args:
       offsets: of `tile_offsets`.
@@ -117,7 +117,7 @@ def blend_shares(offsets: list[int], tile: int) -> Float32[np.ndarray, "t c"]:
     """
     cells = tile // STRIDE
     rising = np.maximum(np.arange(cells) - MARGIN + 1.0, 0)
-    # Towards the border of the image nothing is to fade into: no other tile knows of it.
+    # Weights do not fall toward the border of the image: no other tile covers it.
     weights = np.full((len(offsets), cells), float(cells))
     weights[1:] = rising
     weights[:-1] = np.minimum(weights[:-1], rising[::-1])
@@ -131,7 +131,7 @@ def blend_shares(offsets: list[int], tile: int) -> Float32[np.ndarray, "t c"]:
 
 
 def cut_tile(
-    image: UInt8[np.ndarray, "h w 3"], top: int, left: int, tile: tuple[int, int]
+    image: UInt8[np.ndarray, "h w 3"], top: int, left: int, *, tile: tuple[int, int]
 ) -> UInt8[np.ndarray, "th tw 3"]:
     """A tile of an image; the last row and column are repeated where it reaches beyond."""
     part = image[top : top + tile[0], left : left + tile[1]]

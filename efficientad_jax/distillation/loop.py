@@ -50,7 +50,7 @@ from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.processes import any_process, is_first_process, wait_for_processes
 from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.tensorboard import scalar_log
-from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.runs.workdir import Workdir, claim_workdir
 
 # The teacher does not depend on these: a run may be resumed with other workers.
 _NOT_DECISIVE = ("worker_count",)
@@ -118,9 +118,9 @@ def distil_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
     if start is not None:
         state = state._replace(params=start.params)
     with (
-        open_checkpoints(workdir / "checkpoints") as checkpoints,
+        open_checkpoints(Workdir(workdir).checkpoints) as checkpoints,
         interruption() as interrupted,
-        scalar_log(workdir / "tensorboard", enabled=is_first_process()) as write_scalars,
+        scalar_log(Workdir(workdir).tensorboard, enabled=is_first_process()) as write_scalars,
     ):
         restored = checkpoints.restore_latest(state)
         state = state if restored is None else restored

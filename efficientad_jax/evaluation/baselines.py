@@ -1,6 +1,6 @@
-"""Trivial detectors: a figure is worth something only beside theirs on the same split.
+"""Trivial detectors: a metric means little without theirs on the same split.
 
-Both see the good training images and nothing else, as the real detector does.
+Both see only the good training images, as the real detector does.
 """
 
 import numpy as np
@@ -17,10 +17,10 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 def mean_brightness_scores(
     train_images: UInt8[np.ndarray, "train _ _ 3"], test_images: UInt8[np.ndarray, "test _ _ 3"]
 ) -> Float64[np.ndarray, "test"]:
-    """How far an image's mean gray level is from the usual one.
+    """Scores images by the distance of their mean gray level from the usual one.
 
     The score is |mean - m| in gray levels (0 to 255), m the median of the training images'
-    means: the median, so that a few odd training images do not move it.
+    means. A few odd training images do not change the median.
 
     Raises:
       InputError: there is no training image.
@@ -33,10 +33,11 @@ def mean_brightness_scores(
 def pca_reconstruction_scores(
     train_images: UInt8[np.ndarray, "train _ _ 3"],
     test_images: UInt8[np.ndarray, "test _ _ 3"],
+    *,
     components: int = 128,
     side: int = 64,
 ) -> Float[np.ndarray, "test"]:
-    """How badly the principal components of the training images rebuild an image.
+    """Scores images by their reconstruction error from the training images' principal components.
 
     Images become grayscale, `side` x `side`, in [0, 1]; the score is the mean squared difference
     between an image and its projection on the first `components` principal components.
@@ -76,7 +77,7 @@ def _gray_vectors(
     return vectors
 
 
-def _check_train(train_images: UInt8[np.ndarray, "train _ _ 3"], at_least: int) -> None:
+def _check_train(train_images: UInt8[np.ndarray, "train _ _ 3"], *, at_least: int) -> None:
     if len(train_images) < at_least:
         raise InputError(
             f"Baseline: found {len(train_images)} training images, expected at least {at_least}; "

@@ -1,6 +1,7 @@
-"""How well scores and maps separate good from anomalous images."""
+"""Metrics of how well scores and maps separate good from anomalous images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -8,38 +9,45 @@ from jaxtyping import Bool, Float, Float32, Int
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from efficientad_jax.errors import InputError
-from efficientad_jax.evaluation.region_overlap import MaskedRegions, pro_curve, spro_curve
+from efficientad_jax.evaluation.region_overlap import (
+    MaskedRegions,
+    OverlapCurve,
+    pro_curve,
+    spro_curve,
+)
 
 NO_SATURATION_AREAS = "the dataset defines no saturation areas"
 
 
-class Metrics(NamedTuple):
-    """The figures of one test split; a figure that is not defined is None, beside its reason.
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """The metrics of one test split. An undefined metric is None, with the reason next to it.
 
     Attributes:
       image_auroc: area under the ROC curve of the image scores, in [0, 1].
       image_average_precision: average precision of the image scores, in [0, 1].
-      image_best_f1: F1 at its best threshold, in [0, 1]. The threshold is chosen on the test
-        images themselves, so this is an upper bound, not what a deployed threshold reaches.
+      image_best_f1: F1 at the best threshold, in [0, 1]. The threshold is chosen on the test
+        images themselves, so this is an upper bound that a deployed threshold does not reach.
       image_best_f1_threshold: the lowest such threshold; a score >= it counts as anomalous.
-      image_reason: why the image figures are None.
-      image_auroc_by_defect: that area for each kind of defect against the good images; empty
-        where kinds are not given or there is no good image.
+      image_reason: why the image metrics are None.
+      image_auroc_by_defect: AU-ROC of each kind of defect against the good images; empty where
+        the kinds are not given or there is no good image.
       pixel_auroc: area under the ROC curve over all pixels of the images counted in
         `pixel_images`, in [0, 1].
       au_pro: area under the curve of the per-region overlap, up to a false positive rate of 0.3,
         over the same pixels, in [0, 1].
       pixel_reason: why `pixel_auroc` and `au_pro` are None.
       au_spro: area under the curve of the saturated per-region overlap, up to a false positive
-        rate of 0.05, in [0, 1]: the mean over the kinds of defect, as for the published figures.
+        rate of 0.05, in [0, 1]: the mean over the kinds of defect, as in published results.
       au_spro_by_defect: that area for each kind of defect together with the good images.
       au_spro_reason: why `au_spro` is None.
       good_images: number of images with label 0.
       anomalous_images: number of images with label 1.
-      pixel_images: number of images in the pixel figures: the good ones and the anomalous ones
-        with a mask that marks something.
-      anomalous_without_mask: number of anomalous images left out of the pixel figures because
+      pixel_images: number of images in the pixel metrics: the good ones, and the anomalous ones
+        whose mask marks a defect.
+      anomalous_without_mask: number of anomalous images left out of the pixel metrics because
         their mask is missing or empty.
+      pro_curve: the curve whose area is `au_pro`; it is no part of `as_dict` or of comparisons.
     """
 
     image_auroc: float | None
@@ -58,35 +66,36 @@ class Metrics(NamedTuple):
     anomalous_images: int
     pixel_images: int
     anomalous_without_mask: int
+    pro_curve: OverlapCurve | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, float | int | str | dict[str, float] | None]:
-        """The fields as plain Python values, ready for `json.dumps`."""
-        return self._asdict()
+        """The metrics as plain Python values in the order above, ready for `json.dumps`."""
+        return {name: value for name, value in vars(self).items() if name != "pro_curve"}
 
 
 def evaluate(
     scores: Float[np.ndarray, "n"],
     labels: Int[np.ndarray, "n"],
     maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None,
+    *,
     masks: Sequence[Bool[np.ndarray, "_ _"] | None] | None = None,
     defects: Sequence[str] | None = None,
     regions: Sequence[MaskedRegions] | None = None,
 ) -> Metrics:
-    """All figures of one test split. `docs/metrics.md` defines them.
+    """Computes all metrics of one test split. `docs/metrics.md` defines them.
 
     Args:
-      scores: one anomaly score an image, higher is more anomalous.
+      scores: one anomaly score per image, higher is more anomalous.
       labels: 0 for good, 1 for anomalous.
-      maps: one anomaly map an image, at the image's own size; None where only the image figures
-        are wanted.
-      masks: one mask an image, True on defects, of its map's shape; None for an image (or for
-        all) without one.
-      defects: kind of defect of each image; None takes all for one kind.
+      maps: one anomaly map per image, at the image's own size; None computes the image metrics
+        only.
+      masks: one mask per image, True on defects, of its map's shape; None for an image (or for
+        all) without a mask.
+      defects: kind of defect of each image; None treats all defects as one kind.
       regions: as `ImageSet.regions`, None where the dataset does not define saturation areas.
 
     Returns:
-      The figures. Where they are not defined (one class only, no masks) they are None and the
-      reason says why.
+      The metrics. Undefined ones (only one class, no masks) are None, with a reason.
 
     Raises:
       InputError: lengths or shapes differ, a label is not 0 or 1, a score or map is not finite,
@@ -94,64 +103,102 @@ def evaluate(
     """
     _check_images(scores, labels)
     kinds = [""] * labels.size if defects is None else list(defects)
-    for name, one_each in (("kinds of defect", kinds), ("lists of regions", regions)):
-        if one_each is not None and len(one_each) != labels.size:
+    for name, values in (("kinds of defect", kinds), ("lists of regions", regions)):
+        if values is not None and len(values) != labels.size:
             raise InputError(
-                f"Test images: found {len(one_each)} {name}, expected one for each of the "
+                f"Test images: found {len(values)} {name}, expected one for each of the "
                 f"{labels.size} images."
             )
-    good = int(np.sum(labels == 0))
-    anomalous = int(np.sum(labels == 1))
-    auroc = average_precision = best_f1 = threshold = image_reason = None
-    auroc_by_defect = {}
-    if good and anomalous:
-        auroc = float(roc_auc_score(labels, scores))
-        average_precision = float(average_precision_score(labels, scores))
-        best_f1, threshold = _best_f1(scores, labels)
-        if defects is not None:
-            for kind, members in _with_good(labels, kinds).items():
-                auroc_by_defect[kind] = float(roc_auc_score(labels[members], scores[members]))
+    image_metrics = _image_metrics(scores, labels, None if defects is None else kinds)
+    if maps is None:
+        pixel_metrics = _PixelMetrics(None, None, "no anomaly maps", 0, 0)
     else:
-        image_reason = _missing_class(good, anomalous)
-
-    pixel_auroc_ = pro = None
-    pixel_reason, pixel_images, without_mask = "no anomaly maps", 0, 0
-    spros, au_spro_reason = {}, NO_SATURATION_AREAS
-    if maps is not None:
         all_masks = [None] * len(maps) if masks is None else list(masks)
         _check_pixels(labels, maps, all_masks)
-        marked = [mask is not None and bool(mask.any()) for mask in all_masks]
-        without_mask = int(np.sum((labels == 1) & ~np.array(marked, bool)))
-        kept = [i for i, has in enumerate(marked) if has or labels[i] == 0]
-        if any(marked):
-            pixel_images = len(kept)
-            kept_maps = [maps[i] for i in kept]
-            kept_masks = [all_masks[i] if marked[i] else None for i in kept]
-            pixel_auroc_ = pixel_auroc(kept_maps, kept_masks)
-            pro = pro_curve(kept_maps, kept_masks)
-            pixel_reason = "every pixel is marked as a defect" if pixel_auroc_ is None else None
-        else:
-            pixel_reason = "no test image has a mask that marks a defect"
-        if regions is not None:
-            spros = _au_spro_by_defect(labels, kinds, maps, regions)
-            au_spro_reason = None if spros else pixel_reason
+        pixel_metrics = _pixel_metrics(labels, maps, all_masks)
+    au_spros, au_spro_reason = {}, NO_SATURATION_AREAS
+    if maps is not None and regions is not None:
+        au_spros = _au_spro_by_defect(labels, kinds, maps, regions)
+        au_spro_reason = None if au_spros else pixel_metrics.reason
+    curve = pixel_metrics.pro_curve
     return Metrics(
-        image_auroc=auroc,
-        image_average_precision=average_precision,
-        image_best_f1=best_f1,
-        image_best_f1_threshold=threshold,
-        image_reason=image_reason,
-        image_auroc_by_defect=auroc_by_defect,
-        pixel_auroc=pixel_auroc_,
-        au_pro=None if pro is None else pro.area,
-        pixel_reason=pixel_reason,
-        au_spro=float(np.mean(list(spros.values()))) if spros else None,
-        au_spro_by_defect=spros,
+        image_auroc=image_metrics.auroc,
+        image_average_precision=image_metrics.average_precision,
+        image_best_f1=image_metrics.best_f1,
+        image_best_f1_threshold=image_metrics.best_f1_threshold,
+        image_reason=image_metrics.reason,
+        image_auroc_by_defect=image_metrics.auroc_by_defect,
+        pixel_auroc=pixel_metrics.auroc,
+        au_pro=None if curve is None else curve.area,
+        pixel_reason=pixel_metrics.reason,
+        au_spro=float(np.mean(list(au_spros.values()))) if au_spros else None,
+        au_spro_by_defect=au_spros,
         au_spro_reason=au_spro_reason,
-        good_images=good,
-        anomalous_images=anomalous,
-        pixel_images=pixel_images,
-        anomalous_without_mask=without_mask,
+        good_images=int(np.sum(labels == 0)),
+        anomalous_images=int(np.sum(labels == 1)),
+        pixel_images=pixel_metrics.images,
+        anomalous_without_mask=pixel_metrics.anomalous_without_mask,
+        pro_curve=curve,
+    )
+
+
+class _ImageMetrics(NamedTuple):
+    """The metrics of the image scores; `reason` says why they are None."""
+
+    auroc: float | None
+    average_precision: float | None
+    best_f1: float | None
+    best_f1_threshold: float | None
+    auroc_by_defect: dict[str, float]
+    reason: str | None
+
+
+class _PixelMetrics(NamedTuple):
+    """The metrics of the maps against the masks; `reason` says why they are None."""
+
+    auroc: float | None
+    pro_curve: OverlapCurve | None
+    reason: str | None
+    images: int
+    anomalous_without_mask: int
+
+
+def _image_metrics(
+    scores: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"], kinds: Sequence[str] | None
+) -> _ImageMetrics:
+    good, anomalous = int(np.sum(labels == 0)), int(np.sum(labels == 1))
+    if not (good and anomalous):
+        return _ImageMetrics(None, None, None, None, {}, _missing_class(good, anomalous))
+    members = {} if kinds is None else _with_good(labels, kinds)
+    return _ImageMetrics(
+        float(roc_auc_score(labels, scores)),
+        float(average_precision_score(labels, scores)),
+        *_best_f1(scores, labels),
+        {kind: float(roc_auc_score(labels[i], scores[i])) for kind, i in members.items()},
+        None,
+    )
+
+
+def _pixel_metrics(
+    labels: Int[np.ndarray, "n"],
+    maps: Sequence[Float32[np.ndarray, "_ _"]],
+    masks: Sequence[Bool[np.ndarray, "_ _"] | None],
+) -> _PixelMetrics:
+    marked = [mask is not None and bool(mask.any()) for mask in masks]
+    without_mask = int(np.sum((labels == 1) & ~np.array(marked, bool)))
+    if not any(marked):
+        reason = "no test image has a mask that marks a defect"
+        return _PixelMetrics(None, None, reason, 0, without_mask)
+    counted = [i for i, has_defect in enumerate(marked) if has_defect or labels[i] == 0]
+    counted_maps = [maps[i] for i in counted]
+    counted_masks = [masks[i] if marked[i] else None for i in counted]
+    auroc = pixel_auroc(counted_maps, counted_masks)
+    return _PixelMetrics(
+        auroc,
+        pro_curve(counted_maps, counted_masks),
+        "every pixel is marked as a defect" if auroc is None else None,
+        len(counted),
+        without_mask,
     )
 
 
@@ -160,9 +207,9 @@ def _with_good(
 ) -> dict[str, Int[np.ndarray, "_"]]:
     """Indices of the images of each kind of defect and of all good images."""
     names = np.array(kinds, dtype=object)
-    found = sorted({kind for kind, label in zip(kinds, labels, strict=True) if label == 1})
+    defects = sorted({kind for kind, label in zip(kinds, labels, strict=True) if label == 1})
     return {
-        kind: np.flatnonzero((labels == 0) | ((labels == 1) & (names == kind))) for kind in found
+        kind: np.flatnonzero((labels == 0) | ((labels == 1) & (names == kind))) for kind in defects
     }
 
 
@@ -187,10 +234,10 @@ def pixel_auroc(
 ) -> float | None:
     """Exact area under the ROC curve over the pixels of all maps.
 
-    It is the probability that a random defect pixel scores above a random normal one, ties
-    counting half. Only the defect pixels are held and sorted at once; the normal ones, by far the
-    most, are ranked among them image by image. A ROC curve over all pixels would need about 40
-    bytes for each of them.
+    This is the probability that a random defect pixel scores above a random normal one; ties
+    count half. Only the defect pixels are kept and sorted together. The normal ones, which are by
+    far the most, are ranked among them image by image. A ROC curve over all pixels would need
+    about 40 bytes per pixel.
 
     Args:
       maps: float32 anomaly maps, of any sizes.

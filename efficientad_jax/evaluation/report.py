@@ -1,4 +1,4 @@
-"""One HTML file that shows how well a detector does on a test split, and where it errs."""
+"""One HTML file that shows how well a detector does on a test split, and where it fails."""
 
 import base64
 import io
@@ -17,11 +17,11 @@ from sklearn.metrics import roc_curve
 from efficientad_jax.detection.heatmap import color_indices, palette
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.metrics import Metrics
-from efficientad_jax.evaluation.region_overlap import PRO_LIMIT, pro_curve
+from efficientad_jax.evaluation.region_overlap import PRO_LIMIT, OverlapCurve
 from efficientad_jax.storage.atomic import write_atomically
 
-# Pixels of the longer side of a photograph; the largest is taken with which the file stays below
-# the limit of bytes.
+# Pixels of the longer side of a photograph: the largest with which the photographs stay below the
+# limit of bytes.
 _PHOTOGRAPH_SIDES = (320, 256, 192, 128, 96)
 _PICTURE_BYTES = 10_000_000
 _SAMPLED = 16
@@ -33,17 +33,17 @@ _OUTLINE_COLOR = (0, 229, 255)  # Cyan: the one hue that inferno does not hold.
 
 
 class ScoredImages(NamedTuple):
-    """A test split with what the detector said about it; entry i of each field is image i.
+    """A test split with the detector's results; entry i of each field belongs to image i.
 
     Attributes:
-      names: what the reader knows the image by, e.g. the path within the data set.
+      names: names for the reader, e.g. the path within the dataset.
       labels: 0 for good, 1 for anomalous.
       defects: the kind of defect, or an empty string.
       scores: the image scores; higher is more anomalous.
       images: uint8 RGB, at the model's input size.
       maps: float32 anomaly maps, of any size; each is shown stretched over its image.
       masks: True on the true defect, of any size; None where unknown.
-      local_maps: as `maps`, of the student against the teacher alone; None where `maps` are those.
+      local_maps: as `maps`, of only the student against the teacher; None where `maps` are those.
       global_maps: as `maps`, of the autoencoder; None without one.
     """
 
@@ -60,30 +60,32 @@ class ScoredImages(NamedTuple):
 
 def write_report(
     path: str | os.PathLike[str],
-    title: str,
+    test: ScoredImages,
     metrics: Metrics,
+    *,
+    title: str,
     baselines: Mapping[str, float | None],
     facts: Mapping[str, str],
-    test: ScoredImages,
     threshold: float | None = None,
     max_images: int = 1000,
 ) -> None:
     """Writes the report: one self-contained HTML file that needs no network.
 
-    It holds the figures beside those of trivial baselines, the scores' histogram with a threshold
-    to move, the ROC and PRO curves, and a gallery of the images under their anomaly maps, to sort
-    and to filter. 500 photographs take less than 15 MB. Equal arguments give equal bytes.
+    It shows the metrics next to those of trivial baselines, a histogram of the scores with an
+    adjustable threshold, the ROC and PRO curves, and a gallery of the images under their anomaly
+    maps that can be sorted and filtered. 500 photographs take less than 15 MB. Equal arguments
+    give equal bytes.
 
     Args:
       path: where to write; the file appears complete or not at all.
+      test: the images and the detector's results for them.
+      metrics: the result of `metrics.evaluate` for `test`.
       title: heading, e.g. "EfficientAD-S on magnetic tiles".
-      metrics: what `metrics.evaluate` returned for `test`.
       baselines: image AU-ROC of trivial detectors on the same split, by name, in [0, 1].
-      facts: what else the reader should know (data set, sizes, versions), by name.
-      test: the images and what the detector said about them.
-      threshold: where the threshold starts, a score >= it counting as anomalous; None for the
-        one with the best F1, or where there is none, the highest score.
-      max_images: at most that many images in the gallery.
+      facts: further facts for the reader (dataset, sizes, versions), by name.
+      threshold: initial threshold, a score >= it counts as anomalous; None uses the best-F1
+        threshold, or the highest score if that is undefined.
+      max_images: the largest number of images in the gallery.
 
     Raises:
       InputError: there is no test image, or the fields of `test` differ in length.
@@ -100,8 +102,8 @@ def write_report(
 
     low, high = _axis_range(test.scores, threshold)
     maps = _named_maps(test)
-    ranges = {name: _heat_range(some, test.labels) for name, some in maps.items()}
-    # float64, as in the browser: both must find the same scores at the threshold.
+    ranges = {name: _heat_range(named, test.labels) for name, named in maps.items()}
+    # float64, as in the browser: both must count the same scores at the threshold.
     good = np.sort(test.scores[test.labels == 0].astype(np.float64))
     anomalous = np.sort(test.scores[test.labels == 1].astype(np.float64))
     environment = jinja2.Environment(
@@ -124,12 +126,12 @@ def write_report(
         clipped=bool(test.scores.max() > high),
         good=[float(score) for score in good],
         anomalous=[float(score) for score in anomalous],
-        bars=_histogram(good, anomalous, low, high),
+        bars=_histogram(good, anomalous, low=low, high=high),
         roc=_roc_points(test.scores, test.labels),
-        pro=_pro_points(test, metrics),
+        pro=None if metrics.pro_curve is None else _pro_points(metrics.pro_curve),
         pro_limit=PRO_LIMIT,
         kinds=_kinds(test, metrics),
-        cards=_gallery(test, maps, ranges, max_images),
+        cards=_gallery(test, maps, ranges, max_images=max_images),
         total=len(test.names),
         ranges=ranges,
         heat_colors=palette()[::51].tolist(),
@@ -184,8 +186,8 @@ def _check(test: ScoredImages) -> None:
 
 
 def _axis_range(scores: Float[np.ndarray, "n"], threshold: float) -> tuple[float, float]:
-    # One extreme defect must not squeeze all others into a single bar: what lies far above the
-    # bulk of the scores is counted in the last bin.
+    # One extreme defect must not squeeze all others into a single bar: scores far above the bulk
+    # are counted in the last bin.
     low, bulk, top = float(scores.min()), float(np.quantile(scores, 0.95)), float(scores.max())
     high = min(top, low + 1.5 * (bulk - low)) if bulk > low else top
     low, high = min(low, threshold), max(high, threshold)
@@ -196,7 +198,7 @@ def _axis_range(scores: Float[np.ndarray, "n"], threshold: float) -> tuple[float
 
 
 def _histogram(
-    good: Float[np.ndarray, "g"], anomalous: Float[np.ndarray, "a"], low: float, high: float
+    good: Float[np.ndarray, "g"], anomalous: Float[np.ndarray, "a"], *, low: float, high: float
 ) -> list[_Bar]:
     edges = np.linspace(low, high, _BINS + 1)
     counts = {
@@ -205,7 +207,7 @@ def _histogram(
     }
     bars = []
     for kind in counts:
-        # Each class at its own scale: they are seldom of equal size or spread.
+        # Each class has its own scale: they seldom have equal size or spread.
         tallest = max(int(counts[kind].max()), 1)
         for i in np.flatnonzero(counts[kind]):
             height = 48 * int(counts[kind][i]) / tallest
@@ -226,28 +228,18 @@ def _histogram(
 def _roc_points(
     scores: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]
 ) -> list[tuple[float, float]] | None:
-    """Corners of the ROC curve in a plot of 100 x 100 units, y downwards; None for one class."""
+    """Corners of the ROC curve in a plot of 100 x 100 units, y downward; None for one class."""
     if labels.min() == labels.max():
         return None
-    false_alarms, found, _ = roc_curve(labels, scores)
+    false_alarms, detected, _ = roc_curve(labels, scores)
     return [
         (round(100 * float(x), 2), round(100 - 100 * float(y), 2))
-        for x, y in zip(false_alarms, found, strict=True)
+        for x, y in zip(false_alarms, detected, strict=True)
     ]
 
 
-def _pro_points(test: ScoredImages, metrics: Metrics) -> list[tuple[float, float]] | None:
-    """Some points of the PRO curve in a plot of 100 x 100 units, y downwards."""
-    if metrics.au_pro is None:
-        return None
-    counted = [
-        i
-        for i, mask in enumerate(test.masks)
-        if test.labels[i] == 0 or (mask is not None and mask.any())
-    ]
-    curve = pro_curve([test.maps[i] for i in counted], [test.masks[i] for i in counted])
-    if curve is None:
-        return None
+def _pro_points(curve: OverlapCurve) -> list[tuple[float, float]]:
+    """Points of the PRO curve in a plot of 100 x 100 units, y downward."""
     rates = np.linspace(0, PRO_LIMIT, 101)
     overlaps = np.interp(rates, curve.false_positive_rates, curve.overlaps)
     return [
@@ -264,8 +256,8 @@ def _named_maps(test: ScoredImages) -> dict[str, Sequence[Float32[np.ndarray, "_
 def _heat_range(
     maps: Sequence[Float32[np.ndarray, "_ _"]], labels: Int[np.ndarray, "n"]
 ) -> tuple[float, float]:
-    # One range for all images, so that their colors compare. Quantiles of the maps' peaks: the
-    # quietest good image stays clear, one extreme defect does not drain the color of the rest.
+    # One range for all images makes their colors comparable. With quantiles of the maps' peaks,
+    # the quietest good image stays clear and one extreme defect does not fade the others.
     peaks = np.array([anomaly_map.max() for anomaly_map in maps], np.float64)
     good = peaks[labels == 0]
     low = float(np.quantile(good if good.size else peaks, 0.05))
@@ -295,6 +287,7 @@ def _gallery(
     test: ScoredImages,
     maps: Mapping[str, Sequence[Float32[np.ndarray, "_ _"]]],
     ranges: Mapping[str, tuple[float, float]],
+    *,
     max_images: int,
 ) -> list[_Card]:
     """The worst misses first: anomalous images by rising score, then good ones by falling score."""
@@ -309,8 +302,8 @@ def _gallery(
         _card(
             test,
             i,
-            {name: _heat_url(some[i], ranges[name]) for name, some in maps.items()},
-            side,
+            {name: _heat_url(named[i], ranges[name]) for name, named in maps.items()},
+            side=side,
         )
         for i in shown
     ]
@@ -319,7 +312,7 @@ def _gallery(
 def _worst_and_spread(members: list[int], count: int) -> list[int]:
     """The first two thirds of `count` from the front, the others spread evenly over the rest.
 
-    So the reader sees the errors, and also what the typical image looks like.
+    The reader sees the errors and also typical images.
     """
     if count >= len(members):
         return members
@@ -338,7 +331,7 @@ def _photograph_side(test: ScoredImages, shown: Sequence[int]) -> int:
     return _PHOTOGRAPH_SIDES[-1]
 
 
-def _card(test: ScoredImages, i: int, heats: dict[str, str], side: int) -> _Card:
+def _card(test: ScoredImages, i: int, heats: dict[str, str], *, side: int) -> _Card:
     url, (width, height) = _photograph_url(test.images[i], side)
     mask = test.masks[i]
     return _Card(
@@ -363,7 +356,7 @@ def _photograph_url(image: UInt8[np.ndarray, "h w 3"], side: int) -> tuple[str, 
 def _heat_url(anomaly_map: Float32[np.ndarray, "_ _"], heat_range: tuple[float, float]) -> str:
     small = Image.fromarray(anomaly_map)
     small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
-    # A palette takes a third of the bytes of RGBA. It costs bytes itself: every fourth color.
+    # A palette takes a third of the bytes of RGBA; every fourth color, as it takes bytes too.
     step = 256 // _MAP_COLORS
     colors = palette()[::step]
     indices = color_indices(np.asarray(small), *heat_range) // step
@@ -373,7 +366,7 @@ def _heat_url(anomaly_map: Float32[np.ndarray, "_ _"], heat_range: tuple[float, 
 
 
 def _outline_url(mask: Bool[np.ndarray, "_ _"], size: tuple[int, int]) -> str:
-    # Any marked pixel must survive the reduction, so the mean is taken and zero is the limit.
+    # Every marked pixel must survive the reduction, so any mean above zero counts.
     reduced = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
     inside = Image.fromarray(np.asarray(reduced) > 0).convert("L")
     grown = np.asarray(inside.filter(ImageFilter.MaxFilter(5)))

@@ -14,13 +14,14 @@ import jax
 from efficientad_jax.config import Config, as_dict, read_config
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
 from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.file import is_saved
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.evaluation.metrics import evaluate
 from efficientad_jax.fit import fit_detector
 from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of
 from efficientad_jax.reproduction.recalibration import CalibrationChoice, recalibrated_scores
-from efficientad_jax.runs.workdir import CONFIG_FILE, METRICS_FILE, claim_workdir, differences
+from efficientad_jax.runs.workdir import Workdir, claim_workdir, differences
 from efficientad_jax.storage.atomic import write_atomically
 
 # Paths do not identify a run: results may be moved, and read without the data.
@@ -34,15 +35,16 @@ def read_metrics(results: Path, run: Run, base: Config, inputs: Inputs) -> dict[
       InputError: the file belongs to another configuration, or is damaged.
     """
     folder = results / run.name
-    if not (folder / METRICS_FILE).is_file():
+    files = Workdir(folder)
+    if not files.metrics.is_file():
         return None
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
-        stored = as_dict(read_config(json.loads((folder / CONFIG_FILE).read_text())))
+        metrics = json.loads(files.metrics.read_text())
+        stored = as_dict(read_config(json.loads(files.config.read_text())))
     except (OSError, ValueError, InputError) as error:
         raise InputError(
-            f"results {folder}: {METRICS_FILE} or {CONFIG_FILE} cannot be read ({error}); "
-            "remove the folder to run it again"
+            f"results {folder}: {files.metrics.name} or {files.config.name} cannot be read "
+            f"({error}); remove the folder to run it again"
         ) from error
     expected = as_dict(configuration_of(run, base, inputs))
     differing = differences(_without_paths(stored), _without_paths(expected))
@@ -132,18 +134,18 @@ def carry_out(
 
 def _train_and_evaluate(config: Config, dataset: Dataset, folder: Path) -> None:
     """Trains and evaluates one run in its folder; removes the checkpoints afterwards."""
-    # A detector's record is written last: if it exists, only the evaluation is missing.
-    if (folder / "detector" / "detector.json").is_file():
+    # With a saved detector, only the evaluation is missing.
+    if is_saved(Workdir(folder).detector):
         claim_workdir(folder, config)
     else:
         fit_detector(config, dataset, folder)
     evaluate_workdir(folder, dataset)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(Workdir(folder).checkpoints, ignore_errors=True)
 
 
 def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], dataset: Dataset) -> None:
     """Evaluates the detector of one run with the calibrations of other runs."""
-    detector = Detector.load(results / trained.name / "detector")
+    detector = Detector.load(Workdir(results / trained.name).detector)
     choices = [
         CalibrationChoice(c.calibration.q_a, c.calibration.q_b, c.calibration.normalize)
         for c in configs.values()
@@ -154,7 +156,7 @@ def _recalibrate(results: Path, trained: Run, configs: dict[Run, Config], datase
         metrics = evaluate(run_scores, test.labels, defects=test.defects)
         summary = {"detector": metrics.as_dict()}
         folder = claim_workdir(results / run.name, config)
-        write_atomically(folder / METRICS_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomically(Workdir(folder).metrics, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:

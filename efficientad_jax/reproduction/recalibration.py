@@ -47,7 +47,7 @@ def recalibrated_scores(
     """
     upsample_first = detector.calibration.upsample_first
     validation, test = (
-        collect_raw_maps(detector.networks, detector.params, images, upsample_first)
+        collect_raw_maps(detector.networks, detector.params, images, upsample_first=upsample_first)
         for images in (validation_images, test_images)
     )
 
@@ -55,7 +55,11 @@ def recalibrated_scores(
         scores_of_maps(
             test,
             calibration_of_maps(
-                validation, choice.q_a, choice.q_b, upsample_first, choice.normalize
+                validation,
+                choice.q_a,
+                choice.q_b,
+                upsample_first=upsample_first,
+                normalize=choice.normalize,
             ),
         )
         for choice in choices

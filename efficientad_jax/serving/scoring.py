@@ -1,4 +1,4 @@
-"""Scores and maps of a batch, at the size the networks give them."""
+"""Scores and maps of a batch, at the resolution of the networks' outputs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from efficientad_jax.networks.pdn import STRIDE
 
 
 class Scored(NamedTuple):
-    """What the detector says of one image.
+    """The result of the detector for one image.
 
     Attributes:
       score: of the whole image.
@@ -37,7 +37,7 @@ def score_batch(detector: Detector, images: Sequence[UInt8[np.ndarray, "h w 3"]]
 
 
 def warm_up(detector: Detector) -> None:
-    """Compiles what `score_batch` needs, so that no request waits for it."""
+    """Compiles the programs of `score_batch`, so that no request waits for it."""
     image = np.zeros((*detector.spec.input_size, 3), np.uint8)
     for count in (1, BATCH_SIZE):
         score_batch(detector, [image] * count)

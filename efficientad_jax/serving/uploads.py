@@ -1,31 +1,28 @@
-"""From a request to an image, or to the status that says what is wrong with it."""
+"""Reads the image of a request, or answers with the HTTP status of its error."""
 
 import asyncio
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from efficientad_jax.data.decoding import decode_image
-from efficientad_jax.errors import InputError
+from efficientad_jax.errors import InputError, TooManyPixelsError, UnknownFormatError
 from efficientad_jax.serving.limits import Limits
 
-# Parts of a form beside the image; they are read and not used.
+# Parts of a form next to the image; they are read and ignored.
 _MOST_FIELDS = 16
-
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 async def read_upload(request: Request, limits: Limits) -> bytes:
     """The encoded image of a request: its body, or the one file of a multipart form.
 
     Raises:
-      HTTPException: 400 for an empty body or a form that is damaged or has not one file, 408 for
-        a body that does not arrive in time, 413 for one that is too large.
+      HTTPException: 400 for an empty body, or a form that is damaged or does not hold exactly one
+        file; 408 for a body that does not arrive in time; 413 for one that is too large.
       ClientDisconnect: the client hung up.
     """
     declared = request.headers.get("content-length", "")
@@ -55,25 +52,24 @@ async def _content(request: Request) -> bytes:
 
 
 def decode_upload(content: bytes, most_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes what was posted.
+    """Decodes a posted image of at most `most_pixels` pixels.
 
     Raises:
-      HTTPException: 413 for too many pixels, 415 for what is of no known format, 422 for an image
-        that is damaged or whose pixels cannot be used.
+      HTTPException: 413 for too many pixels, 415 for an unknown format, 422 for an image that is
+        damaged or whose pixels cannot be used.
     """
     try:
         return decode_image(content, "posted", most_pixels)
+    except TooManyPixelsError as error:
+        raise HTTPException(413, str(error)) from error
+    except UnknownFormatError as error:
+        raise HTTPException(415, str(error)) from error
     except InputError as error:
-        status = 422
-        if isinstance(error.__cause__, _BOMBS):
-            status = 413
-        elif isinstance(error.__cause__, UnidentifiedImageError):
-            status = 415
-        raise HTTPException(status, str(error)) from error
+        raise HTTPException(422, str(error)) from error
 
 
 def _limited(receive: Receive, limits: Limits) -> Receive:
-    """Counts the bytes of a body whose length was not declared, or not truly."""
+    """Counts the bytes of a body, whose declared length may be missing or wrong."""
     received = 0
 
     async def counted() -> Message:

@@ -19,12 +19,13 @@ import jax
 from filelock import BaseFileLock
 
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
+from efficientad_jax.detection.file import is_saved
 from efficientad_jax.detection.spec import networks_of
 from efficientad_jax.errors import DivergenceError, InputError, StoppedError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
-from efficientad_jax.fit import Prepared, finish_fit, prepare_fit
+from efficientad_jax.fit import TrainingInputs, finish_fit, prepare_fit
 from efficientad_jax.runs.signals import interruption
-from efficientad_jax.runs.workdir import METRICS_FILE, claim_workdir
+from efficientad_jax.runs.workdir import Workdir, claim_workdir
 from efficientad_jax.sweep.claims import Claims
 from efficientad_jax.sweep.plan import SweepRun
 from efficientad_jax.sweep.status import Status, Tell
@@ -60,7 +61,7 @@ class Outcome(NamedTuple):
 class _Training:
     """A training that is ready for its steps or running them."""
 
-    prepared: Prepared
+    prepared: TrainingInputs
     dataset: Dataset
     resident: Resident
     progress: TrainingRun
@@ -86,9 +87,9 @@ class _Lane:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a training is done: its checkpoints are removed last."""
-    detector = folder / "detector" / "detector.json"
-    return detector.is_file() and not (folder / "checkpoints").exists()
+    """Whether a training is over: of its files, the checkpoints are removed last."""
+    files = Workdir(folder)
+    return is_saved(files.detector) and not files.checkpoints.exists()
 
 
 def carry_out(
@@ -270,8 +271,7 @@ def _prepare(run: SweepRun, folder: Path, device: Device) -> _Training | Dataset
     """Prepares a training; returns only its dataset if only the evaluation is missing."""
     with jax.default_device(device), ExitStack() as opened:
         dataset = load_configured_dataset(run.config)
-        # A detector's record is written last.
-        if (folder / "detector" / "detector.json").is_file():
+        if is_saved(Workdir(folder).detector):
             claim_workdir(folder, run.config)
             return dataset
         prepared = prepare_fit(run.config, dataset, folder)
@@ -304,25 +304,29 @@ def _finish(run: SweepRun, folder: Path, device: Device, training: _Training) ->
     with jax.default_device(device):
         training.progress.save()
         state = training.progress.state
-        finish_fit(run.config, training.dataset, training.prepared, state)
+        finish_fit(run.config, training.dataset, training.prepared, state=state)
     training.opened.close()
     return _evaluate(folder, device, training.dataset)
 
 
 def _evaluate(folder: Path, device: Device, dataset: Dataset) -> str:
     with jax.default_device(device):
-        evaluate_workdir(folder, dataset)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return score_summary(folder)
+        evaluation = evaluate_workdir(folder, dataset)
+    shutil.rmtree(Workdir(folder).checkpoints, ignore_errors=True)
+    return _auroc_in_words(evaluation.metrics.image_auroc)
 
 
 def score_summary(folder: Path) -> str:
     """Formats the image AU-ROC of a finished training; '' if its dataset has none."""
     try:
-        auroc = json.loads((folder / METRICS_FILE).read_text())["detector"]["image_auroc"]
+        found = json.loads(Workdir(folder).metrics.read_text())["detector"]["image_auroc"]
     except FileNotFoundError:
         return ""
-    return "" if auroc is None else f"image AU-ROC {auroc:.4f}"
+    return _auroc_in_words(found)
+
+
+def _auroc_in_words(image_auroc: float | None) -> str:
+    return "" if image_auroc is None else f"image AU-ROC {image_auroc:.4f}"
 
 
 def _one_line(error: Exception) -> str:

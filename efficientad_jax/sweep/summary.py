@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from efficientad_jax.runs.workdir import METRICS_FILE
+from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.sweep.plan import SweepRun
 
 # Their names in `metrics.json` and in the table.
@@ -26,7 +26,7 @@ def read_metrics(runs: Sequence[SweepRun], workdir: Path) -> dict[str, Metrics]:
     """Reads the metrics of all trainings that are done, by the training's name."""
     results = {}
     for run in runs:
-        file = workdir / run.name / METRICS_FILE
+        file = Workdir(workdir / run.name).metrics
         if file.is_file():
             metrics: dict[str, Any] = json.loads(file.read_text())["detector"]
             results[run.name] = {name: metrics.get(name) for name in METRICS}

@@ -13,6 +13,7 @@ from efficientad_jax.errors import StoppedError
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.signals import interruption
+from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.training.session import configured_optimizer, image_counts, open_training
 from efficientad_jax.training.step import TrainData, TrainState, create_train_state, train_steps
 
@@ -72,7 +73,7 @@ def saved_students(
 
     Training keeps the newest `config.train.checkpoints_kept`.
     """
-    folder = workdir / "checkpoints"
+    folder = Workdir(workdir).checkpoints
     if not folder.is_dir():
         return
     optimizer = configured_optimizer(config.train)

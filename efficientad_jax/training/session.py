@@ -16,6 +16,7 @@ from efficientad_jax.networks.model import Networks
 from efficientad_jax.optimizer import adam_with_l2, step_decay
 from efficientad_jax.runs.checkpoints import Checkpoints, open_checkpoints
 from efficientad_jax.runs.tensorboard import WriteScalars, scalar_log
+from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.training.losses import Losses
 from efficientad_jax.training.step import TrainData, TrainState, create_train_state
 
@@ -137,8 +138,8 @@ def open_training(
     state = create_train_state(init_key, networks, optimizer, config.model.input_size)
     keep = config.train.checkpoints_kept
     with (
-        open_checkpoints(workdir / "checkpoints", keep, beside_others) as checkpoints,
-        scalar_log(workdir / "tensorboard") as write_scalars,
+        open_checkpoints(Workdir(workdir).checkpoints, keep, beside_others) as checkpoints,
+        scalar_log(Workdir(workdir).tensorboard) as write_scalars,
     ):
         yield TrainingRun(config, counts, state, checkpoints, write_scalars)
 

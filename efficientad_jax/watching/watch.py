@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efficientad_jax.data.decoding import ImageSource, decode_image
-from efficientad_jax.detection.detector import Detection, Detector
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW, PICTURE_SUFFIX, save_picture
 from efficientad_jax.detection.threshold import WORDS, score_fields
 from efficientad_jax.errors import InputError, printable, stops_all_writing
@@ -124,11 +124,10 @@ def _score(
     """
     pixels = decode_image(image.source, image.name)
     detection = detector(pixels)
-    assert isinstance(detection, Detection)
     result = score_fields(detector.threshold, detection.score)
     if pictures == "all" or (pictures == "anomalous" and result["verdict"]):
         try:
-            save_picture(image.picture, pixels, [detection.anomaly_map], LOW, HIGH)
+            save_picture(image.picture, pixels, [detection.anomaly_map], low=LOW, high=HIGH)
         except OSError as error:
             if stops_all_writing(error):
                 raise

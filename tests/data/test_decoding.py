@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
-from efficientad_jax.errors import InputError
+from efficientad_jax.errors import InputError, TooManyPixelsError, UnknownFormatError
 from tests.helpers.images import encoded
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
@@ -200,6 +200,8 @@ def test_unreadable_file_is_named_in_one_line(
     for decode in (decode_image, decode_mask):
         with pytest.raises(InputError, match=complaint) as caught:
             decode(path)
+        unknown = "not an image" in str(caught.value)
+        assert isinstance(caught.value, UnknownFormatError) == unknown
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -229,7 +231,7 @@ def test_damage_anywhere_is_survived_or_refused(file_format: str) -> None:
 
 @pytest.mark.parametrize("side", [9500, 14000])  # Pillow warns of the first, refuses the second.
 def test_decompression_bomb_is_refused(side: int) -> None:
-    with pytest.raises(InputError, match="too many pixels"):
+    with pytest.raises(TooManyPixelsError, match="too many pixels"):
         decode_image(png_of_size(side, side))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -60,7 +61,7 @@ def test_a_single_image_is_as_in_a_list(detector):
 @pytest.mark.parametrize("singly", [True, False])
 def test_any_number_of_images_takes_two_compiled_programs_at_most(detector, monkeypatch, singly):
     # As on a CPU, and as elsewhere, where the last batch is filled up.
-    monkeypatch.setattr(detector_module, "computes_singly", lambda networks: singly)
+    monkeypatch.setattr(detector_module, "runs_images_sequentially", lambda networks: singly)
     jitted_detect.clear_cache()
     singly_scored = [detector(picture(64 + i, 64)).score for i in range(11)]
     for count in (1, 2, 5, 8, 11, 1):
@@ -77,6 +78,33 @@ def test_round_trip_is_exact(detector, tmp_path):
     assert (loaded.spec, loaded.calibration) == (SPEC, detector.calibration)
     assert (loaded.config, loaded.metrics) == ({"seed": 1}, {"image_auroc": 0.5})
     for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(detector.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_change_of_the_record_hashes_no_arrays(detector, tmp_path, monkeypatch):
+    folder = tmp_path / "detector"
+    changed = replace(detector)
+    changed.save(folder)
+    before = json.loads((folder / "detector.json").read_text())
+    other = replace(detector, params=jax.tree.map(lambda leaf: leaf + 1, detector.params))
+    other.save(tmp_path / "other")
+
+    def refuse(params):
+        raise AssertionError("arrays were serialized")
+
+    with monkeypatch.context() as context:
+        context.setattr(detector_module, "serialized_arrays", refuse)
+        for known in (changed, Detector.load(folder)):
+            known.with_metrics({"image_auroc": 0.25}).save_record(folder)
+            after = json.loads((folder / "detector.json").read_text())
+            assert after == before | {"metrics": {"image_auroc": 0.25}}
+    # The digest is that of other parameters after they were replaced.
+    replace(changed, params=other.params).save_record(tmp_path / "other")
+    for a, b in zip(
+        jax.tree.leaves(Detector.load(tmp_path / "other").params),
+        jax.tree.leaves(other.params),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
 
 

@@ -38,7 +38,7 @@ def test_overlay_blends_the_color_by_the_value():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (4, 5, 3), np.uint8)
     anomaly_map = rng.uniform(-0.2, 1.2, (4, 5)).astype(np.float32)
-    result = overlay(image, anomaly_map, 0.0, 1.0, opacity=0.5)
+    result = overlay(image, anomaly_map, low=0.0, high=1.0, opacity=0.5)
     for y in range(4):
         for x in range(5):
             value = min(max(float(anomaly_map[y, x]), 0.0), 1.0)
@@ -50,27 +50,28 @@ def test_overlay_blends_the_color_by_the_value():
 
 def test_normal_regions_and_zero_opacity_leave_the_image_alone():
     image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
-    np.testing.assert_array_equal(overlay(image, np.full((6, 7), 0.9), 1.0, 2.0), image)
-    np.testing.assert_array_equal(overlay(image, np.full((6, 7), 9.0), 1.0, 2.0, 0.0), image)
+    below, clear = np.full((6, 7), 0.9), np.full((6, 7), 9.0)
+    np.testing.assert_array_equal(overlay(image, below, low=1.0, high=2.0), image)
+    np.testing.assert_array_equal(overlay(image, clear, low=1.0, high=2.0, opacity=0.0), image)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
 def test_an_empty_range_is_named(low, high):
     with pytest.raises(InputError, match="expected low < high"):
-        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2)), low, high)
+        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2)), low=low, high=high)
 
 
 def test_save_picture_puts_the_overlays_next_to_the_image(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
     maps = [np.full((6, 7), value, np.float32) for value in (0.0, 0.5)]
     path = tmp_path / "new" / "picture.png"
-    save_picture(path, image, maps, 0.0, 1.0)
+    save_picture(path, image, maps, low=0.0, high=1.0)
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         pixels = np.asarray(picture)
     np.testing.assert_array_equal(pixels[:, :7], image)
     np.testing.assert_array_equal(pixels[:, 7:14], image)
-    np.testing.assert_array_equal(pixels[:, 14:], overlay(image, maps[1], 0.0, 1.0))
+    np.testing.assert_array_equal(pixels[:, 14:], overlay(image, maps[1], low=0.0, high=1.0))
     assert [p.name for p in path.parent.iterdir()] == ["picture.png"]
 
 

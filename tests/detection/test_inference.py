@@ -132,8 +132,8 @@ def test_a_constant_channel_of_the_teacher_is_reported_and_not_divided_by(caplog
     last = params["params"]["conv4"]
     last["kernel"] = last["kernel"].at[..., 3].set(0)
     last["bias"] = last["bias"].at[3].set(5.0)
-    normalized, features = fit._describe_training_images(
-        NETWORKS.teacher, params, uint8_images(2, SIZE), 1.0
+    normalized, features = fit._normalize_over_images(
+        NETWORKS.teacher, params, uint8_images(2, SIZE), cache_gb=1.0
     )
     assert "1 of 6 channels are constant on all training images (3)" in caplog.text
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((normalized, features)))

@@ -10,7 +10,7 @@ from scipy import stats
 from configs import elpv, paper
 from efficientad_jax import Detector, InputError, choose_threshold
 from efficientad_jax.config import read_config
-from efficientad_jax.detection.threshold import describe, judge
+from efficientad_jax.detection.threshold import count_verdicts, summary
 from tests.helpers.detectors import random_detector
 
 
@@ -98,11 +98,13 @@ def test_what_no_threshold_can_be_chosen_by_is_refused(scores, rate, match):
 
 def test_verdicts_are_counted():
     threshold = choose_threshold([0.0, 1.0, 2.0], 0.5)  # just above 1
-    assert judge(threshold, np.array([0.5, 2.0, 2.0, 1.0, 3.0]), np.array([0, 0, 1, 1, 1])) == (
+    assert count_verdicts(
+        threshold, np.array([0.5, 2.0, 2.0, 1.0, 3.0]), np.array([0, 0, 1, 1, 1])
+    ) == (
         *(1, 2),
         *(2, 3),
     )
-    assert describe(threshold).startswith("1 for 50 % false alarms; the true rate is 9.4 % to 91 %")
+    assert summary(threshold).startswith("1 for 50 % false alarms; the true rate is 9.4 % to 91 %")
 
 
 @pytest.fixture(scope="module")

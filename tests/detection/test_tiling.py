@@ -203,7 +203,9 @@ def test_files_are_predicted_in_tiles_with_a_verdict(tmp_path):
     # Just above the lower one.
     judging = replace(detector, threshold=choose_threshold(scores, 0.7))
     for of, verdicts in ((judging, ["0", "1"]), (detector, ["", ""])):
-        failed = predict_files(of, tasks, tmp_path / "s.csv", 0.0, 1.0, print, overlap=32)
+        failed = predict_files(
+            of, tasks, tmp_path / "s.csv", low=0.0, high=1.0, complain=print, overlap=32
+        )
         assert failed == 0
         rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
         rows.sort(key=lambda row: float(row["score"]))

@@ -64,7 +64,7 @@ def test_best_f1_is_the_best_over_all_thresholds_and_reached_at_its_own():
 def test_pixel_auroc_equals_scikit_learn_on_flattened_maps(seed):
     scores, labels, maps, masks = _split(seed)
     expected = roc_auc_score(*_flat(maps, masks))
-    metrics = evaluate(scores, labels, maps, masks)
+    metrics = evaluate(scores, labels, maps, masks=masks)
     assert metrics.pixel_auroc == pytest.approx(expected, abs=1e-12)
     assert metrics.pixel_images == labels.size
     assert metrics.anomalous_without_mask == 0
@@ -74,7 +74,7 @@ def test_anomalous_images_without_a_marked_pixel_count_in_the_image_figures_only
     scores, labels, maps, masks = _split()
     masks[-1] = None
     masks[-2] = np.zeros_like(masks[-2])
-    metrics = evaluate(scores, labels, maps, masks)
+    metrics = evaluate(scores, labels, maps, masks=masks)
     assert metrics.pixel_auroc == pytest.approx(roc_auc_score(*_flat(maps[:-2], masks[:-2])))
     assert metrics.pixel_auroc != pytest.approx(roc_auc_score(*_flat(maps, masks)))
     assert metrics.image_auroc == pytest.approx(roc_auc_score(labels, scores))
@@ -85,7 +85,9 @@ def test_anomalous_images_without_a_marked_pixel_count_in_the_image_figures_only
 def test_an_empty_mask_of_a_good_image_is_the_same_as_none():
     scores, labels, maps, masks = _split()
     filled = [np.zeros(m.shape, bool) if k is None else k for m, k in zip(maps, masks, strict=True)]
-    assert evaluate(scores, labels, maps, filled) == evaluate(scores, labels, maps, masks)
+    assert evaluate(scores, labels, maps, masks=filled) == evaluate(
+        scores, labels, maps, masks=masks
+    )
 
 
 def test_pixel_auroc_stays_exact_over_many_pixels_and_large_values():
@@ -111,14 +113,14 @@ def test_au_pro_is_over_the_images_of_the_other_pixel_figure():
     masks[-1] = np.zeros_like(masks[-1])
     curve = pro_curve(maps[:-1], masks[:-1])
     assert curve is not None
-    assert evaluate(scores, labels, maps, masks).au_pro == curve.area
+    assert evaluate(scores, labels, maps, masks=masks).au_pro == curve.area
 
 
 def test_au_spro_is_the_mean_over_kinds_of_defect_each_with_the_good_images():
     scores, labels, maps, masks = _split()
     defects = ["good"] * 9 + ["logical"] * 3 + ["structural"] * 4
     regions = [[] if mask is None else [(mask, 4.0)] for mask in masks]
-    metrics = evaluate(scores, labels, maps, masks, defects, regions)
+    metrics = evaluate(scores, labels, maps, masks=masks, defects=defects, regions=regions)
     kinds = {"logical": [*range(12)], "structural": [*range(9), *range(12, 16)]}
     for kind, members in kinds.items():
         curve = spro_curve([maps[i] for i in members], [regions[i] for i in members])
@@ -126,11 +128,11 @@ def test_au_spro_is_the_mean_over_kinds_of_defect_each_with_the_good_images():
         assert metrics.au_spro_by_defect[kind] == curve.area
     assert metrics.au_spro == pytest.approx(np.mean(list(metrics.au_spro_by_defect.values())))
     assert metrics.au_spro_reason is None
-    without = evaluate(scores, labels, maps, masks, defects)
+    without = evaluate(scores, labels, maps, masks=masks, defects=defects)
     assert without.au_spro is None
     assert "saturation" in str(without.au_spro_reason)
     with pytest.raises(InputError, match="found 15 lists of regions, expected one for each"):
-        evaluate(scores, labels, maps, masks, defects, regions[1:])
+        evaluate(scores, labels, maps, masks=masks, defects=defects, regions=regions[1:])
 
 
 @pytest.mark.parametrize(("label", "missing"), [(0, "no anomalous image"), (1, "no good image")])
@@ -146,7 +148,7 @@ def test_one_class_gives_none_and_a_reason(label, missing):
 
 
 def test_no_images_gives_none_and_a_reason():
-    metrics = evaluate(np.empty(0, np.float32), np.empty(0, int), [], [])
+    metrics = evaluate(np.empty(0, np.float32), np.empty(0, int), [], masks=[])
     assert metrics.image_auroc is None
     assert metrics.pixel_auroc is None
     assert "no test images" in str(metrics.image_reason)
@@ -164,7 +166,7 @@ def test_without_masks_the_pixel_figure_is_none_with_a_reason():
 
 def test_masks_that_mark_everything_give_none_with_a_reason():
     metrics = evaluate(
-        np.ones(1), np.ones(1, int), [np.ones((2, 2), np.float32)], [np.ones((2, 2), bool)]
+        np.ones(1), np.ones(1, int), [np.ones((2, 2), np.float32)], masks=[np.ones((2, 2), bool)]
     )
     assert metrics.pixel_auroc is metrics.au_pro is None
     assert "every pixel" in str(metrics.pixel_reason)
@@ -173,7 +175,7 @@ def test_masks_that_mark_everything_give_none_with_a_reason():
 def test_the_figures_survive_json():
     scores, labels, maps, masks = _split()
     masks[-1] = None
-    metrics = evaluate(scores, labels, maps, masks)
+    metrics = evaluate(scores, labels, maps, masks=masks)
     restored = json.loads(json.dumps(metrics.as_dict(), allow_nan=False))
     assert restored == metrics.as_dict()
     assert restored["anomalous_without_mask"] == 1
@@ -191,7 +193,7 @@ def test_the_figures_survive_json():
     ],
 )
 def test_unusable_input_is_named(change, message):
-    split = _split()
-    change(*split)
+    scores, labels, maps, masks = _split()
+    change(scores, labels, maps, masks)
     with pytest.raises(InputError, match=message):
-        evaluate(*split)
+        evaluate(scores, labels, maps, masks=masks)

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.metrics import evaluate
+from efficientad_jax.evaluation.region_overlap import OverlapCurve
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 
 _VOID = {"meta", "link", "img", "input", "br", "wbr"}
@@ -65,7 +67,7 @@ def _test_images(good=6, anomalous=5, side=32, seed=0):
 
 
 def _write(tmp_path, test, **options):
-    metrics = evaluate(test.scores, test.labels, test.maps, test.masks, test.defects)
+    metrics = evaluate(test.scores, test.labels, test.maps, masks=test.masks, defects=test.defects)
     arguments = {
         "title": "Parts",
         "baselines": {"Mean brightness": 0.612, "PCA reconstruction": None},
@@ -109,6 +111,21 @@ def test_metrics_stand_next_to_the_baselines(tmp_path):
     for value in (metrics.image_auroc_by_defect["scratch"], 0.612):
         assert f">{value:.3f}<" in html
     assert "PCA reconstruction" in html
+
+
+def test_the_pro_curve_is_that_of_the_metrics(tmp_path):
+    test = _test_images()
+    metrics = evaluate(test.scores, test.labels, test.maps, masks=test.masks)
+    points = []
+    for height in (1.0, 0.25):
+        curve = OverlapCurve(height, np.array([0.0, 0.3]), np.full(2, height))
+        other = replace(metrics, pro_curve=curve)
+        path = tmp_path / "report.html"
+        write_report(path, test, other, title="Parts", baselines={}, facts={})
+        rates = [round(100 * float(rate) / 0.3, 2) for rate in np.linspace(0, 0.3, 101)]
+        points.append(" ".join(f"{x},{100 - 100 * height}" for x in rates))
+        assert points[-1] in path.read_text("utf-8")
+    assert points[0] != points[1]
 
 
 def test_the_script_gets_every_score(tmp_path):
@@ -258,7 +275,8 @@ def test_unusable_input_is_named(tmp_path):
     metrics = evaluate(test.scores, test.labels)
     short = test._replace(maps=test.maps[:-1])
     with pytest.raises(InputError, match="found 10 maps for 11 names"):
-        write_report(tmp_path / "r.html", "t", metrics, {}, {}, short)
+        write_report(tmp_path / "r.html", short, metrics, title="t", baselines={}, facts={})
+    empty = _test_images(0, 0)
     with pytest.raises(InputError, match="no test image"):
-        write_report(tmp_path / "r.html", "t", metrics, {}, {}, _test_images(0, 0))
+        write_report(tmp_path / "r.html", empty, metrics, title="t", baselines={}, facts={})
     assert not list(tmp_path.iterdir())

@@ -39,8 +39,15 @@ def test_images():
 def browser(tmp_path_factory, test_images):
     path = tmp_path_factory.mktemp("report") / "report.html"
     test = test_images
-    metrics = evaluate(test.scores, test.labels, test.maps, test.masks, test.defects)
-    write_report(path, "Parts", metrics, {"mean brightness": 0.6}, {"dataset": "parts"}, test)
+    metrics = evaluate(test.scores, test.labels, test.maps, masks=test.masks, defects=test.defects)
+    write_report(
+        path,
+        test,
+        metrics,
+        title="Parts",
+        baselines={"mean brightness": 0.6},
+        facts={"dataset": "parts"},
+    )
     with chromium() as page:
         yield page, path
 

@@ -19,7 +19,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from efficientad_jax.detection.heatmap import HIGH, LOW, color_indices, palette
-from efficientad_jax.detection.threshold import verdict_of
+from efficientad_jax.detection.threshold import is_anomalous
 from efficientad_jax.errors import InputError
 from efficientad_jax.serving import application as application_module
 from efficientad_jax.serving.application import create_application
@@ -100,7 +100,7 @@ def test_the_verdict_is_that_of_the_threshold(detector):
     for value, verdict in ((score * 0.999, True), (score * 1.001, False)):
         fields = post_once(with_threshold(detector, value))
         assert (fields["verdict"], fields["threshold"]) == (verdict, value)
-    assert verdict_of(with_threshold(detector, score).threshold, score) is True
+    assert is_anomalous(with_threshold(detector, score).threshold, score) is True
 
 
 def post_once(detector):

@@ -20,6 +20,7 @@ from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.tensorboard import scalar_log
 from efficientad_jax.runs.workdir import claim_workdir
 from efficientad_jax.storage.atomic import write_atomically
+from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.detectors import random_detector, random_params
 
 RNG = np.random.default_rng(0)
@@ -169,16 +170,20 @@ def test_tensorboard_files(disk):
 
 
 def test_a_prepared_dataset(disk, tmp_path):
-    for split in ("train/good", "test/good"):
-        (tmp_path / "data" / split).mkdir(parents=True)
-        for i in range(3):
-            pixels = RNG.integers(0, 256, (90, 80, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / split / f"{i}.png")
+    root = write_mvtec_ad(tmp_path / "data")
     disk.close()
     prepared = disk.folder / "prepared"
     before = disk.listing()
     with pytest.raises(InputError, match="cannot be written") as caught:
-        load_dataset("folder", "", str(tmp_path / "data"), str(prepared), (32, 32), 0.3, 0)
+        load_dataset(
+            "mvtec_ad",
+            "bottle",
+            str(root),
+            data_dir=str(prepared),
+            image_size=(32, 32),
+            validation_fraction=0.3,
+            seed=0,
+        )
     assert str(prepared) in str(caught.value)
     assert disk.listing() == before
 
@@ -206,7 +211,7 @@ def test_pictures_and_scores(disk, tmp_path):
     detector = random_detector()
 
     def predict(tasks):
-        predict_files(detector, tasks, scores, 0.0, 1.0, lines.append)
+        predict_files(detector, tasks, scores, low=0.0, high=1.0, complain=lines.append)
 
     assert_refused(lambda: predict(here), disk, "a_heatmap.png")
     assert_refused(lambda: predict(elsewhere), disk, scores)

@@ -289,5 +289,5 @@ def test_heat_maps(image, heat, low, width):
     assert (indices[heat >= low + width] == 255).all()
     order = np.argsort(heat.ravel())
     assert (np.diff(indices.ravel()[order].astype(int)) >= 0).all()
-    painted = overlay(image, heat, low, low + width)
+    painted = overlay(image, heat, low=low, high=low + width)
     np.testing.assert_array_equal(painted[heat <= low], image[heat <= low])

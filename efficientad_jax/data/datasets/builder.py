@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from efficientad_jax.data.datasets.archive import Archive, download_and_extract, extract
-from efficientad_jax.data.examples import FEATURES, SATURATION_FEATURES, Example, generate
+from efficientad_jax.data.examples import Example
+from efficientad_jax.data.prepare import FEATURES, SATURATION_FEATURES, generate
 from efficientad_jax.errors import InputError
 from efficientad_jax.storage.regular import require_regular_file
 

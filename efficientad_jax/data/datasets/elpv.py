@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from efficientad_jax.data.examples import FEATURES, GOOD, Example, generate
+from efficientad_jax.data.examples import GOOD, Example
+from efficientad_jax.data.prepare import FEATURES, generate
 from efficientad_jax.errors import InputError
 
 CATEGORIES = ("mono", "poly")

@@ -1,69 +1,27 @@
-"""Any folder in MVTec AD's layout, or of good images alone, as a tensorflow-datasets builder.
+"""Any folder in MVTec AD's layout, or of only good images. It is read without a copy.
 
 ROOT/[CATEGORY/]train/good/*
 ROOT/[CATEGORY/]validation/good/*               optional
 ROOT/[CATEGORY/]test/good/* and test/DEFECT/*
 ROOT/[CATEGORY/]ground_truth/DEFECT/STEM_mask.png   optional
 
-or ROOT/* without folders of images in it: all of them good, none to test with.
+or ROOT/* without folders of images in it: all of them are good, and none are test images.
 """
 
-import re
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from efficientad_jax.data.datasets.builder import ConfiguredBuilder, fingerprint
 from efficientad_jax.data.datasets.layout import (
     good_images,
     labeled_images,
     training_images,
     unsorted_images,
 )
-from efficientad_jax.data.examples import FEATURES, Example, generate
+from efficientad_jax.data.examples import Example
 from efficientad_jax.errors import InputError
 
 
-class MvtecFolder(ConfiguredBuilder):
-    """The images under one folder.
-
-    The prepared copy is named after the folder and a fingerprint of its listing (names, sizes,
-    times of change), so that it cannot be older than what it copies.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, root: Path, data_dir: str | None = None) -> None:
-        """Lists the folder.
-
-        Args:
-          root: a folder with `train/good` in it, or with images.
-          data_dir: where prepared copies go, tensorflow-datasets' own folder unless given.
-
-        Raises:
-          InputError: the folder does not hold what it should.
-        """
-        self._examples = list_examples(root)
-        label = re.sub(r"\W+", "_", root.resolve().name) or "root"
-        super().__init__(
-            label=f"{label}-{fingerprint(self._examples)}",
-            description=f"Images of a folder named {root.resolve().name}",
-            data_dir=data_dir,
-        )
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(FEATURES),
-            description="A folder of images in MVTec AD's layout.",
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager  # everything is in the folder
-        return {split: generate(examples) for split, examples in self._examples.items()}
-
-
 def categories_in(root: str) -> list[str]:
-    """The folders inside `root` that hold training images; `['']` where it has none of these.
+    """The folders inside `root` that hold training images; `['']` if there are none.
 
     Raises:
       InputError: there is no such folder.
@@ -76,7 +34,7 @@ def resolve_category(root: str, category: str) -> Path:
     """The folder of a category, or `root` itself for an empty one.
 
     Raises:
-      InputError: there is no such folder; it lists the categories that are there.
+      InputError: there is no such folder; the message lists the existing categories.
     """
     folder = _existing(root)
     known = _categories(folder)
@@ -109,11 +67,11 @@ def _categories(folder: Path) -> list[str]:
 
 
 def list_examples(root: Path) -> dict[str, list[Example]]:
-    """The examples of each split: 'train' and, where there are any, 'test' and 'validation'.
+    """Lists the examples of each split: 'train' and, where they exist, 'validation' and 'test'.
 
     Raises:
-      InputError: a folder is missing or empty, there are fewer than 2 training images, or masks
-        and images do not belong together one to one.
+      InputError: a folder is missing or empty, there are fewer than 2 training images, a mask
+        belongs to no image or to several, or an image has several masks.
     """
     if not root.is_dir():
         raise InputError(f"dataset folder {root}: no such folder")

@@ -30,7 +30,9 @@ def category(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def dataset(category: str, package_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     where = str(tmp_path_factory.mktemp(category))
-    return load_dataset("elpv", category, "", where, (10, 10), 0.1, 0)
+    return load_dataset(
+        "elpv", category, "", data_dir=where, image_size=(10, 10), validation_fraction=0.1, seed=0
+    )
 
 
 def cells(package_data: Path, category: str, probability: float) -> set[str]:
@@ -102,5 +104,13 @@ def test_missing_package_is_named_and_nothing_written(
         lambda name, *rest: None if name == "elpv_dataset" else find_spec(name, *rest),
     )
     with pytest.raises(InputError, match=r"pip install 'efficientad-jax\[quickstart\]'"):
-        load_dataset("elpv", "mono", "", str(tmp_path / "prepared"), (8, 8), 0.1, 0)
+        load_dataset(
+            "elpv",
+            "mono",
+            "",
+            data_dir=str(tmp_path / "prepared"),
+            image_size=(8, 8),
+            validation_fraction=0.1,
+            seed=0,
+        )
     assert not (tmp_path / "prepared").exists()

@@ -1,16 +1,18 @@
+import hashlib
 import os
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image
-from efficientad_jax.data.loading import Dataset, load_dataset
-from efficientad_jax.data.prepare import write_dataset
+from efficientad_jax.data.loading import Dataset, ImageSet, load_dataset
 from efficientad_jax.errors import InputError
 from tests.helpers.images import HEIGHT, WIDTH, write_image, write_mask
 
@@ -29,18 +31,68 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def load(root: Path, category: str = "", data_dir: str = "prepared") -> Dataset:
-    where = str(root.parent / data_dir)
-    return load_dataset("folder", category, str(root), where, (8, 8), 0.25, 0)
+def load(root: Path, category: str = "") -> Dataset:
+    return load_folder(str(root), category)
 
 
-def prepared_copies(root: Path) -> set[Path]:
-    return set((root.parent / "prepared").glob("mvtec_folder/*/1.0.0"))
+def load_folder(root: str, category: str = "") -> Dataset:
+    return load_dataset(
+        "folder",
+        category,
+        root,
+        data_dir="not read",
+        image_size=(8, 8),
+        validation_fraction=0.25,
+        seed=0,
+    )
 
 
 def train_names(dataset: Dataset) -> list[str]:
     """Names of the images of train/good, those held out for validation included."""
     return sorted(dataset.train.names + dataset.validation.names)
+
+
+def write_reference(root: Path) -> None:
+    """A folder of every kind that is the same in all runs; some names sort otherwise as paths."""
+    generator = np.random.default_rng(7)
+    kinds = {"L": (), "RGB": (3,), "RGBA": (4,)}
+    for i, name in enumerate(
+        [f"train/good/{name}.png" for name in ("b", "a", "a/z", "a-1", "Z", "c.d", "11", "9")]
+        + [f"test/{name}.png" for name in ("good/1", "good-2/1", "crack/b", "crack/b/c", "Dent/x")]
+    ):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (20 + 3 * i, 45 - 2 * i, *list(kinds.values())[i % 3])
+        Image.fromarray(generator.integers(0, 256, shape, np.uint8)).save(path)
+        if i in (10, 12):
+            mask = root / name.replace("test", "ground_truth").replace(".png", "_mask.png")
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 2, shape[:2], np.uint8) * 255).save(mask)
+
+
+def digest(images: ImageSet) -> str:
+    """Of all that a split holds."""
+    fields = hashlib.sha256(images.images.tobytes() + images.labels.tobytes())
+    masks = [None if mask is None else (mask.shape, mask.tobytes()) for mask in images.masks]
+    known = (images.images.shape, images.names, images.defects, images.sizes, masks, images.regions)
+    fields.update(repr(known).encode())
+    return fields.hexdigest()[:16]
+
+
+def test_images_are_those_that_earlier_versions_read(tmp_path: Path) -> None:
+    # Earlier versions read folders through copies of tensorflow-datasets: these are their digests.
+    write_reference(tmp_path / "data")
+    found = [digest(split) for split in load(tmp_path / "data")]
+    shutil.copytree(tmp_path / "data/test/crack", tmp_path / "data/validation/good")
+    found += [digest(split) for split in load(tmp_path / "data")]
+    assert found == [
+        "45c4ff44b4c130c6",
+        "4b9f15e2907b2569",
+        "5779e98d21c444f9",
+        "030be9129858be84",
+        "89d05d4bfe1548cb",
+        "5779e98d21c444f9",
+    ]
 
 
 def test_layout_is_read(root: Path) -> None:
@@ -135,7 +187,7 @@ def test_one_good_image_is_too_few(tmp_path: Path) -> None:
 
 
 def test_category_is_a_folder_of_the_root(root: Path) -> None:
-    by_category = load(root.parent, "bottle", "elsewhere/prepared")
+    by_category = load(root.parent, "bottle")
     assert by_category.test.names == load(root).test.names
 
 
@@ -154,7 +206,7 @@ def test_missing_folders_are_named(root: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no such folder"):
         load(root / "nowhere")
     with pytest.raises(InputError, match="root is empty"):
-        load_dataset("folder", "", "", str(root.parent / "prepared"), (8, 8), 0.25, 0)
+        load_folder("")
     (root / "train/good").rename(root / "train/fine")
     with pytest.raises(InputError, match=r"train/good.*no such folder"):
         load(root)
@@ -166,7 +218,6 @@ def test_missing_folders_are_named(root: Path) -> None:
     (root / "test").rename(root / "tests")
     with pytest.raises(InputError, match=r"bottle/test.*no such folder"):
         load(root)
-    assert not (root.parent / "prepared").exists()
 
 
 def test_one_training_image_is_too_few(root: Path) -> None:
@@ -220,93 +271,27 @@ def test_mask_of_another_size_is_refused(root: Path) -> None:
     "name", ["train/good/002.png", "test/dent/000.png", "ground_truth/crack/000_mask.png"]
 )
 @pytest.mark.parametrize("damage", ["cut off", "no image", "empty"])
-def test_broken_file_is_named_and_no_copy_is_left(root: Path, name: str, damage: str) -> None:
-    load(root)
-    before = sorted((root.parent / "prepared").rglob("*"))
+def test_broken_file_is_named(root: Path, name: str, damage: str) -> None:
     path = root / name
     content = {"cut off": path.read_bytes()[:60], "no image": b"text", "empty": b""}[damage]
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"image {re.escape(str(path))}: ") as caught:
         load(root)
     assert "\n" not in str(caught.value)
-    assert sorted((root.parent / "prepared").rglob("*")) == before
 
 
-def test_interruption_leaves_no_copy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(root)
-    before = sorted((root.parent / "prepared").rglob("*"))
-    write_image(root / "train/good/004.png")
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as context:
-        context.setattr("efficientad_jax.data.examples.decode_image", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            load(root)
-    assert sorted((root.parent / "prepared").rglob("*")) == before
-    assert len(train_names(load(root))) == 5
-
-
-def test_failure_leaves_no_new_folder(root: Path) -> None:
-    (root / "train/good/000.png").write_bytes(b"text")
-    with pytest.raises(InputError, match="not an image"):
-        load(root, data_dir="new/prepared")
-    assert not (root.parent / "new").exists()
-
-
-def test_preparing_prints_nothing(
+def test_loading_prints_and_writes_nothing(
     root: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    before = sorted(root.parent.rglob("*"))
     load(root)
+    assert sorted(root.parent.rglob("*")) == before
+    assert not Path("not read").exists()
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.levelname != "INFO"] == []
 
 
-def test_copy_finished_by_another_process_in_the_meantime_is_used(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pending = [root]
-
-    def decode_after_the_other(source: Path) -> np.ndarray:
-        if pending:
-            load(pending.pop())
-        return decode_image(source)
-
-    monkeypatch.setattr("efficientad_jax.data.examples.decode_image", decode_after_the_other)
-    dataset = load(root)
-    assert len(train_names(dataset)) == 4
-    assert len(dataset.test.names) == 3
-    (copy,) = prepared_copies(root)
-    assert sorted(copy.parent.iterdir()) == [copy]
-
-
-def test_copy_finished_by_another_process_before_writing_is_used(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pending = [root]
-
-    def write_after_the_other(builder: tfds.core.DatasetBuilder) -> None:
-        if pending:
-            load(pending.pop())
-        write_dataset(builder)
-
-    monkeypatch.setattr("efficientad_jax.data.prepare.write_dataset", write_after_the_other)
-    assert len(train_names(load(root))) == 4
-    assert not pending
-
-
-def test_unchanged_folder_is_prepared_once(root: Path) -> None:
-    load(root)
-    copies = prepared_copies(root)
-    assert len(copies) == 1
-    times = {path: path.stat().st_mtime_ns for copy in copies for path in copy.iterdir()}
-    load(root)
-    assert prepared_copies(root) == copies
-    assert {path: path.stat().st_mtime_ns for copy in copies for path in copy.iterdir()} == times
-
-
-def test_changed_folder_is_prepared_again(root: Path) -> None:
+def test_changed_folder_is_read_again(root: Path) -> None:
     def pixels(dataset: Dataset) -> dict[str, bytes]:
         images = [*dataset.train.images, *dataset.validation.images, *dataset.test.images]
         names = dataset.train.names + dataset.validation.names + dataset.test.names
@@ -333,30 +318,40 @@ def test_changed_folder_is_prepared_again(root: Path) -> None:
     assert [mask is not None for mask in load(root).test.masks] == [False, True, False]
 
 
-def test_folders_of_one_name_do_not_meet(root: Path) -> None:
-    other = root.parent / "other" / "bottle"
-    for path in sorted(root.rglob("*.png")):
-        copy = other / path.relative_to(root)
-        write_image(copy)
-        status = path.stat()
-        os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
-    first = load(root)
-    where = str(root.parent / "prepared")
-    second = load_dataset("folder", "", str(other), where, (8, 8), 0.25, 0)
-    assert len(prepared_copies(root)) == 2
-    assert not np.array_equal(first.test.images, second.test.images)
+def test_each_image_is_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = Counter()
+
+    def count(source: Path) -> np.ndarray:
+        decoded[source.relative_to(root).as_posix()] += 1
+        return decode_image(source)
+
+    monkeypatch.setattr("efficientad_jax.data.examples.decode_image", count)
+    dataset = load(root)
+    assert decoded == Counter(train_names(dataset) + dataset.test.names)
+
+
+def test_folders_are_read_without_tensorflow_datasets(root: Path) -> None:
+    code = (
+        "import sys\n"
+        "from efficientad_jax.data.loading import load_dataset\n"
+        f"load_dataset('folder', '', {str(root)!r}, data_dir='', image_size=(8, 8),\n"
+        "             validation_fraction=0.2, seed=0)\n"
+        "assert 'tensorflow_datasets' not in sys.modules\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", ["größe 2", "a.b-c", "瓶", "+"])
 def test_folder_may_have_any_name(root: Path, name: str) -> None:
     renamed = root.rename(root.with_name(name))
     assert len(train_names(load(renamed))) == 4
-
-
-def test_folder_that_cannot_be_written_to_is_named(root: Path) -> None:
-    (root.parent / "prepared").write_text("a file where the folder should be")
-    with pytest.raises(InputError, match=r"prepared.*cannot be written"):
-        load(root)
 
 
 def test_magnetic_tiles_are_a_folder(data_root: Path) -> None:

@@ -52,7 +52,13 @@ def tree(name: str, tmp_path: Path) -> Path:
 
 def load(name: str, root: Path | str, where: Path, category: str = "") -> Dataset:
     return load_dataset(
-        name, category or TREES[name][0], str(root), str(where / "prepared"), (8, 8), 0.25, 0
+        name,
+        category or TREES[name][0],
+        str(root),
+        data_dir=str(where / "prepared"),
+        image_size=(8, 8),
+        validation_fraction=0.25,
+        seed=0,
     )
 
 
