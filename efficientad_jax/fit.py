@@ -69,7 +69,11 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
     prepared = prepare_fit(config, dataset, workdir)
     data = jax.tree.map(jnp.asarray, prepared.data)
     state = run_training(
-        config, networks_of(prepared.spec), prepared.teacher_params, data, prepared.workdir
+        config,
+        networks_of(prepared.spec),
+        prepared.teacher_params,
+        data=data,
+        workdir=prepared.workdir,
     )
     return finish_fit(config, dataset, prepared, state)
 

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.config import read_distillation
-from efficientad_jax.distillation.loop import distil_teacher
+from efficientad_jax.distillation.loop import distill_teacher
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.teacher import save_teacher
 from efficientad_jax.runs.processes import is_first_process, join_processes
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     config = read_distillation(_CONFIG.value)
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value)
-    teacher = distil_teacher(config, workdir)
+    teacher = distill_teacher(config, workdir)
     if not is_first_process():
         return 0
     save_teacher(workdir / "teacher.safetensors", teacher)

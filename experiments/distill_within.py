@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.config import DistillationConfig, read_distillation
-from efficientad_jax.distillation.loop import distil_teacher
+from efficientad_jax.distillation.loop import distill_teacher
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.teacher import save_teacher
 from experiments import run
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     left = _PLANNED * (deadline - time.monotonic()) - first
     steps = int(min(max(left / per_step, longer.steps), config.steps))
     print(f"{1 / per_step:.1f} steps/s, a start takes {first:.0f} s: {steps} steps", flush=True)
-    teacher = distil_teacher(_with_steps(config, steps), workdir / "run")
+    teacher = distill_teacher(_with_steps(config, steps), workdir / "run")
     file = workdir / "run" / "teacher.safetensors"
     save_teacher(file, teacher)
     print(f"held-out loss {teacher.record['held_out_loss']}: {file}")
@@ -61,7 +61,7 @@ def _with_steps(config: DistillationConfig, steps: int) -> DistillationConfig:
 
 def _seconds(config: DistillationConfig, workdir: Path) -> float:
     start = time.monotonic()
-    distil_teacher(config, workdir)
+    distill_teacher(config, workdir)
     return time.monotonic() - start
 
 

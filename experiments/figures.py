@@ -121,7 +121,7 @@ def _hard_features(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     spec, networks = detector.spec, detector.networks
     images = _resized(arguments, spec.input_size)
     # The checkpoint of the last step is the detector's student itself.
-    students = dict(saved_students(workdir, config, networks, spec.input_size))
+    students = dict(saved_students(workdir, config, networks, input_size=spec.input_size))
     students[config.train.steps] = detector.params.student
     counts = {
         f"step {step}": count_hard_features(

@@ -79,9 +79,9 @@ def _backbone(name: str, size: tuple[int, int]) -> Describe:
     height, width = size
     if height != width:
         raise InputError(f"the input is {height}x{width}: a backbone's is expected to be square")
-    backbone = load_backbone(name, _WEIGHTS.value, _CHANNELS, height // STRIDE)
+    backbone = load_backbone(name, _WEIGHTS.value, _CHANNELS, size=height // STRIDE)
     inside = slice(_MARGIN, height // STRIDE - _MARGIN)
-    return lambda image: backbone.describe(backbone.params, image)[:, inside, inside]
+    return lambda image: backbone.compute_features(backbone.params, image)[:, inside, inside]
 
 
 if __name__ == "__main__":

@@ -167,11 +167,21 @@ def _our_train_step(
     state = TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
     # Several steps a dispatch is how training runs; what is told is the time of one.
     chosen = jnp.zeros((STEPS_PER_CALL, 1), jnp.int32)
-    run = partial(train_steps, networks, LossConfig(), optimizer, params.teacher, data)
+    run = partial(
+        train_steps,
+        networks,
+        LossConfig(),
+        optimizer,
+        teacher_params=params.teacher,
+        data=data,
+        indices=chosen,
+        pretraining_indices=chosen,
+        key=jax.random.key(0),
+    )
 
     def step() -> float:
         nonlocal state
-        state, losses = run(state, chosen, chosen, jax.random.key(0))
+        state, losses = run(state=state)
         return float(losses.total[-1])
 
     return step

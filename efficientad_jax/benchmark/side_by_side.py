@@ -1,7 +1,6 @@
 """Train steps of several trainings: one after another, side by side by `pmap`, or by `vmap`."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +14,12 @@ from efficientad_jax.config import LossConfig
 from efficientad_jax.convolution import Method
 from efficientad_jax.networks.model import Networks, create_networks
 from efficientad_jax.networks.pdn import Size
-from efficientad_jax.training.parallel import Steps, resident_on, train_side_by_side
+from efficientad_jax.training.parallel import StepInputs, resident_on, train_side_by_side
 from efficientad_jax.training.step import (
     TrainData,
     TrainState,
     create_train_state,
-    several_steps,
+    scan_steps,
     train_steps,
 )
 
@@ -82,7 +81,7 @@ class _Task(NamedTuple):
     def fresh(self) -> TrainState:
         networks, _, optimizer = self.settings
         _, height, width, _ = self.data.images.shape
-        return create_train_state(self.key, networks, optimizer, (height, width))
+        return create_train_state(self.key, networks, optimizer, input_size=(height, width))
 
 
 def _one_after_another(task: _Task) -> Callable[[], Any]:
@@ -92,7 +91,15 @@ def _one_after_another(task: _Task) -> Callable[[], Any]:
 
     def call() -> None:
         for i, state in enumerate(states):
-            ended, losses = train_steps(*settings, teacher, on_device, state, chosen, chosen, key)
+            ended, losses = train_steps(
+                *settings,
+                teacher_params=teacher,
+                data=on_device,
+                state=state,
+                indices=chosen,
+                pretraining_indices=chosen,
+                key=key,
+            )
             jax.block_until_ready(losses)
             states[i] = ended
 
@@ -105,8 +112,8 @@ def _by_pmap(task: _Task) -> Callable[[], Any]:
     states = [task.fresh() for _ in range(trainings)]
 
     def call() -> None:
-        steps = [Steps(state, chosen, chosen, key) for state in states]
-        ended = train_side_by_side(*settings, residents, steps)
+        inputs = [StepInputs(state, chosen, chosen, key) for state in states]
+        ended = train_side_by_side(*settings, residents=residents, inputs=inputs)
         jax.block_until_ready([losses for _, losses in ended])
         states[:] = [state for state, _ in ended]
 
@@ -121,12 +128,24 @@ def _by_vmap(task: _Task) -> Callable[[], Any]:
 
     # As in a sweep, each training has its own teacher, images and state.
     own = several(teacher), several(data)
-    mapped = jax.vmap(partial(several_steps, *settings), in_axes=(0, 0, 0, None, None, None))
+
+    def steps(teacher: PyTree, data: TrainData, state: TrainState) -> Any:
+        return scan_steps(
+            *settings,
+            teacher_params=teacher,
+            data=data,
+            state=state,
+            indices=jnp.asarray(chosen),
+            pretraining_indices=jnp.asarray(chosen),
+            key=key,
+        )
+
+    mapped = jax.vmap(steps)
     compiled = jax.jit(mapped, donate_argnums=(2,))
     held = [several(task.fresh())]
 
     def call() -> None:
-        held[0], losses = compiled(*own, held[0], chosen, chosen, key)
+        held[0], losses = compiled(*own, held[0])
         jax.block_until_ready(losses)
 
     return call
