@@ -27,20 +27,22 @@ from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 flags.mark_flag_as_required("config")
-_TEACHER = flags.DEFINE_string("teacher", None, "a teacher's file, '' for the packaged one")
+_TEACHER = flags.DEFINE_string("teacher", None, "file of a teacher, '' for the packaged one")
 _BACKBONE = flags.DEFINE_string("backbone", None, "as config.backbone of a distillation")
-_WEIGHTS = flags.DEFINE_string("backbone_weights", "", "as config.backbone_weights of one")
+_WEIGHTS = flags.DEFINE_string(
+    "backbone_weights", "", "as config.backbone_weights of a distillation"
+)
 _SPACING = flags.DEFINE_integer("spacing", 1, "use every n-th patch in both directions", 1)
 
 _CHANNELS = 384
-# Patches at the border of an image that an unpadded teacher has no output for.
+# Number of patches at each border of an image for which an unpadded teacher has no output.
 _MARGIN = 4
 
 
 def main(argv: list[str]) -> int:
     """Prints two lines."""
     if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}: expected flags alone")
+        raise InputError(f"unexpected argument {argv[1]!r}: expected only flags")
     if (_TEACHER.value is None) == (_BACKBONE.value is None):
         raise InputError("give either --teacher or --backbone")
     config = read_config(_CONFIG.value)
@@ -51,11 +53,11 @@ def main(argv: list[str]) -> int:
     if _TEACHER.value is None:
         assert _BACKBONE.value is not None
         size = (config.model.input_height, config.model.input_width)
-        describe = _backbone(_BACKBONE.value, size)
+        features = _backbone_features(_BACKBONE.value, size)
     else:
-        describe = _teacher(_TEACHER.value, config.model.size)
+        features = _teacher_features(_TEACHER.value, config.model.size)
     scores = nearest_neighbor_scores(
-        describe, dataset.train.images, dataset.test.images, spacing=_SPACING.value
+        features, dataset.train.images, dataset.test.images, spacing=_SPACING.value
     )
     for rule, values in (
         ("largest distance", scores.maximum),
@@ -65,20 +67,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _teacher(path: str, size: str) -> Describe:
+def _teacher_features(path: str, size: str) -> Describe:
     teacher = load_teacher(path, size)  # pyright: ignore[reportArgumentType]
     network = PatchDescriptionNetwork(teacher.size, teacher.out_channels)
 
-    def describe(image: jax.Array) -> jax.Array:
+    def compute_features(image: jax.Array) -> jax.Array:
         return network.apply(teacher.params, normalize_images(to_unit_range(image)))  # pyright: ignore
 
-    return describe
+    return compute_features
 
 
-def _backbone(name: str, size: tuple[int, int]) -> Describe:
+def _backbone_features(name: str, size: tuple[int, int]) -> Describe:
     height, width = size
     if height != width:
-        raise InputError(f"the input is {height}x{width}: a backbone's is expected to be square")
+        raise InputError(f"the input is {height}x{width}: expected a square input for a backbone")
     backbone = load_backbone(name, _WEIGHTS.value, _CHANNELS, size=height // STRIDE)
     inside = slice(_MARGIN, height // STRIDE - _MARGIN)
     return lambda image: backbone.compute_features(backbone.params, image)[:, inside, inside]
