@@ -1,4 +1,4 @@
-"""Phase 1: distils a teacher. See the configurations `configs/distill_*.py` for the commands.
+"""Phase 1: distills a teacher. See the configurations `configs/distill_*.py` for the commands.
 
 It uses all devices of the machine. On several hosts, run the same command on each, with a --workdir
 that all of them can access and, under SLURM, Open MPI or on a TPU pod,
@@ -33,7 +33,7 @@ _PROCESS = flags.DEFINE_integer("process", 0, "index of this process, from 0")
 
 
 def main(argv: list[str]) -> int:
-    """Distils and writes `teacher.safetensors` into the work directory."""
+    """Distills and writes `teacher.safetensors` into the work directory."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: expected only flags")
     config = read_distillation(_CONFIG.value)

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def _with_steps(config: DistillationConfig, steps: int) -> DistillationConfig:
-    """The configuration with another number of steps, and a decay over the same fraction of them."""
+    """The configuration with other `steps`, and a decay over the same fraction of them."""
     decay = round(config.decay_steps * steps / config.steps)
     return replace(config, steps=steps, decay_steps=decay)
 

@@ -25,7 +25,7 @@ from efficientad_jax.distillation.batches import (
 )
 from efficientad_jax.distillation.input_throughput import summary
 from efficientad_jax.distillation.photographs import Photographs, open_photographs
-from efficientad_jax.distillation.session import open_distillation
+from efficientad_jax.distillation.session import DistillationRun, open_distillation
 from efficientad_jax.distillation.sharding import local_rows
 from efficientad_jax.distillation.step import distill_steps
 from efficientad_jax.distillation.target_projection import (
@@ -108,44 +108,54 @@ def distill_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
     held_out = _held_out_pool(config, sources, targets)
     params = None if sources.start is None else sources.start.params
     with open_distillation(config, workdir, held_out=held_out, params=params) as run:
-        batches, compute_step_targets, target_params = _open_input(
+        step_input = _open_input(
             config, workdir, sources, targets=targets, first_step=run.step, rows=rows
         )
-        with (
-            closing(batches),
-            interruption() as interrupted,
-            tqdm(
-                total=run.steps,
-                initial=run.step,
-                unit="step",
-                file=sys.stderr,
-                disable=not is_first_process(),
-            ) as progress,
-        ):
-            while run.next_count and not any_process(interrupted() != 0):
-                inputs = next_inputs(batches, run.next_count)
-                state, losses = distill_steps(
-                    run.network,
-                    run.optimizer,
-                    compute_step_targets,
-                    state=run.state,
-                    target_params=target_params,
-                    images=inputs.images,
-                    seen=inputs.seen,
-                )
-                loss = run.record(state, losses, inputs)
-                progress.update(run.step - progress.n)
-                progress.set_postfix(loss=f"{loss:.4f}")
-            run.save()
+        signal_number = _run_steps(run, step_input)
     if is_first_process() and summary(run.pace):
         print(summary(run.pace), file=sys.stderr)
     if run.step < run.steps:
         # If another process got the signal, this process has none.
-        raise StoppedError(interrupted() or signal.SIGTERM, run.step)
+        raise StoppedError(signal_number or signal.SIGTERM, run.step)
     shutil.rmtree(workdir / _POOL_FOLDER, ignore_errors=True)
     params, loss = run.result()
     record = _record(config, sources, loss) | {"targets_explain": projection.explained}
     return Teacher(config.size, config.channels, params, record)
+
+
+def _run_steps(run: DistillationRun, step_input: _Input) -> int:
+    """Makes steps until the run is finished or a signal comes.
+
+    Returns:
+      The number of the signal that this process got, 0 for none.
+    """
+    with (
+        closing(step_input.batches) as batches,
+        interruption() as interrupted,
+        tqdm(
+            total=run.steps,
+            initial=run.step,
+            unit="step",
+            file=sys.stderr,
+            disable=not is_first_process(),
+        ) as progress,
+    ):
+        while run.next_count and not any_process(interrupted() != 0):
+            inputs = next_inputs(batches, run.next_count)
+            state, losses = distill_steps(
+                run.network,
+                run.optimizer,
+                step_input.compute_targets,
+                state=run.state,
+                target_params=step_input.target_params,
+                images=inputs.images,
+                seen=inputs.seen,
+            )
+            loss = run.record(state, losses, inputs)
+            progress.update(losses.shape[1])
+            progress.set_postfix(loss=f"{loss:.4f}")
+        run.save()
+        return interrupted()
 
 
 def _open_sources(config: DistillationConfig) -> _Sources:

@@ -44,6 +44,7 @@ def distillation_loss(
     network: nn.Module,
     params: PyTree,
     images: UInt8[Array, "n h w 3"],
+    *,
     targets: Float[Array, "n t u c"],
 ) -> Float[Array, ""]:
     """Mean squared difference to the normalized targets (Algorithm 3, line 21)."""
@@ -97,7 +98,7 @@ def _distill_steps(
         images, seen = batch
         targets = seen if compute_targets is None else compute_targets(target_params, seen)
         loss, gradients = jax.value_and_grad(partial(distillation_loss, network))(
-            state.params, images, targets
+            state.params, images, targets=targets
         )
         loss, gradients = mean_over_devices((loss, gradients))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -120,7 +121,12 @@ def held_out_loss(network: nn.Module, params: PyTree, pool: ViewPool) -> float:
     """
     inner = slice(4, TARGET_SIZE - 4)
     losses = [
-        _jitted_loss(network, params, pool.images[i : i + 1], pool.targets[i : i + 1, inner, inner])
+        _jitted_loss(
+            network,
+            params,
+            pool.images[i : i + 1],
+            targets=pool.targets[i : i + 1, inner, inner],
+        )
         for i in range(len(pool.images))
     ]
     return float(np.mean(losses))

@@ -155,7 +155,7 @@ def view_batches(
     Raises:
       InputError: a photograph cannot be read.
     """
-    make = partial(_make_view, photographs, order, recipe)
+    make = partial(_make_view, photographs=photographs, order=order, recipe=recipe)
     if not ids.size:
         return
     rows = ids.shape[1]
@@ -187,7 +187,11 @@ def parallel_views(workers: int) -> int:
 
 
 def _make_view(
-    photographs: Photographs, order: Int[np.ndarray, " n"], recipe: ViewRecipe, view_id: int
+    view_id: int,
+    *,
+    photographs: Photographs,
+    order: Int[np.ndarray, " n"],
+    recipe: ViewRecipe,
 ) -> Views:
     start = time.perf_counter()
     index = int(order[view_id % len(order)])

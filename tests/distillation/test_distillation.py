@@ -167,21 +167,21 @@ def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_pa
 
 
 def test_whole_photographs_likewise(photographs, tmp_path):
-    alone = tmp_path / "alone"
-    outputs = finish(start(photographs, alone, **FRESH))
+    single = tmp_path / "alone"
+    outputs = finish(start(photographs, single, **FRESH))
     assert re.search(
         r"alone makes [0-9.]+ images/s, the steps alone see [0-9.]+; waited", outputs[0]
     )
     together = tmp_path / "together"
     finish(*start_two_processes(photographs, together, **FRESH))
     assert "2 x" in teacher(together).record["device"]
-    assert_nearly_the_same(together, alone)
+    assert_nearly_the_same(together, single)
     killed = tmp_path / "killed"
     kill_after_step(start(photographs, killed, **FRESH), killed, 1)
     # Bit for bit, although another process makes the views from now on.
     finish(start(photographs, killed, **FRESH, worker_count=1))
-    assert_the_same_bit_for_bit(killed, alone, 1e-3, FRESH["steps"])
-    card = teacher(alone).record
+    assert_the_same_bit_for_bit(killed, single, 1e-3, FRESH["steps"])
+    card = teacher(single).record
     assert card["backbone"]["name"] == "EfficientNet-Lite0"
     assert "Apache-2.0" in card["backbone"]["license"]
     assert card["images"] == {"name": "photographs", "license": "not stated"}

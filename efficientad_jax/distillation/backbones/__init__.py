@@ -78,10 +78,10 @@ def load_backbone(name: str, weights: str, channels: int, *, size: int) -> Backb
     networks = [_load(network, weights) for network, _ in parts]
     compute_features = partial(
         _concatenated_features,
-        tuple((n.module, n.preprocess) for n in networks),
-        tuple(side for _, side in parts),
-        channels,
-        size,
+        networks=tuple((n.module, n.preprocess) for n in networks),
+        sides=tuple(side for _, side in parts),
+        channels=channels,
+        size=size,
     )
     records = [
         network.record | ({} if side is None else {"input": f"{side}x{side}"})
@@ -156,14 +156,15 @@ def _digest(file: Path) -> str:
 
 
 def _concatenated_features(
+    params: tuple[PyTree, ...],
+    images: jax.Array,
+    *,
     networks: tuple[tuple[nn.Module, Callable[[Any], Any]], ...],
     sides: tuple[int | None, ...],
     channels: int,
     size: int,
-    params: tuple[PyTree, ...],
-    images: jax.Array,
 ) -> jax.Array:
-    """The patch features of all networks; all arguments but the last two are constants."""
+    """The patch features of all networks at `size x size` patches, in the last axis."""
     features = []
     for (module, preprocess), side, variables in zip(networks, sides, params, strict=True):
         x = preprocess(images)

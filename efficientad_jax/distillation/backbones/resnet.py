@@ -146,7 +146,7 @@ class _BasicBlock(nn.Module):
         method = self.convolution
         y = nn.relu(Conv(self.inner, 3, self.stride, 1, convolution=method, name="conv1")(x))
         y = Conv(self.out, 3, 1, 1, convolution=method, name="conv2")(y)
-        return nn.relu(_skip(x, y, self.stride, method) + y)
+        return nn.relu(_skip(x, y, self.stride, method=method) + y)
 
 
 class _Bottleneck(nn.Module):
@@ -163,10 +163,10 @@ class _Bottleneck(nn.Module):
         y = nn.relu(Conv(self.inner, 1, convolution=method, name="conv1")(x))
         y = nn.relu(Conv(self.inner, 3, self.stride, 1, convolution=method, name="conv2")(y))
         y = Conv(self.out, 1, convolution=method, name="conv3")(y)
-        return nn.relu(_skip(x, y, self.stride, method) + y)
+        return nn.relu(_skip(x, y, self.stride, method=method) + y)
 
 
-def _skip(x: Array, y: Array, stride: int, method: Method) -> Array:
+def _skip(x: Array, y: Array, stride: int, *, method: Method) -> Array:
     """The block's input, projected if the block changes its shape."""
     if x.shape == y.shape:
         return x
@@ -218,10 +218,10 @@ def convert_resnet(state: Mapping[str, np.ndarray], architecture: Architecture) 
     params: dict[tuple[str, ...], Array] = {}
     known = set()
     for layer in _layers(architecture):
-        kernel = _array(state, f"{layer.conv}.weight", layer.shape, architecture)
+        kernel = _array(state, f"{layer.conv}.weight", layer.shape, architecture=architecture)
         norm = [f"{layer.norm}.{part}" for part in _BATCH_NORM]
         scale, shift, mean, variance = (
-            _array(state, name, layer.shape[:1], architecture) for name in norm
+            _array(state, name, layer.shape[:1], architecture=architecture) for name in norm
         )
         # In float64, because the rounding errors of a hundred layers would show in the features.
         scale = scale / np.sqrt(variance + _BATCH_NORM_EPSILON)
@@ -245,7 +245,11 @@ def _convolution(
 
 
 def _array(
-    state: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], architecture: Architecture
+    state: Mapping[str, np.ndarray],
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    architecture: Architecture,
 ) -> Float[np.ndarray, "..."]:
     if name not in state:
         raise InputError(f"{name} missing, expected shape {shape} in {TITLES[architecture]}")
