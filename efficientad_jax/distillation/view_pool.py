@@ -115,7 +115,7 @@ def insert(pool: ViewPool, views: Iterable[ViewWithTargets]) -> None:
 
 def missing_views(pool: ViewPool, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
     """The views among `ids` that the pool does not hold, or not undamaged."""
-    return np.array([i for i in ids if not _holds(pool, i)], ids.dtype)
+    return np.array([i for i in ids.tolist() if not _holds(pool, i)], ids.dtype)
 
 
 def _holds(pool: ViewPool, view_id: int) -> bool:
@@ -124,7 +124,7 @@ def _holds(pool: ViewPool, view_id: int) -> bool:
     slot = view_id % len(pool.images)
     stored_id, checksum = pool.labels[slot]
     # The checksum covers a crash of the machine, after which any page may be an old one.
-    return stored_id == view_id and checksum == _checksum(pool, slot)
+    return bool(stored_id == view_id and checksum == _checksum(pool, slot))
 
 
 def _checksum(pool: ViewPool, slot: int) -> int:

@@ -68,7 +68,10 @@ def test_damaged_files_are_made_again(tmp_path):
         content = file.read_bytes()
         for size in (0, 50, len(content) // 2):
             file.write_bytes(content[:size])
-            assert missing(folder, range(3)) == [0, 1, 2]
+            lost = missing(folder, range(3))
+            # The first half of a file can still hold the first view.
+            assert lost in ([0, 1, 2], [1, 2])
+            assert size > 50 or lost == [0, 1, 2]
             insert(allocate_pool(VIEWS, CHANNELS, folder), map(view, range(3)))
             assert missing(folder, range(3)) == []
     # A pool of another shape.
