@@ -69,7 +69,11 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
     inputs = prepare_fit(config, dataset, workdir)
     data = jax.tree.map(jnp.asarray, inputs.data)
     state = run_training(
-        config, networks_of(inputs.spec), inputs.teacher_params, data, inputs.workdir
+        config,
+        networks_of(inputs.spec),
+        inputs.teacher_params,
+        data=data,
+        workdir=inputs.workdir,
     )
     return finish_fit(config, dataset, inputs, state=state)
 

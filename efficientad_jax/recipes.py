@@ -1,6 +1,6 @@
-"""Recipes for CPUs: what they change of the paper's constants, and why.
+"""Recipes for CPUs and for short runs on a GPU: their changes to the paper's constants, and why.
 
-The figures that each gives are in the head of the file under `configs/` that chooses it.
+The results of each recipe are in the head of the file under `configs/` that uses it.
 """
 
 from dataclasses import replace
@@ -13,19 +13,19 @@ from efficientad_jax.config import (
     TrainConfig,
 )
 
-# A student that trains for longer learns to imitate the teacher on defects too: on polycrystalline
-# cells, whose good images differ most, the sooner.
+# A student that trains longer learns to imitate the teacher on defects as well; sooner on
+# polycrystalline cells, whose normal appearance varies more.
 _ELPV_STEPS = {"mono": 1500, "poly": 1000}
 
 _CPU_LOSSES = LossConfig(
     penalty=False,
-    # After a fiftieth of the paper's steps an autoencoder predicts little yet, and its map, half of
-    # the score, makes the score worse.
+    # After 1/50 of the paper's steps an autoencoder still predicts poorly. Its map is half of the
+    # score and makes it worse.
     autoencoder=False,
 )
 _CPU_TRAIN = TrainConfig(
     steps=2000,
-    # Ten times the paper's rate, as there are so few steps; half of them settle.
+    # Ten times the paper's rate, because there are few steps. The second half of them anneals.
     learning_rate=1e-3,
     decay_at=0.5,
     steps_per_dispatch=10,
@@ -34,7 +34,7 @@ _CPU_TRAIN = TrainConfig(
 
 
 def folder() -> Config:
-    """A folder in MVTec AD's layout, in minutes."""
+    """A folder in MVTec AD's layout; trains in minutes."""
     return Config(losses=_CPU_LOSSES, train=_CPU_TRAIN)
 
 
@@ -44,13 +44,13 @@ def elpv(category: str) -> Config:
         folder(),
         category=category,
         dataset=DatasetConfig(name="elpv"),
-        # A category that does not exist is refused where the dataset is loaded.
+        # An unknown category is refused when the dataset is loaded.
         train=replace(_CPU_TRAIN, steps=_ELPV_STEPS.get(category, _ELPV_STEPS["mono"])),
     )
 
 
 def distillation() -> DistillationConfig:
-    """The packaged PDN-S: two small backbones and some thousand photographs."""
+    """The recipe of the packaged PDN-S: two small backbones and some thousand photographs."""
     return DistillationConfig(
         images="",
         worker_count=0,
@@ -58,7 +58,7 @@ def distillation() -> DistillationConfig:
         target_reduction="pca",
         held_out_fraction=0.02,
         statistics_images=500,
-        # Crops of a pool of views that the backbones have described: they cost more than the step.
+        # Crops of a pool of views with their targets: the backbones cost more than the step.
         crop=96,
         pool_views=1500,
         new_views_per_round=300,
@@ -68,8 +68,8 @@ def distillation() -> DistillationConfig:
         schedule="warmup_stable_decay",
         warmup_steps=200,
         decay_steps=12_000,
-        # The paper has a thousand times the photographs; here each is seen in many ways. Pictures
-        # of industrial parts can have a tenth of a photograph's contrast.
+        # The paper has a thousand times as many photographs; here each is seen in many variations.
+        # Pictures of industrial parts can have a tenth of a photograph's contrast.
         grayscale_probability=0.3,
         smallest_area=0.25,
         smallest_contrast=0.1,
@@ -83,7 +83,7 @@ def distillation_on_gpu(size: str) -> DistillationConfig:
     return replace(
         distillation(),
         size=size,
-        worker_count=14,  # decoding and resizing 16 views takes 0.1 s of one core
+        worker_count=14,  # decoding and resizing 16 views takes 0.1 s on one core
         steps=20_000,
         crop=256,
         pool_views=0,

@@ -1,7 +1,7 @@
-"""Phase 1: distils a teacher. See the configurations `configs/distill_*.py` for the commands.
+"""Phase 1: distills a teacher. See the configurations `configs/distill_*.py` for the commands.
 
-All devices of the machine take part. On several hosts, give the same command on each, with a
---workdir that all of them see and, under SLURM, Open MPI or on a TPU pod,
+It uses all devices of the machine. On several hosts, run the same command on each, with a --workdir
+that all of them can access and, under SLURM, Open MPI or on a TPU pod,
 
     --coordinator=auto
 
@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.config import read_distillation
-from efficientad_jax.distillation.loop import distil_teacher
+from efficientad_jax.distillation.loop import distill_teacher
 from efficientad_jax.networks.teacher import save_teacher
 from efficientad_jax.runs.processes import is_first_process, join_processes
 from experiments import run
@@ -27,16 +27,16 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder for checkpoints and the teacher", required=True
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, or 'auto'")
-_PROCESSES = flags.DEFINE_integer("processes", 1, "how many processes there are")
-_PROCESS = flags.DEFINE_integer("process", 0, "which of them this is, from 0")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "number of processes")
+_PROCESS = flags.DEFINE_integer("process", 0, "index of this process, from 0")
 
 
 def main() -> int:
-    """Distils and writes `teacher.safetensors` into the work directory."""
+    """Distills and writes `teacher.safetensors` into the work directory."""
     config = read_distillation(_CONFIG.value)
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value)
-    teacher = distil_teacher(config, workdir)
+    teacher = distill_teacher(config, workdir)
     if not is_first_process():
         return 0
     save_teacher(workdir / "teacher.safetensors", teacher)

@@ -1,11 +1,11 @@
-"""Distills a teacher within a number of minutes: as many steps of the configuration as fit.
+"""Distills a teacher within a given time, with as many steps of the configuration as fit.
 
     python -m experiments.distill_within --config=configs/distill_gpu.py:small \
         --config.images=PHOTOGRAPHS --workdir=runs/gpu_small --minutes=4
 
-Two short runs measure the rate of the steps and what a start costs. The run proper then has so
-many steps that it ends in time, decay of the learning rate included, and at most `config.steps`.
-Meant for a machine that is there for some minutes only. The teacher lies in
+Two short runs measure the time of a step and of a start. The actual run then has as many steps as
+fit into the remaining time, including the decay of the learning rate, and at most `config.steps`.
+This is for a machine that is available only for some minutes. The teacher is saved as
 `WORKDIR/run/teacher.safetensors`.
 """
 
@@ -17,18 +17,20 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.config import DistillationConfig, read_distillation
-from efficientad_jax.distillation.loop import distil_teacher
+from efficientad_jax.distillation.loop import distill_teacher
 from efficientad_jax.networks.teacher import save_teacher
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 flags.mark_flag_as_required("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for the runs", required=True)
-_MINUTES = flags.DEFINE_float("minutes", None, "time to stay within", required=True, lower_bound=0)
+_MINUTES = flags.DEFINE_float(
+    "minutes", None, "time limit, in minutes", required=True, lower_bound=0
+)
 
 # Steps of the two short runs.
 _SHORT, _LONGER = 20, 220
-# The part of the time that is planned for: rates vary, and the last decay is worth most.
+# Fraction of the time that is used: rates vary, and the decay at the end must not be lost.
 _PLANNED = 0.9
 
 
@@ -42,8 +44,8 @@ def main() -> int:
     per_step = max(second - first, 1e-3) / max(longer.steps - short.steps, 1)
     left = _PLANNED * (deadline - time.monotonic()) - first
     steps = int(min(max(left / per_step, longer.steps), config.steps))
-    print(f"{1 / per_step:.1f} steps/s, a start takes {first:.0f} s: {steps} steps", flush=True)
-    teacher = distil_teacher(_with_steps(config, steps), workdir / "run")
+    print(f"{1 / per_step:.1f} steps/s, {first:.0f} s to start: {steps} steps", flush=True)
+    teacher = distill_teacher(_with_steps(config, steps), workdir / "run")
     file = workdir / "run" / "teacher.safetensors"
     save_teacher(file, teacher)
     print(f"held-out loss {teacher.record['held_out_loss']}: {file}")
@@ -51,14 +53,14 @@ def main() -> int:
 
 
 def _with_steps(config: DistillationConfig, steps: int) -> DistillationConfig:
-    """The configuration with so many steps, and a decay over as large a part of them."""
+    """The configuration with other `steps`, and a decay over the same fraction of them."""
     decay = round(config.decay_steps * steps / config.steps)
     return replace(config, steps=steps, decay_steps=decay)
 
 
 def _seconds(config: DistillationConfig, workdir: Path) -> float:
     start = time.monotonic()
-    distil_teacher(config, workdir)
+    distill_teacher(config, workdir)
     return time.monotonic() - start
 
 

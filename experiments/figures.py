@@ -128,8 +128,8 @@ def _hard_features(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     config = read_config(detector.config)
     spec, networks = detector.spec, detector.networks
     images = _resized(arguments, spec.input_size)
-    # The detector holds the student of the last step.
-    students = dict(saved_students(workdir, config, networks, spec.input_size))
+    # The checkpoint of the last step is the detector's student itself.
+    students = dict(saved_students(workdir, config, networks, input_size=spec.input_size))
     students[config.train.steps] = detector.params.student
     counts = {
         f"step {step}": count_hard_features(

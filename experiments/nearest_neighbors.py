@@ -27,9 +27,11 @@ from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 flags.mark_flag_as_required("config")
-_TEACHER = flags.DEFINE_string("teacher", None, "a teacher's file, '' for the packaged one")
+_TEACHER = flags.DEFINE_string("teacher", None, "file of a teacher, '' for the packaged one")
 _BACKBONE = flags.DEFINE_string("backbone", None, "as config.backbone of a distillation")
-_WEIGHTS = flags.DEFINE_string("backbone_weights", "", "as config.backbone_weights of one")
+_WEIGHTS = flags.DEFINE_string(
+    "backbone_weights", "", "as config.backbone_weights of a distillation"
+)
 _SPACING = flags.DEFINE_integer("spacing", 1, "use every n-th patch in both directions", 1)
 
 _CHANNELS = 384
@@ -47,11 +49,11 @@ def main() -> int:
     if _TEACHER.value is None:
         assert _BACKBONE.value is not None
         size = (config.model.input_height, config.model.input_width)
-        describe = _backbone(_BACKBONE.value, size)
+        features = _backbone_features(_BACKBONE.value, size)
     else:
-        describe = _teacher(_TEACHER.value, config.model.size)
+        features = _teacher_features(_TEACHER.value, config.model.size)
     scores = nearest_neighbor_scores(
-        describe, dataset.train.images, dataset.test.images, spacing=_SPACING.value
+        features, dataset.train.images, dataset.test.images, spacing=_SPACING.value
     )
     for rule, values in (
         ("largest distance", scores.maximum),
@@ -61,23 +63,23 @@ def main() -> int:
     return 0
 
 
-def _teacher(path: str, size: str) -> Describe:
+def _teacher_features(path: str, size: str) -> Describe:
     teacher = load_teacher(path, size)  # pyright: ignore[reportArgumentType]
     network = PatchDescriptionNetwork(teacher.size, teacher.out_channels)
 
-    def describe(image: jax.Array) -> jax.Array:
+    def compute_features(image: jax.Array) -> jax.Array:
         return network.apply(teacher.params, normalize_images(to_unit_range(image)))  # pyright: ignore
 
-    return describe
+    return compute_features
 
 
-def _backbone(name: str, size: tuple[int, int]) -> Describe:
+def _backbone_features(name: str, size: tuple[int, int]) -> Describe:
     height, width = size
     if height != width:
-        raise InputError(f"the input is {height}x{width}: a backbone's is expected to be square")
-    backbone = load_backbone(name, _WEIGHTS.value, _CHANNELS, height // STRIDE)
+        raise InputError(f"the input is {height}x{width}: expected a square input for a backbone")
+    backbone = load_backbone(name, _WEIGHTS.value, _CHANNELS, size=height // STRIDE)
     inside = slice(MARGIN, height // STRIDE - MARGIN)
-    return lambda image: backbone.describe(backbone.params, image)[:, inside, inside]
+    return lambda image: backbone.compute_features(backbone.params, image)[:, inside, inside]
 
 
 if __name__ == "__main__":

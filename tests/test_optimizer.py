@@ -52,7 +52,7 @@ def theirs(kind, scheduled):
 
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_twenty_steps_are_pytorchs(scheduled):
-    rate = step_decay(1e-2, STEPS, 0.95, 0.1) if scheduled else 1e-2
+    rate = step_decay(1e-2, STEPS, 0.95, decay_factor=0.1) if scheduled else 1e-2
     expected = theirs(torch.optim.Adam, scheduled)
     np.testing.assert_allclose(ours(adam_with_l2(rate, DECAY)), expected, rtol=2e-5)
 
@@ -63,7 +63,7 @@ def test_the_decay_is_not_decoupled():
 
 
 def test_the_rate_falls_by_steps_after_95_percent():
-    schedule = step_decay(1e-4, 70_000, 0.95, 0.1)
+    schedule = step_decay(1e-4, 70_000, 0.95, decay_factor=0.1)
     assert float(schedule(66_499)) == pytest.approx(1e-4)
     assert float(schedule(66_500)) == pytest.approx(1e-5)
     assert float(schedule(69_999)) == pytest.approx(1e-5)
@@ -80,7 +80,7 @@ def test_warmup_rises_and_the_cosine_falls():
 
 def test_a_run_can_be_branched_before_its_decay():
     """Until it decays, a schedule of more steps is the same; then it falls to a hundredth."""
-    short, long = (warmup_stable_decay(1e-3, steps, 10, 20) for steps in (60, 600))
+    short, long = (warmup_stable_decay(1e-3, steps, 10, decay_steps=20) for steps in (60, 600))
     rates = np.array([[schedule(i) for i in range(60)] for schedule in (short, long)])
     np.testing.assert_array_equal(rates[0, :41], rates[1, :41])
     np.testing.assert_allclose(rates[0, [0, 5, 10, 40]], [0, 5e-4, 1e-3, 1e-3])
@@ -90,5 +90,5 @@ def test_a_run_can_be_branched_before_its_decay():
 
 
 def test_a_run_shorter_than_its_warmup_and_decay_has_a_schedule():
-    schedule = warmup_stable_decay(1e-3, 6, 10, 20)
+    schedule = warmup_stable_decay(1e-3, 6, 10, decay_steps=20)
     assert all(0 <= schedule(i) <= 1e-3 for i in range(7))

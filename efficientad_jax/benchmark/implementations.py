@@ -207,11 +207,21 @@ def _create_own_train_step(
     state = TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
     # As in training, one dispatch makes several steps; the caller divides the time by their number.
     indices = jnp.zeros((STEPS_PER_CALL, 1), jnp.int32)
-    run = partial(train_steps, networks, LossConfig(), optimizer, params.teacher, data)
+    run = partial(
+        train_steps,
+        networks,
+        LossConfig(),
+        optimizer,
+        teacher_params=params.teacher,
+        data=data,
+        indices=indices,
+        pretraining_indices=indices,
+        key=jax.random.key(0),
+    )
 
     def step() -> float:
         nonlocal state
-        state, losses = run(state, indices, indices, jax.random.key(0))
+        state, losses = run(state=state)
         return float(losses.total[-1])
 
     return step

@@ -1,7 +1,6 @@
 """Times the train steps of several trainings: sequentially, with `pmap`, and with `vmap`."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +14,12 @@ from efficientad_jax.config import LossConfig
 from efficientad_jax.convolution import ConvolutionMethod
 from efficientad_jax.networks.model import Networks, create_networks
 from efficientad_jax.networks.pdn import Size
-from efficientad_jax.training.parallel import Steps, resident_on, train_side_by_side
+from efficientad_jax.training.parallel import StepInputs, resident_on, train_side_by_side
 from efficientad_jax.training.step import (
     TrainData,
     TrainState,
     create_train_state,
-    several_steps,
+    scan_steps,
     train_steps,
 )
 
@@ -83,7 +82,7 @@ class _Task(NamedTuple):
     def new_state(self) -> TrainState:
         networks, _, optimizer = self.settings
         _, height, width, _ = self.data.images.shape
-        return create_train_state(self.key, networks, optimizer, (height, width))
+        return create_train_state(self.key, networks, optimizer, input_size=(height, width))
 
 
 def _sequential(task: _Task) -> Callable[[], Any]:
@@ -93,7 +92,15 @@ def _sequential(task: _Task) -> Callable[[], Any]:
 
     def call() -> None:
         for i, state in enumerate(states):
-            ended, losses = train_steps(*settings, teacher, on_device, state, indices, indices, key)
+            ended, losses = train_steps(
+                *settings,
+                teacher_params=teacher,
+                data=on_device,
+                state=state,
+                indices=indices,
+                pretraining_indices=indices,
+                key=key,
+            )
             jax.block_until_ready(losses)
             states[i] = ended
 
@@ -106,8 +113,8 @@ def _by_pmap(task: _Task) -> Callable[[], Any]:
     states = [task.new_state() for _ in range(trainings)]
 
     def call() -> None:
-        steps = [Steps(state, indices, indices, key) for state in states]
-        ended = train_side_by_side(*settings, residents, steps)
+        inputs = [StepInputs(state, indices, indices, key) for state in states]
+        ended = train_side_by_side(*settings, residents=residents, inputs=inputs)
         jax.block_until_ready([losses for _, losses in ended])
         states[:] = [state for state, _ in ended]
 
@@ -120,14 +127,26 @@ def _by_vmap(task: _Task) -> Callable[[], Any]:
     def stack(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * trainings), tree)
 
-    # As in a sweep, each training has a teacher, images and a state.
+    # As in a sweep, each training has its own teacher, images and state.
     inputs = stack(teacher), stack(data)
-    mapped = jax.vmap(partial(several_steps, *settings), in_axes=(0, 0, 0, None, None, None))
+
+    def steps(teacher: PyTree, data: TrainData, state: TrainState) -> Any:
+        return scan_steps(
+            *settings,
+            teacher_params=teacher,
+            data=data,
+            state=state,
+            indices=jnp.asarray(indices),
+            pretraining_indices=jnp.asarray(indices),
+            key=key,
+        )
+
+    mapped = jax.vmap(steps)
     compiled = jax.jit(mapped, donate_argnums=(2,))
     states = [stack(task.new_state())]
 
     def call() -> None:
-        states[0], losses = compiled(*inputs, states[0], indices, indices, key)
+        states[0], losses = compiled(*inputs, states[0])
         jax.block_until_ready(losses)
 
     return call

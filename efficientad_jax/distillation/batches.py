@@ -1,11 +1,13 @@
-"""What the steps of phase 1 see: crops of a pool of views, or whole photographs, each once.
+"""The inputs of the steps of phase 1: crops of a pool of views, or whole photographs, each once.
 
-Both follow from the configuration and the number of the step alone.
+The configuration and the number of a step determine its batch.
 """
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,18 +15,24 @@ from jaxtyping import Int, Shaped, UInt8
 
 from efficientad_jax.config import DistillationConfig
 from efficientad_jax.distillation.photographs import Photographs
-from efficientad_jax.distillation.targets import Targets, describe_views, own_numbers
-from efficientad_jax.distillation.view_pool import empty_pool, put_in, random_crops
-from efficientad_jax.distillation.views import ViewRecipe, Views, makers, view_batches
+from efficientad_jax.distillation.sharding import local_view_ids, shard_batches
+from efficientad_jax.distillation.targets import Targets, compute_targets
+from efficientad_jax.distillation.view_pool import (
+    allocate_pool,
+    insert,
+    missing_views,
+    random_crops,
+)
+from efficientad_jax.distillation.views import ViewRecipe, Views, parallel_views, view_batches
 
 
 class Batch(NamedTuple):
-    """This process's share of the batch of a step.
+    """This process's rows of the batch of a step.
 
     Attributes:
-      images: for the PDN.
-      seen: their targets, or for `fresh_batches` what the backbone sees of them.
-      seconds: in which the input alone would have made it.
+      images: the PDN's images.
+      seen: their targets; from `fresh_batches` the backbone's images.
+      seconds: time that the input pipeline alone needs for the batch.
     """
 
     images: UInt8[np.ndarray, "n h w 3"]
@@ -32,70 +40,120 @@ class Batch(NamedTuple):
     seconds: float
 
 
+class StepInputs(NamedTuple):
+    """The batches of the `k` steps of a dispatch, divided among the `d` devices of this process.
+
+    Attributes:
+      images: see `Batch`.
+      seen: see `Batch`.
+      making: seconds that the input pipeline alone needs for them.
+      waiting: seconds that it took to get them.
+      ready_at: `time.perf_counter()` when they were there.
+    """
+
+    images: UInt8[np.ndarray, "d k n h w 3"]
+    seen: Shaped[np.ndarray, "d k n _h _w _c"]
+    making: float
+    waiting: float
+    ready_at: float
+
+
+def next_inputs(batches: Iterator[Batch], count: int) -> StepInputs:
+    """Takes the batches of the next `count` steps."""
+    start = time.perf_counter()
+    images, seen, seconds = zip(*islice(batches, count), strict=True)
+    ready_at = time.perf_counter()
+    return StepInputs(
+        shard_batches(images), shard_batches(seen), sum(seconds), ready_at - start, ready_at
+    )
+
+
 def fresh_batches(
     config: DistillationConfig,
     photographs: Photographs,
     train: Int[np.ndarray, " t"],
+    *,
     first_step: int,
-    share: slice,
+    rows: slice,
 ) -> Generator[Batch]:
     """Whole photographs, as in Algorithm 3, lines 15-19; the backbone sees them in the step.
 
     Args:
       config: of the distillation.
-      photographs: all there are.
-      train: those to learn from, in this order.
-      first_step: whose batch is the first.
-      share: rows of this process in every batch.
+      photographs: all photographs.
+      train: indices of those to learn from, in this order.
+      first_step: the step of the first batch.
+      rows: rows of this process in every batch.
     """
     size = config.batch_size
-    numbers = np.arange(first_step * size, config.steps * size).reshape(-1, size)[:, share]
-    recipe = _recipe(config, 4)
-    for views in view_batches(photographs, train, recipe, numbers, config.worker_count):
-        seconds = float(views.seconds.sum()) / makers(config.worker_count)
-        yield Batch(views.small, views.large, seconds)
+    ids = np.arange(first_step * size, config.steps * size).reshape(-1, size)[:, rows]
+    batches = view_batches(
+        photographs, train, _recipe(config, 4), ids=ids, workers=config.worker_count
+    )
+    with closing(batches):
+        for views in batches:
+            seconds = float(views.seconds.sum()) / parallel_views(config.worker_count)
+            yield Batch(views.small, views.large, seconds)
 
 
 def pool_batches(
     config: DistillationConfig,
     photographs: Photographs,
     train: Int[np.ndarray, " t"],
+    *,
     targets: Targets,
     first_step: int,
-    share: slice,
+    rows: slice,
+    folder: Path | None,
 ) -> Generator[Batch]:
-    """Crops of a pool of views, which is renewed in part every `config.steps_per_round` steps.
+    """Crops of a pool of views, a part of which is renewed every `config.steps_per_round` steps.
 
-    The pool of a round are the `config.pool_views` newest of all views made up to it.
-    The arguments are those of `fresh_batches`, and how targets are made.
+    The pool of a round holds the `config.pool_views` newest of all views made until then.
+
+    Args:
+      config: of the distillation.
+      photographs: all photographs.
+      train: indices of those to learn from.
+      targets: how targets are computed.
+      first_step: the step of the first batch.
+      rows: rows of this process in every batch.
+      folder: where the pool is kept between runs, None for a pool in memory.
     """
+    if first_step >= config.steps:
+        return
+    pool = allocate_pool(config.pool_views, config.channels, folder)
     rounds = range(first_step // config.steps_per_round, -(-config.steps // config.steps_per_round))
-    new = [_new_views(config, r, all_of_them=r == rounds.start) for r in rounds]
-    numbers = np.concatenate([own_numbers(n) for n in new]) if new else np.zeros((0, 1), int)
-    views = describe_views(
-        targets,
-        view_batches(photographs, train, _recipe(config, 3), numbers, config.worker_count),
+    new_ids = [_new_ids(config, r) for r in rounds[1:]]
+    new_ids.insert(0, missing_views(pool, _pool_ids(config, rounds.start)))
+    batches = view_batches(
+        photographs,
+        train,
+        _recipe(config, 3),
+        ids=np.concatenate([local_view_ids(ids) for ids in new_ids]),
+        workers=config.worker_count,
     )
-    pool = empty_pool(config.pool_views, config.channels)
-    start = time.perf_counter()
-    for step in range(first_step, config.steps):
-        if step == first_step or step % config.steps_per_round == 0:
-            put_in(pool, islice(views, len(new.pop(0))))
-        rng = np.random.default_rng((config.seed, 1, step))
-        images, seen = random_crops(pool, rng, config.batch_size, config.crop, share)
-        yield Batch(images, seen, time.perf_counter() - start)
+    with closing(batches):
+        views = compute_targets(targets, batches)
         start = time.perf_counter()
+        for step in range(first_step, config.steps):
+            if step == first_step or step % config.steps_per_round == 0:
+                insert(pool, islice(views, len(new_ids.pop(0))))
+            rng = np.random.default_rng((config.seed, 1, step))
+            images, seen = random_crops(pool, rng, config.batch_size, crop=config.crop, rows=rows)
+            yield Batch(images, seen, time.perf_counter() - start)
+            start = time.perf_counter()
 
 
-def _new_views(
-    config: DistillationConfig, round_number: int, all_of_them: bool
-) -> Int[np.ndarray, " n"]:
-    """Numbers of the views that come into the pool in a round."""
-    size = config.pool_views
-    newest = size + round_number * config.new_views_per_round
-    return np.arange(
-        newest - (size if all_of_them else min(size, config.new_views_per_round)), newest
-    )
+def _pool_ids(config: DistillationConfig, round_number: int) -> Int[np.ndarray, " n"]:
+    """Ids of all views of a round."""
+    first = round_number * config.new_views_per_round
+    return np.arange(first, first + config.pool_views)
+
+
+def _new_ids(config: DistillationConfig, round_number: int) -> Int[np.ndarray, " n"]:
+    """Ids of the views that the round before did not have."""
+    new = min(config.pool_views, config.new_views_per_round)
+    return _pool_ids(config, round_number)[config.pool_views - new :]
 
 
 def _recipe(config: DistillationConfig, stream: int) -> ViewRecipe:
@@ -110,7 +168,7 @@ def _recipe(config: DistillationConfig, stream: int) -> ViewRecipe:
     )
 
 
-def _recipe_of_whole(config: DistillationConfig, stream: int) -> ViewRecipe:
+def _whole_recipe(config: DistillationConfig, stream: int) -> ViewRecipe:
     return _recipe(config, stream)._replace(
         smallest_area=1.0, smallest_contrast=1.0, turns=False, mixup_probability=0.0
     )
@@ -119,16 +177,16 @@ def _recipe_of_whole(config: DistillationConfig, stream: int) -> ViewRecipe:
 def statistics_views(
     config: DistillationConfig, photographs: Photographs, train: Int[np.ndarray, " t"]
 ) -> Iterator[Views]:
-    """Whole photographs that the targets' mean and std are taken over, this process's share."""
-    recipe = _recipe_of_whole(config, 2)
-    numbers = own_numbers(np.arange(min(config.statistics_images, len(train))))
-    return view_batches(photographs, train, recipe, numbers, config.worker_count)
+    """This process's share of the whole photographs that the projection is fitted on."""
+    ids = local_view_ids(np.arange(min(config.statistics_images, len(train))))
+    recipe = _whole_recipe(config, 2)
+    return view_batches(photographs, train, recipe, ids=ids, workers=config.worker_count)
 
 
 def held_out_views(
     config: DistillationConfig, photographs: Photographs, held_out: Int[np.ndarray, " h"]
 ) -> Iterator[Views]:
-    """Whole photographs in colour that are never trained on, this process's share."""
-    recipe = _recipe_of_whole(config, 5)._replace(grayscale_probability=0.0)
-    numbers = own_numbers(np.arange(len(held_out)))
-    return view_batches(photographs, held_out, recipe, numbers, config.worker_count)
+    """This process's share of the whole color photographs that are never trained on."""
+    ids = local_view_ids(np.arange(len(held_out)))
+    recipe = _whole_recipe(config, 5)._replace(grayscale_probability=0.0)
+    return view_batches(photographs, held_out, recipe, ids=ids, workers=config.worker_count)

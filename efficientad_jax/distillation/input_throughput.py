@@ -1,16 +1,16 @@
-"""Whether the steps wait for their input: how fast either would be without the other."""
+"""Measures whether training is input-bound: throughput of the input pipeline and of the steps."""
 
 from typing import NamedTuple
 
 
 class Pace(NamedTuple):
-    """Sums over the steps of a run; the first dispatch, which compiles, is not among them.
+    """Sums over the steps of a run, without the first dispatch, which compiles.
 
     Attributes:
-      images: that the steps have seen.
-      making: seconds in which the input alone would have made them.
-      waiting: seconds in which the steps waited for them.
-      stepping: seconds in the steps themselves.
+      images: number of images that the steps have seen.
+      making: seconds that the input pipeline alone needs for them.
+      waiting: seconds that the steps waited for them.
+      stepping: seconds of the steps themselves.
     """
 
     images: int = 0
@@ -20,7 +20,7 @@ class Pace(NamedTuple):
 
 
 def rates(pace: Pace) -> dict[str, float]:
-    """Images a second of the input and of the steps, each alone, and the part of the time waited.
+    """Images per second of the input and of the steps, each alone, and the fraction of time waited.
 
     Empty for a run of one dispatch.
     """
@@ -33,13 +33,13 @@ def rates(pace: Pace) -> dict[str, float]:
     }
 
 
-def in_words(pace: Pace) -> str:
+def summary(pace: Pace) -> str:
     """The rates as one line; '' for a run of one dispatch."""
     if not pace.images:
         return ""
-    found = rates(pace)
+    values = rates(pace)
     return (
-        f"the input alone makes {found['images_per_second/input']:.1f} images/s, the steps alone "
-        f"see {found['images_per_second/steps']:.1f}; waited {100 * found['waiting']:.1f} % of the "
-        "time"
+        f"the input alone makes {values['images_per_second/input']:.1f} images/s, the steps alone "
+        f"see {values['images_per_second/steps']:.1f}; waited {100 * values['waiting']:.1f} % of "
+        "the time"
     )

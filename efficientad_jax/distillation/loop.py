@@ -1,34 +1,33 @@
-"""The loop of phase 1: batches, steps, checkpoints, a teacher in the end."""
+"""The loop of phase 1: from a configuration and photographs to a teacher."""
 
+import shutil
 import signal
 import sys
-import time
 from collections.abc import Generator
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from flax.jax_utils import replicate
 from jaxtyping import Int, PyTree
 from tqdm import tqdm
 
 from efficientad_jax.config import DistillationConfig, as_dict
-from efficientad_jax.distillation.backbones import Backbone, Describe, load_backbone
+from efficientad_jax.distillation.backbones import Backbone, FeatureFunction, load_backbone
 from efficientad_jax.distillation.batches import (
     Batch,
     fresh_batches,
     held_out_views,
+    next_inputs,
     pool_batches,
     statistics_views,
 )
-from efficientad_jax.distillation.input_throughput import Pace, in_words, rates
+from efficientad_jax.distillation.input_throughput import summary
 from efficientad_jax.distillation.photographs import Photographs, open_photographs
-from efficientad_jax.distillation.sharding import one_of, share_of_batch, to_devices
-from efficientad_jax.distillation.step import create_distill_state, distill_steps, held_out_loss
+from efficientad_jax.distillation.session import DistillationRun, open_distillation
+from efficientad_jax.distillation.sharding import local_rows
+from efficientad_jax.distillation.step import distill_steps
 from efficientad_jax.distillation.target_projection import (
     TargetProjection,
     save_projection,
@@ -36,216 +35,157 @@ from efficientad_jax.distillation.target_projection import (
 )
 from efficientad_jax.distillation.targets import (
     Targets,
-    describe_views,
+    compute_targets,
+    fit_target_projection,
     projected_targets,
-    target_projection,
 )
-from efficientad_jax.distillation.view_pool import empty_pool, put_in
+from efficientad_jax.distillation.view_pool import ViewPool, allocate_pool, insert
 from efficientad_jax.distillation.views import TARGET_SIZE, VIEW_SIZE
-from efficientad_jax.errors import DivergenceError, InputError, StoppedError
-from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.errors import InputError, StoppedError
 from efficientad_jax.networks.teacher import Teacher, load_teacher
-from efficientad_jax.optimizer import adam_with_l2, warmup_cosine, warmup_stable_decay
-from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.processes import any_process, is_first_process, wait_for_processes
 from efficientad_jax.runs.signals import interruption
-from efficientad_jax.runs.tensorboard import scalar_log
-from efficientad_jax.runs.workdir import Workdir, claim_workdir
+from efficientad_jax.runs.workdir import claim_workdir
 
-# The teacher does not depend on these: a run may be resumed with other workers.
-_NOT_DECISIVE = ("worker_count",)
+# Fields that do not change the teacher: a run may be resumed with other values.
+_IRRELEVANT_FIELDS = ("worker_count",)
+_POOL_FOLDER = "pool"
 
 
-class _Split(NamedTuple):
+class _Sources(NamedTuple):
+    """What the configuration names.
+
+    Attributes:
+      photographs: all photographs.
+      held_out: indices of the photographs that measure the loss.
+      train: indices of the photographs to learn from.
+      backbone: to learn from.
+      start: the teacher to start from, None for random parameters.
+    """
+
+    photographs: Photographs
     held_out: Int[np.ndarray, " h"]
     train: Int[np.ndarray, " t"]
+    backbone: Backbone
+    start: Teacher | None
 
 
 class _Input(NamedTuple):
-    """What the steps take, and what they are to make of it."""
+    """The batches of the steps, and how a step computes targets from them; None if it need not."""
 
     batches: Generator[Batch]
-    describe: Describe | None
-    params: PyTree
+    compute_targets: FeatureFunction | None
+    target_params: PyTree
 
 
-def distil_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
-    """Distils a PDN (Algorithm 3), going on from the newest checkpoint in `workdir`.
+def distill_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
+    """Distills a PDN (Algorithm 3), from the newest intact checkpoint in `workdir` if any.
 
-    Runs on all devices of all processes, each of which gets an equal share of every batch. The
-    batches are the same however many devices there are.
+    It runs on all devices of all processes, each of which gets an equal share of every batch. The
+    batches do not depend on the number of devices.
 
-    The photographs are split by a fixed seed: those held out give the loss that is reported and
+    The photographs are split by `config.seed`: those held out give the loss that is reported, and
     are never trained on. There is a checkpoint every `config.steps_per_round` steps.
 
     Args:
       config: of the distillation.
-      workdir: for checkpoints and TensorBoard files; made, or claimed for `config`, once all
-        that the configuration names has been found.
+      workdir: for checkpoints, TensorBoard files and, while the run is not finished, the pool of
+        views. It is created, or claimed for `config`, after everything that the configuration names
+        has been found.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the run before its last step; its state is saved.
       InputError: something that the configuration names cannot be used, there are too few
         photographs, one cannot be read, the batch cannot be divided among the devices, or the
         work directory belongs to another configuration.
-      DivergenceError: the loss is not finite. The checkpoint before it stays.
+      DivergenceError: a loss or a parameter is not finite. The checkpoint before it is kept.
     """
-    share = share_of_batch(config.batch_size)
-    schedule = _schedule(config)
-    # Algorithm 3 pads the PDN, so that it describes whole views; crops come with the targets of
-    # their inside alone.
-    whole = config.pool_views == 0
-    if whole and config.crop != VIEW_SIZE:
-        raise InputError(
-            f"config.crop = {config.crop}: expected {VIEW_SIZE}, the whole, with "
-            "config.pool_views = 0"
-        )
-    photographs = open_photographs(config.images, config.data_dir)
-    split = _split(config, len(photographs.records))
-    backbone = load_backbone(config.backbone, config.backbone_weights, config.channels, TARGET_SIZE)
-    start = _start_of(config) if config.start_from else None
+    rows = local_rows(config.batch_size)
+    sources = _open_sources(config)
     workdir = _claim_together(workdir, config)
+    projection = _load_or_fit_projection(config, workdir, sources)
+    targets = projected_targets(sources.backbone, projection)
+    held_out = _held_out_pool(config, sources, targets)
+    params = None if sources.start is None else sources.start.params
+    with open_distillation(config, workdir, held_out=held_out, params=params) as run:
+        step_input = _open_input(
+            config, workdir, sources, targets=targets, first_step=run.step, rows=rows
+        )
+        signal_number = _run_steps(run, step_input)
+    if is_first_process() and summary(run.pace):
+        print(summary(run.pace), file=sys.stderr)
+    if run.step < run.steps:
+        # If another process got the signal, this process has none.
+        raise StoppedError(signal_number or signal.SIGTERM, run.step)
+    shutil.rmtree(workdir / _POOL_FOLDER, ignore_errors=True)
+    params, loss = run.result()
+    record = _record(config, sources, loss) | {"targets_explain": projection.explained}
+    return Teacher(config.size, config.channels, params, record)
 
-    projection = _projection(config, workdir, backbone, photographs, split)
-    targets = projected_targets(backbone, projection)
-    held_pool = empty_pool(len(split.held_out), config.channels)
-    put_in(held_pool, describe_views(targets, held_out_views(config, photographs, split.held_out)))
 
-    network = PatchDescriptionNetwork(config.size, config.channels, padding=whole)
-    unpadded = PatchDescriptionNetwork(config.size, config.channels)
-    optimizer = adam_with_l2(schedule, config.weight_decay)
-    state = create_distill_state(jax.random.key(config.seed), network, optimizer)
-    if start is not None:
-        state = state._replace(params=start.params)
+def _run_steps(run: DistillationRun, step_input: _Input) -> int:
+    """Makes steps until the run is finished or a signal comes.
+
+    Returns:
+      The number of the signal that this process got, 0 for none.
+    """
     with (
-        open_checkpoints(Workdir(workdir).checkpoints) as checkpoints,
+        closing(step_input.batches) as batches,
         interruption() as interrupted,
-        scalar_log(Workdir(workdir).tensorboard, enabled=is_first_process()) as write_scalars,
-    ):
-        restored = checkpoints.restore_latest(state)
-        state = state if restored is None else restored
-        step, pace, loss_held_out = int(state.step), Pace(), None
-        state = replicate(state)
-        batches, describe, params = _input(config, photographs, split, targets, step, share)
-        progress = tqdm(
-            total=config.steps,
-            initial=step,
+        tqdm(
+            total=run.steps,
+            initial=run.step,
             unit="step",
             file=sys.stderr,
             disable=not is_first_process(),
+        ) as progress,
+    ):
+        while run.next_count and not any_process(interrupted() != 0):
+            inputs = next_inputs(batches, run.next_count)
+            state, losses = distill_steps(
+                run.network,
+                run.optimizer,
+                step_input.compute_targets,
+                state=run.state,
+                target_params=step_input.target_params,
+                images=inputs.images,
+                seen=inputs.seen,
+            )
+            loss = run.record(state, losses, inputs)
+            progress.update(losses.shape[1])
+            progress.set_postfix(loss=f"{loss:.4f}")
+        run.save()
+        return interrupted()
+
+
+def _open_sources(config: DistillationConfig) -> _Sources:
+    """Opens the photographs and loads the backbone and the teacher to start from."""
+    if config.pool_views == 0 and config.crop != VIEW_SIZE:
+        raise InputError(
+            f"config.crop = {config.crop}: expected {VIEW_SIZE}, the whole view, with "
+            "config.pool_views = 0"
         )
-        stopped = any_process(interrupted() != 0)
-        first_dispatch = True
-        with closing(batches):
-            while step < config.steps and not stopped:
-                end = (step // config.steps_per_round + 1) * config.steps_per_round
-                end = min(config.steps, end)
-                while step < end and not stopped:
-                    count = min(config.steps_per_dispatch, end - step)
-                    asked = time.perf_counter()
-                    images, seen, seconds = zip(*islice(batches, count), strict=True)
-                    got = time.perf_counter()
-                    state, losses = distill_steps(
-                        network,
-                        optimizer,
-                        describe,
-                        state,
-                        params,
-                        to_devices(images),
-                        to_devices(seen),
-                    )
-                    step += count
-                    loss = float(one_of(losses).mean())
-                    if not first_dispatch:
-                        pace = Pace(
-                            pace.images + count * config.batch_size,
-                            pace.making + sum(seconds),
-                            pace.waiting + got - asked,
-                            pace.stepping + time.perf_counter() - got,
-                        )
-                    first_dispatch = False
-                    if not np.isfinite(loss):
-                        raise DivergenceError(
-                            f"distillation: the loss is {loss} at step {step}, expected a finite "
-                            "number; the last checkpoint is kept; try a lower "
-                            "config.learning_rate"
-                        )
-                    write_scalars({"loss/train": loss}, step)
-                    progress.update(count)
-                    progress.set_postfix(loss=f"{loss:.4f}")
-                    stopped = any_process(interrupted() != 0)
-                single = one_of(state)
-                loss_held_out = held_out_loss(unpadded, single.params, held_pool)
-                checkpoints.save(step, single, loss_held_out)
-                write_scalars({"loss/held_out": loss_held_out} | rates(pace), step)
-        progress.close()
-    if is_first_process() and in_words(pace):
-        print(in_words(pace), file=sys.stderr)
-    if step < config.steps:
-        # Where another process got the signal, this one has none of its own.
-        raise StoppedError(interrupted() or signal.SIGTERM, step)
-    final = one_of(state).params
-    if loss_held_out is None:  # the checkpoint was that of the last step
-        loss_held_out = held_out_loss(unpadded, final, held_pool)
-    record = _record(config, photographs, split, backbone, start, loss_held_out)
-    record["targets_explain"] = projection.explained
-    return Teacher(config.size, config.channels, final, record)
+    photographs = open_photographs(config.images, config.data_dir)
+    held_out, train = _split(config, len(photographs.records))
+    backbone = load_backbone(
+        config.backbone, config.backbone_weights, config.channels, size=TARGET_SIZE
+    )
+    start = _load_start(config) if config.start_from else None
+    return _Sources(photographs, held_out, train, backbone, start)
 
 
-def _projection(
-    config: DistillationConfig,
-    workdir: Path,
-    backbone: Backbone,
-    photographs: Photographs,
-    split: _Split,
-) -> TargetProjection:
-    """How targets are made of features: what an earlier start of this run left, or found here."""
-    projection = saved_projection(workdir)
-    if projection is None:
-        views = statistics_views(config, photographs, split.train)
-        projection = target_projection(
-            backbone, views, config.channels, config.target_reduction, config.seed
-        )
-        if is_first_process():
-            save_projection(workdir, projection)
-    return projection
-
-
-def _schedule(config: DistillationConfig) -> optax.ScalarOrSchedule:
-    rate, steps, warmup = config.learning_rate, config.steps, config.warmup_steps
-    match config.schedule:
-        case "warmup_cosine":
-            return warmup_cosine(rate, steps, warmup)
-        case "warmup_stable_decay":
-            return warmup_stable_decay(rate, steps, warmup, config.decay_steps)
-        case _:
-            return rate
-
-
-def _split(config: DistillationConfig, photographs: int) -> _Split:
+def _split(
+    config: DistillationConfig, photographs: int
+) -> tuple[Int[np.ndarray, " h"], Int[np.ndarray, " t"]]:
+    """Indices of the held-out photographs and of the others."""
     order = np.random.default_rng(config.seed).permutation(photographs)
     held_out = max(1, round(config.held_out_fraction * photographs))
     if photographs <= held_out:
         raise InputError(f"distillation: {photographs} photographs, expected at least 2")
-    return _Split(order[:held_out], order[held_out:])
+    return order[:held_out], order[held_out:]
 
 
-def _input(
-    config: DistillationConfig,
-    photographs: Photographs,
-    split: _Split,
-    targets: Targets,
-    step: int,
-    share: slice,
-) -> _Input:
-    if config.pool_views == 0:
-        batches = fresh_batches(config, photographs, split.train, step, share)
-        return _Input(batches, *targets)
-    return _Input(pool_batches(config, photographs, split.train, targets, step, share), None, None)
-
-
-def _start_of(config: DistillationConfig) -> Teacher:
-    """The teacher that `config` starts from."""
+def _load_start(config: DistillationConfig) -> Teacher:
     teacher = load_teacher(config.start_from, config.size)
     if teacher.out_channels != config.channels:
         raise InputError(
@@ -256,43 +196,88 @@ def _start_of(config: DistillationConfig) -> Teacher:
 
 
 def _claim_together(workdir: Path, config: DistillationConfig) -> Path:
-    """The first process makes the work directory, the others find it made."""
+    """Lets the first process create the work directory before the others check it."""
     if not is_first_process():
         wait_for_processes("workdir claimed")
-    claimed = claim_workdir(workdir, config, ignored=_NOT_DECISIVE)
+    claimed = claim_workdir(workdir, config, ignored=_IRRELEVANT_FIELDS)
     if is_first_process():
         wait_for_processes("workdir claimed")
     return claimed
 
 
-def _record(
+def _load_or_fit_projection(
+    config: DistillationConfig, workdir: Path, sources: _Sources
+) -> TargetProjection:
+    """The projection that this run saved when it was first started, or a new one."""
+    projection = saved_projection(workdir)
+    if projection is None:
+        projection = fit_target_projection(
+            sources.backbone,
+            statistics_views(config, sources.photographs, sources.train),
+            config.channels,
+            reduction=config.target_reduction,
+            seed=config.seed,
+        )
+        if is_first_process():
+            save_projection(workdir, projection)
+    return projection
+
+
+def _held_out_pool(config: DistillationConfig, sources: _Sources, targets: Targets) -> ViewPool:
+    pool = allocate_pool(len(sources.held_out), config.channels)
+    views = held_out_views(config, sources.photographs, sources.held_out)
+    insert(pool, compute_targets(targets, views))
+    return pool
+
+
+def _open_input(
     config: DistillationConfig,
-    photographs: Photographs,
-    split: _Split,
-    backbone: Backbone,
-    start: Teacher | None,
-    loss: float,
-) -> dict[str, Any]:
-    """The teacher's card: what it was made of, how, and under which licences."""
+    workdir: Path,
+    sources: _Sources,
+    *,
+    targets: Targets,
+    first_step: int,
+    rows: slice,
+) -> _Input:
+    photographs, train = sources.photographs, sources.train
+    if config.pool_views == 0:
+        batches = fresh_batches(config, photographs, train, first_step=first_step, rows=rows)
+        return _Input(batches, targets.compute, targets.params)
+    batches = pool_batches(
+        config,
+        photographs,
+        train,
+        targets=targets,
+        first_step=first_step,
+        rows=rows,
+        # All processes have to compute the same views together, so they must lack the same ones.
+        folder=workdir / _POOL_FOLDER if jax.process_count() == 1 else None,
+    )
+    return _Input(batches, None, None)
+
+
+def _record(config: DistillationConfig, sources: _Sources, loss: float) -> dict[str, Any]:
+    """The teacher's record: its inputs, its settings and their licenses."""
+    photographs = sources.photographs
     record = {
         "command": "python -m experiments.distill",
-        # The names of files and folders, not where they lay.
-        "config": {k: v for k, v in as_dict(config).items() if k not in _NOT_DECISIVE}
+        # The names of files and folders without their paths.
+        "config": {k: v for k, v in as_dict(config).items() if k not in _IRRELEVANT_FIELDS}
         | {"images": photographs.name, "data_dir": ""}
         | {
             "start_from": Path(config.start_from).name,
             "backbone_weights": Path(config.backbone_weights).name,
         },
-        "backbone": backbone.record,
+        "backbone": sources.backbone.record,
         "images": {
             "name": photographs.name,
             "license": config.images_license or photographs.license or "not stated",
         },
-        "training_images": len(split.train),
-        "held_out_images": len(split.held_out),
+        "training_images": len(sources.train),
+        "held_out_images": len(sources.held_out),
         "steps": config.steps,
         "held_out_loss": round(loss, 4),
         "jax": jax.__version__,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    return record if start is None else record | {"started_from": start.record}
+    return record if sources.start is None else record | {"started_from": sources.start.record}

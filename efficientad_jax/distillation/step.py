@@ -1,4 +1,4 @@
-"""Phase 1: a teacher learns to describe patches as a large ImageNet backbone does (Algorithm 3)."""
+"""Phase 1: a teacher learns the patch features of a large ImageNet backbone (Algorithm 3)."""
 
 from functools import partial
 from typing import NamedTuple
@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
-from efficientad_jax.distillation.backbones import Describe
+from efficientad_jax.distillation.backbones import FeatureFunction
+from efficientad_jax.distillation.sharding import mean_over_devices, on_all_devices
 from efficientad_jax.distillation.view_pool import ViewPool
 from efficientad_jax.distillation.views import TARGET_SIZE, VIEW_SIZE
 from efficientad_jax.networks.layers import float32_features
@@ -19,7 +20,13 @@ from efficientad_jax.networks.preprocessing import normalize_images, to_unit_ran
 
 
 class DistillState(NamedTuple):
-    """What distillation carries from step to step."""
+    """The state that a distillation step takes and returns.
+
+    Attributes:
+      params: parameters of the PDN.
+      opt_state: state of the optimizer.
+      step: number of steps done.
+    """
 
     params: PyTree
     opt_state: PyTree
@@ -29,7 +36,7 @@ class DistillState(NamedTuple):
 def create_distill_state(
     key: jax.Array, network: nn.Module, optimizer: optax.GradientTransformation
 ) -> DistillState:
-    """A fresh PDN and optimiser."""
+    """Creates a PDN with random parameters and a new optimizer state."""
     params = network.init(key, jnp.zeros((1, VIEW_SIZE, VIEW_SIZE, 3)))
     return DistillState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
@@ -38,48 +45,63 @@ def distillation_loss(
     network: nn.Module,
     params: PyTree,
     images: UInt8[Array, "n h w 3"],
+    *,
     targets: Float[Array, "n t u c"],
 ) -> Float[Array, ""]:
-    """Mean squared difference to the normalised targets (Algorithm 3, line 21)."""
+    """Mean squared difference to the normalized targets (Algorithm 3, line 21)."""
     features = float32_features(network, params, normalize_images(to_unit_range(images)))
     return jnp.square(features - targets.astype(jnp.float32)).mean()
 
 
-@partial(jax.pmap, axis_name="devices", static_broadcasted_argnums=(0, 1, 2), donate_argnums=(3,))
 def distill_steps(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
-    describe: Describe | None,
+    compute_targets: FeatureFunction | None,
+    *,
     state: DistillState,
-    describe_params: PyTree,
-    images: UInt8[Array, "k n h w 3"],
-    seen: Shaped[Array, "k n _h _w _c"],
-) -> tuple[DistillState, Float[Array, " k"]]:
-    """`k` steps in one dispatch, one for each batch, on all devices of all processes.
+    target_params: PyTree,
+    images: UInt8[np.ndarray, "d k n h w 3"],
+    seen: Shaped[np.ndarray, "d k n _h _w _c"],
+) -> tuple[DistillState, Float[Array, "d k"]]:
+    """Makes `k` steps in one dispatch, on the `d` devices of this and of all other processes.
 
-    Every device holds the whole state and sees its share of each batch; gradients and losses are
-    averaged over the devices, so the states stay the same.
+    Every device holds the whole state and sees its share of each batch. Gradients and losses are
+    averaged over the devices, so all copies of the state stay the same.
 
     Args:
       network: the PDN.
-      optimizer: as made the state.
-      describe: makes targets of what the backbone sees; None where `seen` are the targets.
-      state: a copy for each device of this process; given up to the result.
-      describe_params: of `describe`, a copy for each device; None without it.
-      images: for each device the views of `k` steps.
-      seen: for each device and step what the backbone sees of them, or their targets.
+      optimizer: the one that made the state.
+      compute_targets: computes targets from `seen`; None if `seen` are the targets.
+      state: a copy for each device of this process; it is donated.
+      target_params: parameters of `compute_targets`, a copy for each device; None without it.
+      images: the PDN's images, for each device and step.
+      seen: the backbone's images of the same views or their targets, for each device and step.
 
     Returns:
-      The states after `k` steps, and the loss of each, once for each device.
+      The state after `k` steps and the loss of each step, a copy for each device.
     """
+    return _distill_steps(network, optimizer, compute_targets, state, target_params, images, seen)
+
+
+@on_all_devices(static=(0, 1, 2), donated=(3,))
+def _distill_steps(
+    network: nn.Module,
+    optimizer: optax.GradientTransformation,
+    compute_targets: FeatureFunction | None,
+    state: DistillState,
+    target_params: PyTree,
+    images: UInt8[Array, "k n h w 3"],
+    seen: Shaped[Array, "k n _h _w _c"],
+) -> tuple[DistillState, Float[Array, " k"]]:
+    """`distill_steps` on one device; positional, because only such arguments can be donated."""
 
     def step(state: DistillState, batch):
         images, seen = batch
-        targets = seen if describe is None else describe(describe_params, seen)
+        targets = seen if compute_targets is None else compute_targets(target_params, seen)
         loss, gradients = jax.value_and_grad(partial(distillation_loss, network))(
-            state.params, images, targets
+            state.params, images, targets=targets
         )
-        loss, gradients = jax.lax.pmean((loss, gradients), "devices")
+        loss, gradients = mean_over_devices((loss, gradients))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return DistillState(params, opt_state, state.step + 1), loss
@@ -91,16 +113,21 @@ _jitted_loss = jax.jit(distillation_loss, static_argnames=("network",))
 
 
 def held_out_loss(network: nn.Module, params: PyTree, pool: ViewPool) -> float:
-    """The distillation loss on whole views that were never trained on.
+    """The distillation loss on whole views that are never trained on.
 
     Args:
-      network: the PDN without padding, as detection has it.
+      network: the PDN without padding, as in detection.
       params: its parameters.
-      pool: the views; the places that no output is centred on are left out.
+      pool: the views. Targets at the border, on which no output is centered, are left out.
     """
     inner = slice(MARGIN, TARGET_SIZE - MARGIN)
     losses = [
-        _jitted_loss(network, params, pool.images[i : i + 1], pool.targets[i : i + 1, inner, inner])
+        _jitted_loss(
+            network,
+            params,
+            pool.images[i : i + 1],
+            targets=pool.targets[i : i + 1, inner, inner],
+        )
         for i in range(len(pool.images))
     ]
     return float(np.mean(losses))

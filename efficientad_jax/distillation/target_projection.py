@@ -1,9 +1,8 @@
-"""From a backbone's patch features to a teacher's targets: normalized, and reduced where they are
-more than the teacher has channels.
+"""The linear map from a backbone's patch features to a teacher's targets.
 
-The paper's single backbone gives as many features as the teacher has channels: they are normalized
-channel by channel (Algorithm 3, line 20). Two backbones give twice as many. They are reduced by a
-linear map, which follows from the statistics of whole photographs.
+The paper's single backbone gives as many features as the teacher has channels; they are normalized
+channel by channel (Algorithm 3, line 20). Two backbones give twice as many features. These are
+normalized and then reduced by a linear map, which is fitted on whole photographs.
 """
 
 from collections.abc import Iterable
@@ -31,8 +30,8 @@ class TargetProjection(NamedTuple):
     Attributes:
       mean: of each feature.
       std: of each feature.
-      matrix: gives targets of unit variance; None where features are the targets, once normalized.
-      explained: part of the features' variance that the targets keep, in (0, 1].
+      matrix: gives targets of unit variance; None if the normalized features are the targets.
+      explained: fraction of the features' variance that the targets keep, in (0, 1].
     """
 
     mean: Float32[np.ndarray, " s"]
@@ -51,21 +50,25 @@ def project(
 
 
 def fit_projection(
-    features: Iterable[Float[Array, "n h w s"]], channels: int, reduction: Reduction, seed: int
+    features: Iterable[Float[Array, "n h w s"]],
+    channels: int,
+    reduction: Reduction,
+    *,
+    seed: int,
 ) -> TargetProjection:
-    """The projection of features onto `channels` targets.
+    """Fits the projection of features onto `channels` targets.
 
-    'average' is the paper's adaptive average pooling, which adds up neighboring features; where
-    features are as many as targets it leaves them alone. 'pca' keeps the subspace of the largest
-    variance, turned at random: every target is then a mixture of all principal components, so that
-    normalizing the targets, here or in a later training, does not blow up the small components,
-    which a small network predicts worst.
+    'average' is the paper's adaptive average pooling, which adds neighboring features; it changes
+    nothing if there are as many features as targets. 'pca' keeps the subspace of the largest
+    variance, in a random rotation: every target is a mixture of all principal components.
+    Normalizing the targets, here or in a later training, therefore does not amplify the small
+    components, which a small network predicts worst.
 
     Args:
       features: of whole photographs, in batches.
       channels: number of targets, at most the number of features.
-      reduction: how.
-      seed: of the random turn.
+      reduction: 'average' or 'pca'.
+      seed: of the random rotation.
     """
     moments = _Moments()
     statistics = channel_statistics(moments.watch(features))
@@ -80,8 +83,8 @@ def fit_projection(
         values, vectors = np.linalg.eigh(correlation)
         kept = vectors[:, -channels:]
         explained = float(values[-channels:].sum() / values.sum())
-        # The basis of the subspace that is nearest to random directions. Unlike a turn of the
-        # eigenvectors it depends on the subspace alone, not on signs or the order of equal values.
+        # The basis of the subspace that is nearest to random directions. Unlike a rotation of the
+        # eigenvectors it depends only on the subspace, not on signs or the order of equal values.
         random = np.random.default_rng(seed).standard_normal((count, channels))
         left, _, right = np.linalg.svd(kept.T @ random)
         matrix = kept @ (left @ right)
@@ -94,14 +97,14 @@ def fit_projection(
 def _explained(
     correlation: Float64[np.ndarray, "s s"], matrix: Float64[np.ndarray, "s c"]
 ) -> float:
-    """Part of the variance that the best linear reconstruction from the targets has."""
+    """Fraction of the variance that the best linear reconstruction from the targets keeps."""
     projected = correlation @ matrix
     inner = matrix.T @ projected
     return float(np.trace(np.linalg.solve(inner, projected.T @ projected)) / np.trace(correlation))
 
 
 class _Moments:
-    """Second moments of batches that pass by, about the mean of the first."""
+    """Second moments of the batches that pass through `watch`, about the mean of the first."""
 
     def __init__(self) -> None:
         self._shift: Array | None = None
@@ -133,7 +136,7 @@ def _products(rows: Float[Array, "r s"], shift: Float[Array, " s"]) -> Float[Arr
 
 
 def save_projection(workdir: Path, projection: TargetProjection) -> None:
-    """Writes it into a work directory, so that a resumed run has exactly the same targets."""
+    """Writes it into a work directory, so that a run that resumes has exactly the same targets."""
     tensors = {"mean": projection.mean, "std": projection.std}
     if projection.matrix is not None:
         tensors["matrix"] = projection.matrix
@@ -142,7 +145,7 @@ def save_projection(workdir: Path, projection: TargetProjection) -> None:
 
 
 def saved_projection(workdir: Path) -> TargetProjection | None:
-    """The one that `save_projection` left, None where there is none."""
+    """Reads the projection that `save_projection` wrote; None if there is none."""
     from safetensors import safe_open
 
     if not (workdir / FILE).is_file():

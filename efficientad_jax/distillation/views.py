@@ -1,7 +1,7 @@
-"""Views: crops of photographs as the backbone and the PDN get to see them.
+"""Views: crops of photographs, at the sizes that the backbone and the PDN see.
 
-A view follows from the seed and its number alone. So it is the same in whichever process and
-thread it is made, and a run that was stopped goes on with the views that it would have seen.
+Only the seed and its id determine a view. It is the same in whichever process and thread it is
+made, and a run that was stopped resumes with the views that it would have seen.
 """
 
 import multiprocessing
@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from typing import NamedTuple
 
@@ -21,8 +21,8 @@ from PIL import Image
 
 from efficientad_jax.distillation.photographs import Photographs, read_photograph
 
-# A view is this many pixels a side for the PDN, which describes it at this many places a side.
-# With the paper's 512 pixels a side for the backbone, its stride of 8 falls on the PDN's of 4
+# Pixels per side of a view for the PDN, and positions per side at which it has targets. With the
+# paper's 512 pixels per side for the backbone, its stride of 8 matches the PDN's stride of 4
 # (Algorithm 3, lines 17 and 19).
 VIEW_SIZE = 256
 TARGET_SIZE = 64
@@ -34,26 +34,26 @@ _TURNS = (
     Image.Transpose.ROTATE_270,
 )
 
-# Where there are no worker processes.
+# Number of threads that make views when there are no worker processes.
 _THREADS = 2
 
 
 class ViewRecipe(NamedTuple):
-    """How views are made of photographs.
+    """How views are made from photographs.
 
     Attributes:
-      seed: of every random choice; views of other seeds are independent.
-      smallest_area: the crop's part of the photograph's area is drawn from `[smallest_area, 1]`;
-        1 takes the whole photograph, as the paper does.
-      smallest_contrast: the part of the range of brightness that a view keeps is drawn from
-        `[smallest_contrast, 1]`, uniformly in its logarithm, and lies anywhere in the range; 1
-        leaves brightness alone, as the paper does.
-      grayscale_probability: how often colour is removed.
-      backbone_size: height and width for the backbone, in pixels.
+      seed: of all random choices; views of different seeds are independent.
+      smallest_area: the fraction of the photograph's area that the crop has is drawn from
+        `[smallest_area, 1]`; 1 takes the whole photograph, as in the paper.
+      smallest_contrast: the fraction of the range of brightness that a view keeps is drawn from
+        `[smallest_contrast, 1]`, log-uniformly, and lies anywhere in the range; 1 leaves the
+        brightness unchanged, as in the paper.
+      grayscale_probability: how often color is removed.
+      backbone_size: height and width of the backbone's image, in pixels.
       turns: whether views are turned by a random number of quarter turns.
-      mixup_probability: how often a view is blended with one of another photograph, at a weight
-        drawn uniformly from [0, 1] (Zhang et al., ICLR 2018; the backbone describes the blend, so
-        that no label has to be mixed).
+      mixup_probability: how often a view is blended with a view of another photograph, with a
+        weight drawn uniformly from [0, 1] (Zhang et al., ICLR 2018). The targets are the backbone's
+        features of the blend, so no labels are mixed.
     """
 
     seed: tuple[int, ...]
@@ -69,13 +69,13 @@ class Views(NamedTuple):
     """A view, or a batch of them.
 
     Attributes:
-      numbers: which views they are.
-      large: at the size of the backbone.
-      small: at the PDN's.
-      seconds: that reading, decoding, cropping and resizing each took.
+      ids: of the views.
+      large: the backbone's images, RGB in 0..255.
+      small: the PDN's images, RGB in 0..255.
+      seconds: time to read, decode, crop and resize each view.
     """
 
-    numbers: Int[np.ndarray, "*n"]
+    ids: Int[np.ndarray, "*n"]
     large: UInt8[np.ndarray, "*n s s 3"]
     small: UInt8[np.ndarray, "*n 256 256 3"]
     seconds: Float[np.ndarray, "*n"]
@@ -85,15 +85,16 @@ def random_view(
     image: Image.Image,
     rng: np.random.Generator,
     recipe: ViewRecipe,
+    *,
     other: Image.Image | None = None,
 ) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "256 256 3"]]:
     """A random crop of an RGB photograph, at the backbone's size and at the PDN's.
 
     Args:
       image: the photograph.
-      rng: decides everything.
-      recipe: what is random.
-      other: a photograph of which a crop is blended in; None for none.
+      rng: makes all random choices.
+      recipe: which choices are random.
+      other: another photograph, a crop of which is blended in; None for none.
     """
     large, small = _crops(image, rng, recipe)
     if other is not None:
@@ -137,31 +138,34 @@ def view_batches(
     photographs: Photographs,
     order: Int[np.ndarray, " photographs"],
     recipe: ViewRecipe,
-    numbers: Int[np.ndarray, "batches rows"],
+    *,
+    ids: Int[np.ndarray, "batches rows"],
     workers: int,
-) -> Iterator[Views]:
-    """Makes batches of views, ahead of their use; the same ones however many workers there are.
+) -> Generator[Views]:
+    """Makes batches of views ahead of their use. They do not depend on the number of workers.
 
     Args:
-      photographs: to make views of.
-      order: which of them to take, in this order, again and again: view `i` is one of photograph
-        `order[i % len(order)]`.
-      recipe: how.
-      numbers: the views of each batch.
-      workers: processes that make them; with 0, threads of this process do.
+      photographs: the photographs.
+      order: indices of the photographs to take, in this order, again and again: view `i` shows
+        photograph `order[i % len(order)]`.
+      recipe: how views are made.
+      ids: of the views of each batch.
+      workers: number of processes that make views; with 0, threads of this process do.
 
     Raises:
       InputError: a photograph cannot be read.
     """
-    make = partial(_make_view, photographs, order, recipe)
-    rows = numbers.shape[1]
-    batches = grain.MapDataset.source(numbers.ravel().tolist()).map(make).batch(rows)
+    make = partial(_make_view, photographs=photographs, order=order, recipe=recipe)
+    if not ids.size:
+        return
+    rows = ids.shape[1]
+    batches = grain.MapDataset.source(ids.ravel().tolist()).map(make).batch(rows)
     if workers == 0:
         yield from batches.to_iter_dataset(
             grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
         )
         return
-    if not flags.FLAGS.is_parsed():  # outside of a command; grain reads a flag of its own
+    if not flags.FLAGS.is_parsed():  # without a command line; grain reads one of its flags
         flags.FLAGS.mark_as_parsed()
     stream = iter(
         batches.to_iter_dataset(
@@ -177,33 +181,37 @@ def view_batches(
         stream.close()
 
 
-def makers(workers: int) -> int:
-    """How many views are made at the same time."""
+def parallel_views(workers: int) -> int:
+    """Number of views that are made at the same time."""
     return workers or _THREADS
 
 
 def _make_view(
-    photographs: Photographs, order: Int[np.ndarray, " n"], recipe: ViewRecipe, number: int
+    view_id: int,
+    *,
+    photographs: Photographs,
+    order: Int[np.ndarray, " n"],
+    recipe: ViewRecipe,
 ) -> Views:
     start = time.perf_counter()
-    index = int(order[number % len(order)])
+    index = int(order[view_id % len(order)])
     image = Image.fromarray(read_photograph(photographs, index))
-    rng, other = np.random.default_rng((*recipe.seed, number)), None
+    rng, other = np.random.default_rng((*recipe.seed, view_id)), None
     if recipe.mixup_probability and rng.random() < recipe.mixup_probability:
         other = Image.fromarray(read_photograph(photographs, int(rng.choice(order))))
-    large, small = random_view(image, rng, recipe, other)
+    large, small = random_view(image, rng, recipe, other=other)
     seconds = np.asarray(time.perf_counter() - start)
-    return Views(np.asarray(number), large, small, seconds)
+    return Views(np.asarray(view_id), large, small, seconds)
 
 
 def _begin_worker(worker: int, workers: int) -> None:
-    """Leaves Ctrl-C to the main process, and ends with it even if it is killed."""
+    """Leaves Ctrl-C to the main process, and exits when that exits or is killed."""
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

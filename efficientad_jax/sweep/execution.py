@@ -33,7 +33,7 @@ from efficientad_jax.training.losses import Losses
 from efficientad_jax.training.parallel import (
     Device,
     Resident,
-    Steps,
+    StepInputs,
     resident_on,
     train_side_by_side,
 )
@@ -277,7 +277,7 @@ def _prepare(run: SweepRun, folder: Path, device: Device) -> _Training | Dataset
         prepared = prepare_fit(run.config, dataset, folder)
         networks, counts = networks_of(prepared.spec), image_counts(prepared.data)
         progress = opened.enter_context(
-            open_training(run.config, networks, counts, folder, beside_others=True)
+            open_training(run.config, networks, counts, workdir=folder, beside_others=True)
         )
         resident = resident_on(device, prepared.teacher_params, prepared.data)
         return _Training(prepared, dataset, resident, progress, opened.pop_all())
@@ -290,8 +290,11 @@ def _dispatch(trainings: Sequence[_Training]) -> list[tuple[TrainState, Losses]]
         networks_of(first.prepared.spec),
         first.progress.objective,
         first.progress.optimizer,
-        [training.resident for training in trainings],
-        [Steps(t.progress.state, *t.progress.chosen(count), t.progress.key) for t in trainings],
+        residents=[training.resident for training in trainings],
+        inputs=[
+            StepInputs(t.progress.state, *t.progress.image_indices(count), t.progress.key)
+            for t in trainings
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""The loop of phase 2: dispatches of many steps, progress, a clean stop."""
+"""The loop of phase 2: dispatches of several steps each, with a progress bar and a clean stop."""
 
 import sys
 from collections.abc import Iterator
@@ -22,43 +22,45 @@ def run_training(
     config: Config,
     networks: Networks,
     teacher_params: PyTree,
+    *,
     data: TrainData,
     workdir: Path,
 ) -> TrainState:
-    """Trains for `config.train.steps`, going on from the newest whole checkpoint in `workdir`.
+    """Trains for `config.train.steps`, from the newest intact checkpoint in `workdir` if any.
 
     Args:
-      config: of the training; read are `seed`, `losses` and `train`.
-      networks: their modules.
-      teacher_params: of the normalised teacher.
-      data: resident images.
+      config: of the training; `seed`, `model`, `losses` and `train` are read.
+      networks: the modules.
+      teacher_params: parameters of the normalized teacher.
+      data: the images, on the device.
       workdir: for checkpoints and TensorBoard files.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the run before its last step; its state is saved.
-      DivergenceError: a loss or a parameter is not finite. The checkpoint before it stays.
-      InputError: a checkpoint cannot be written, or none of those there is whole.
+      DivergenceError: a loss or a parameter is not finite. The checkpoint before it is kept.
+      InputError: a checkpoint cannot be written, or there are checkpoints and all are damaged.
       OSError: the TensorBoard file cannot be written.
     """
     with (
-        open_training(config, networks, image_counts(data), workdir) as run,
+        open_training(config, networks, image_counts(data), workdir=workdir) as run,
         interruption() as interrupted,
         tqdm(total=run.steps, initial=run.step, unit="step", file=sys.stderr) as progress,
     ):
         while run.next_count and not interrupted():
-            count = run.next_count
+            indices, pretraining_indices = run.image_indices(run.next_count)
             state, losses = train_steps(
                 networks,
                 run.objective,
                 run.optimizer,
-                teacher_params,
-                data,
-                run.state,
-                *run.chosen(count),
-                run.key,
+                teacher_params=teacher_params,
+                data=data,
+                state=run.state,
+                indices=indices,
+                pretraining_indices=pretraining_indices,
+                key=run.key,
             )
             loss = run.record(state, losses)
-            progress.update(count)
+            progress.update(len(indices))
             progress.set_postfix(loss=f"{loss:.4f}")
         run.save()
     if run.step < run.steps:
@@ -67,9 +69,9 @@ def run_training(
 
 
 def saved_students(
-    workdir: Path, config: Config, networks: Networks, input_size: tuple[int, int]
+    workdir: Path, config: Config, networks: Networks, *, input_size: tuple[int, int]
 ) -> Iterator[tuple[int, PyTree]]:
-    """The student's parameters in each checkpoint of `run_training` that is still there, by step.
+    """The step and the student's parameters of each checkpoint of `run_training` that is kept.
 
     Training keeps the newest `config.train.checkpoints_kept`.
     """
@@ -77,7 +79,7 @@ def saved_students(
     if not folder.is_dir():
         return
     optimizer = configured_optimizer(config.train)
-    state = create_train_state(jax.random.key(0), networks, optimizer, input_size)
+    state = create_train_state(jax.random.key(0), networks, optimizer, input_size=input_size)
     with open_checkpoints(folder.absolute()) as checkpoints:
         for step in checkpoints.steps:
             yield step, checkpoints.restore(step, state).params["student"]

@@ -11,15 +11,15 @@ _Features = Float[Array, "n h w c"]
 
 
 class Losses(NamedTuple):
-    """What a step minimises: the sum. A loss that is switched off is 0.
+    """The losses of one step, as scalars, or of several, as arrays. A step minimizes their sum.
 
-    Scalars of one step, or arrays of those of several.
+    A loss that is switched off is 0.
 
     Attributes:
-      hard: L_hard, student against teacher where they differ most.
-      penalty: L_penalty, of the student's features of pretraining images.
-      autoencoder: L_AE, autoencoder against teacher.
-      student_autoencoder: L_STAE, student's second half against autoencoder.
+      hard: L_hard, between student and teacher where they differ most.
+      penalty: L_penalty, on the student's features of pretraining images.
+      autoencoder: L_AE, between autoencoder and teacher.
+      student_autoencoder: L_STAE, between the student's second half and the autoencoder.
     """
 
     hard: Float[Array, "*steps"]
@@ -47,7 +47,7 @@ def pretraining_penalty(student: _Features) -> Float[Array, ""]:
 
 
 def student_teacher_loss(teacher: _Features, student: _Features, p_hard: float) -> Float[Array, ""]:
-    """L_hard of the normalised teacher and the student's first half (Algorithm 1, lines 13-16)."""
+    """L_hard of the normalized teacher and the student's first half (Algorithm 1, lines 13-16)."""
     return hard_feature_loss(jnp.square(teacher - student), p_hard)
 
 
@@ -56,22 +56,22 @@ def hard_feature_loss(
 ) -> Float[Array, ""]:
     """Mean of the squared differences at or above their `p_hard`-quantile.
 
-    The paper's section 3.2, and Algorithm 1, lines 15-17.
+    Paper, section 3.2 and Algorithm 1, lines 15-17.
 
     Args:
       squared_differences: `(T - S)^2`, any shape; the quantile is taken over all elements.
-      p_hard: in [0, 1); 0 gives the plain mean, which switches the mining off.
+      p_hard: in [0, 1); 0 gives the plain mean, that is no mining.
 
     Returns:
-      A scalar whose gradient reaches the mined elements alone.
+      A scalar whose gradient is non-zero only for the mined elements.
 
     Raises:
       ValueError: `p_hard` lies outside [0, 1).
     """
     if p_hard == 0:
         return squared_differences.mean()
-    # One materialised copy: recomputed inside another fusion it could round to the other side of
-    # the quantile.
+    # Materialized once: a value that is computed again inside another fusion could round to the
+    # other side of the quantile.
     squared_differences = jax.lax.optimization_barrier(squared_differences)
     hard = hard_feature_mask(squared_differences, p_hard)
     return jnp.where(hard, squared_differences, 0.0).sum() / hard.sum()
@@ -80,10 +80,10 @@ def hard_feature_loss(
 def hard_feature_mask(
     squared_differences: Float[Array, "..."], p_hard: float = 0.999
 ) -> Bool[Array, "..."]:
-    """Which elements are at or above the `p_hard`-quantile of all elements.
+    """Marks the elements at or above the `p_hard`-quantile of all elements.
 
-    The quantile is interpolated linearly between order statistics. These are found by selecting
-    the largest elements, not by sorting all: at 0.999 that is one in a thousand.
+    The quantile is interpolated linearly between order statistics. They are found by selecting the
+    largest elements (one in a thousand at 0.999), without sorting all of them.
     """
     if not 0 <= p_hard < 1:
         raise ValueError(f"p_hard = {p_hard}: expected a number in [0, 1)")
@@ -91,8 +91,8 @@ def hard_feature_mask(
     position = p_hard * (values.size - 1)
     below = math.floor(position)
     largest, _ = jax.lax.top_k(values, values.size - below)
-    # Without a barrier XLA merges the slices below into the selection and on CPU no longer sees
-    # that it is one: it sorts all values, which takes 70 times as long.
+    # Without a barrier XLA merges the slices below into the selection and, on CPU, no longer
+    # recognizes it: it sorts all values, which takes 70 times as long.
     largest = jax.lax.optimization_barrier(largest)
     lower = largest[-1]
     upper = largest[-2] if largest.size > 1 else lower

@@ -1,4 +1,4 @@
-"""Trainings side by side, each on a device of its own, in one program for all of them."""
+"""Several trainings side by side: one per device, in one compiled program."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -13,24 +13,24 @@ from jaxtyping import Int, PyTree
 from efficientad_jax.config import LossConfig
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.training.losses import Losses
-from efficientad_jax.training.step import TrainData, TrainState, several_steps
+from efficientad_jax.training.step import TrainData, TrainState, scan_steps
 
 # A `jax.Device`, which a type checker takes for a variable.
 Device = Any
 
 _AXIS = "trainings"
-# Images are filled up to a multiple of so many: categories differ in their number, and a program
-# is compiled for one.
+# The number of images is padded to a multiple of this: categories have different numbers of images,
+# and a program is compiled for one number.
 _IMAGES = 128
 
 
 class Resident(NamedTuple):
-    """What one training keeps on its device, with a leading axis of 1: its share of `pmap`'s.
+    """The arrays that one training keeps on its device, with a leading axis of 1 for `pmap`.
 
     Attributes:
-      device: where it is.
-      teacher_params: of its normalised teacher.
-      data: its images, filled up with empty ones, which no step takes.
+      device: the device.
+      teacher_params: parameters of its normalized teacher.
+      data: its images, padded with empty images, which no step takes.
     """
 
     device: Device
@@ -39,19 +39,19 @@ class Resident(NamedTuple):
 
     @property
     def shapes(self) -> tuple[Any, ...]:
-        """What has to be the same for trainings to run in one program."""
+        """Structure, shapes and dtypes: trainings in one program must agree in them."""
         arrays = (self.teacher_params, self.data)
         return jax.tree.structure(arrays), *((x.shape, x.dtype) for x in jax.tree.leaves(arrays))
 
 
-class Steps(NamedTuple):
-    """What a training's next steps take.
+class StepInputs(NamedTuple):
+    """The inputs of the next steps of a training.
 
     Attributes:
-      state: given up to the result.
+      state: the state to start from; it is donated.
       images: which images each step takes.
-      pretraining_images: which pretraining images.
-      key: of the whole training.
+      pretraining_images: which pretraining images each step takes.
+      key: random key of the whole training.
     """
 
     state: TrainState
@@ -61,9 +61,9 @@ class Steps(NamedTuple):
 
 
 def resident_on(device: Device, teacher_params: PyTree, data: TrainData) -> Resident:
-    """Puts on a device what a training keeps there."""
-    filled = jax.tree.map(_filled_up, data)
-    arrays = jax.tree.map(lambda x: np.asarray(x)[None], (teacher_params, filled))
+    """Puts the arrays that a training keeps on its device there."""
+    padded = jax.tree.map(_padded, data)
+    arrays = jax.tree.map(lambda x: np.asarray(x)[None], (teacher_params, padded))
     return Resident(device, *jax.device_put(arrays, device))
 
 
@@ -71,25 +71,28 @@ def train_side_by_side(
     networks: Networks,
     objective: LossConfig,
     optimizer: optax.GradientTransformation,
+    *,
     residents: Sequence[Resident],
-    steps: Sequence[Steps],
+    inputs: Sequence[StepInputs],
 ) -> list[tuple[TrainState, Losses]]:
-    """`k` steps of each training in one dispatch, what `train_steps` would make of each alone.
+    """Makes `k` steps of each training in one dispatch; results are those of `train_steps`.
 
     Args:
-      networks: of all of them.
-      objective: of all of them.
-      optimizer: of all of them.
-      residents: of the same shapes, each on another device of this process.
-      steps: of each training, equally many.
+      networks: the modules, the same for all trainings.
+      objective: which losses are on, the same for all.
+      optimizer: the same for all.
+      residents: the arrays of each training: equal shapes, each on another device of this process.
+      inputs: the inputs of each training's steps, with equal numbers of steps.
 
     Returns:
-      The state after the steps, on its device, and their losses `[k]`, of each training.
+      For each training its state after the steps, on its device, and their losses `[k]`.
     """
     devices = tuple(resident.device for resident in residents)
     kept = [(resident.teacher_params, resident.data) for resident in residents]
-    own = zip(steps, devices, strict=True)
-    states = [_with_axis(jax.device_put(step.state, device)) for step, device in own]
+    states = [
+        _with_axis(jax.device_put(x.state, device))
+        for x, device in zip(inputs, devices, strict=True)
+    ]
     teacher_params, data = _together(devices, kept)
     ended, losses = _on(devices)(
         networks,
@@ -98,9 +101,9 @@ def train_side_by_side(
         teacher_params,
         data,
         _together(devices, states),
-        np.stack([s.images for s in steps]),
-        np.stack([s.pretraining_images for s in steps]),
-        np.stack([jax.random.key_data(s.key) for s in steps]),
+        np.stack([x.images for x in inputs]),
+        np.stack([x.pretraining_images for x in inputs]),
+        np.stack([jax.random.key_data(x.key) for x in inputs]),
     )
     return [_without_axis(_share((ended, losses), device)) for device in devices]
 
@@ -108,7 +111,7 @@ def train_side_by_side(
 @cache
 def _on(devices: tuple[Device, ...]) -> Callable[..., tuple[TrainState, Losses]]:
     return jax.pmap(
-        _steps_of_one,
+        _scan_steps_on_device,
         axis_name=_AXIS,
         static_broadcasted_argnums=(0, 1, 2),
         donate_argnums=(5,),
@@ -116,13 +119,32 @@ def _on(devices: tuple[Device, ...]) -> Callable[..., tuple[TrainState, Losses]]
     )
 
 
-def _steps_of_one(*arguments: Any) -> tuple[TrainState, Losses]:
-    """`several_steps`, whose key comes as numbers: arrays of keys cannot be put together."""
-    return several_steps(*arguments[:-1], key=jax.random.wrap_key_data(arguments[-1]))
+def _scan_steps_on_device(
+    networks: Networks,
+    objective: LossConfig,
+    optimizer: optax.GradientTransformation,
+    *arrays: Any,
+) -> tuple[TrainState, Losses]:
+    """`scan_steps` with positional arrays, as `pmap` donates only those.
+
+    The key comes as numbers, because arrays of keys cannot be put together.
+    """
+    teacher_params, data, state, indices, pretraining_indices, key_data = arrays
+    return scan_steps(
+        networks,
+        objective,
+        optimizer,
+        teacher_params=teacher_params,
+        data=data,
+        state=state,
+        indices=indices,
+        pretraining_indices=pretraining_indices,
+        key=jax.random.wrap_key_data(key_data),
+    )
 
 
 def _together(devices: tuple[Device, ...], shares: Sequence[PyTree]) -> PyTree:
-    """One array over all devices of the arrays that each of them has; nothing is moved."""
+    """Joins the arrays of the devices into one array over all of them; moves no data."""
     sharding = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec(_AXIS))
 
     def join(*arrays: jax.Array) -> jax.Array:
@@ -133,12 +155,12 @@ def _together(devices: tuple[Device, ...], shares: Sequence[PyTree]) -> PyTree:
 
 
 def _share(tree: PyTree, device: Device) -> PyTree:
-    """The part that lies on a device, with the leading axis."""
+    """The part of the arrays that is on a device, with the leading axis."""
 
-    def of(array: jax.Array) -> jax.Array:
+    def local_part(array: jax.Array) -> jax.Array:
         return next(s.data for s in array.addressable_shards if s.device == device)
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(local_part, tree)
 
 
 @jax.jit
@@ -151,6 +173,6 @@ def _without_axis(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], tree)
 
 
-def _filled_up(images: np.ndarray) -> np.ndarray:
+def _padded(images: np.ndarray) -> np.ndarray:
     missing = -len(images) % _IMAGES
     return np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])

@@ -1,7 +1,7 @@
 """Phase 2: student and autoencoder learn the normal images (paper, Algorithm 1).
 
-Everything here is a pure function of a state: the loops around it are in `training.loop`
-and, for many trainings at once, in `sweep`.
+Everything here is a pure function of a state. The loop for one training is in `training.loop`, the
+one for several at once in `sweep`.
 """
 
 from functools import partial
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 from efficientad_jax.config import LossConfig
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.training.augmentation import jitter, random_grayscale
 from efficientad_jax.training.losses import (
@@ -27,12 +28,12 @@ from efficientad_jax.training.losses import (
 
 
 class TrainState(NamedTuple):
-    """What training carries from step to step; all randomness follows from `step`.
+    """The state that a training step takes and returns; `step` determines all randomness.
 
     Attributes:
-      params: of 'student' and 'autoencoder'.
-      opt_state: of the optimiser, over both.
-      step: how many steps are done.
+      params: parameters of 'student' and 'autoencoder'.
+      opt_state: state of the optimizer, for both.
+      step: number of steps done.
     """
 
     params: dict[str, PyTree]
@@ -41,13 +42,13 @@ class TrainState(NamedTuple):
 
 
 class TrainData(NamedTuple):
-    """What stays on the device during training; until it is put there, NumPy arrays.
+    """The images of a training: NumPy arrays first, later arrays that stay on the device.
 
     Attributes:
-      images: training images at the network's size.
-      teacher_features: the normalised teacher's features of each of them, rounded to float16, or
+      images: training images at the network's size, RGB in 0..255.
+      teacher_features: the normalized teacher's features of each image, rounded to float16, or
         None to compute them in each step.
-      pretraining_images: for the penalty, None where it is off.
+      pretraining_images: images for the penalty, None if it is off.
     """
 
     images: UInt8[Array | np.ndarray, "n h w 3"]
@@ -67,9 +68,17 @@ def create_train_state(
     key: jax.Array,
     networks: Networks,
     optimizer: optax.GradientTransformation,
+    *,
     input_size: tuple[int, int],
 ) -> TrainState:
-    """Fresh parameters and optimiser."""
+    """Creates random parameters and a new optimizer state.
+
+    Args:
+      key: a random key.
+      networks: the modules.
+      optimizer: of the training.
+      input_size: height and width of the images in pixels.
+    """
     student_key, autoencoder_key = jax.random.split(key)
     image = jnp.zeros((1, *input_size, 3))
     params = {
@@ -79,99 +88,158 @@ def create_train_state(
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
+class _StudentFeatures(NamedTuple):
+    """The student's features of the images that a step shows it.
+
+    Attributes:
+      normal: first half of the channels, for the training images.
+      pretraining: first half, for the pretraining images; empty without the penalty.
+      augmented: second half, for the augmented training images; None without an autoencoder.
+    """
+
+    normal: Float[Array, "b oh ow c"]
+    pretraining: Float[Array, "_b oh ow c"]
+    augmented: Float[Array, "b oh ow c"] | None
+
+
 def compute_losses(
     networks: Networks,
     objective: LossConfig,
     teacher_params: PyTree,
+    *,
     params: dict[str, PyTree],
     batch: Batch,
     key: jax.Array,
 ) -> Losses:
-    """The losses of one step (Algorithm 1, lines 12-32).
+    """Computes the losses of one step (Algorithm 1, lines 12-32).
 
     Args:
-      networks: their modules.
-      objective: which losses count.
-      teacher_params: of the normalised teacher, see `normalize_teacher`.
-      params: of 'student' and 'autoencoder'.
-      batch: uint8 images of the step.
-      key: decides augmentation, grayscale and dropout.
+      networks: the modules.
+      objective: which losses are on.
+      teacher_params: parameters of the normalized teacher, see `normalize_teacher`.
+      params: parameters of 'student' and 'autoencoder'.
+      batch: the uint8 images of the step.
+      key: random key of augmentation, grayscale and dropout.
+
+    Raises:
+      ValueError: the penalty is on, but the batch has no pretraining images.
     """
     jitter_key, gray_key, dropout_key = jax.random.split(key, 3)
-    half = networks.teacher.out_channels
-    count = batch.images.shape[0]
     images = to_unit_range(batch.images)
-
-    for_student = [images]
-    if objective.penalty:
-        if batch.pretraining_images is None:
-            raise ValueError("the pretraining penalty is on, but there are no pretraining images")
-        pretraining = to_unit_range(batch.pretraining_images)
-        pretraining = random_grayscale(gray_key, pretraining, objective.grayscale_probability)
-        for_student.append(pretraining)
-    imitating = len(for_student) * count  # rows of which the student's first half is needed
-    augmented = [jitter(jitter_key, images)] if objective.autoencoder else []
-
-    # All layers but the last see every image at once; the last computes the half that is used.
-    student = partial(float32_features, networks.student, params["student"])
-    trunk = student(normalize_images(jnp.concatenate(for_student + augmented)), method="trunk")
-    first = student(trunk[:imitating], slice(0, half), method="last_layer")
-
-    teacher = partial(float32_features, networks.teacher, teacher_params)
-    if batch.teacher_features is None:
-        described = teacher(normalize_images(jnp.concatenate([images, *augmented])))
-        target = described[:count]
-    else:
-        described = teacher(normalize_images(augmented[0])) if augmented else None
-        target = batch.teacher_features.astype(jnp.float32)
-
+    pretraining = _pretraining_images(batch, objective, gray_key)
+    augmented = jitter(jitter_key, images) if objective.autoencoder else None
+    student = _student_features(
+        networks.student, params["student"], images, pretraining=pretraining, augmented=augmented
+    )
+    target, augmented_target = _teacher_features(
+        networks.teacher, teacher_params, images, augmented=augmented, cached=batch.teacher_features
+    )
     zero = jnp.zeros(())
-    hard = student_teacher_loss(target, first[:count], objective.p_hard)
-    penalty = pretraining_penalty(first[count:]) if objective.penalty else zero
-    if not augmented or described is None:
+    hard = student_teacher_loss(target, student.normal, objective.p_hard)
+    penalty = pretraining_penalty(student.pretraining) if objective.penalty else zero
+    if augmented is None or augmented_target is None or student.augmented is None:
         return Losses(hard, penalty, zero, zero)
-
-    second = student(trunk[imitating:], slice(half, None), method="last_layer")
     predicted = float32_features(
         networks.autoencoder,
         params["autoencoder"],
-        normalize_images(augmented[0]),
+        normalize_images(augmented),
         deterministic=False,
         rngs={"dropout": dropout_key},
     )
     return Losses(
         hard,
         penalty,
-        mean_squared_difference(described[-count:], predicted),
-        mean_squared_difference(predicted, second),
+        mean_squared_difference(augmented_target, predicted),
+        mean_squared_difference(predicted, student.augmented),
     )
+
+
+def _pretraining_images(
+    batch: Batch, objective: LossConfig, key: jax.Array
+) -> Float[Array, "b h w 3"] | None:
+    """The pretraining images, some of them gray (Algorithm 1, lines 18-19); None if not needed."""
+    if not objective.penalty:
+        return None
+    if batch.pretraining_images is None:
+        raise ValueError("the pretraining penalty is on, but there are no pretraining images")
+    images = to_unit_range(batch.pretraining_images)
+    return random_grayscale(key, images, objective.grayscale_probability)
+
+
+def _student_features(
+    network: PatchDescriptionNetwork,
+    params: PyTree,
+    images: Float[Array, "b h w 3"],
+    *,
+    pretraining: Float[Array, "b h w 3"] | None,
+    augmented: Float[Array, "b h w 3"] | None,
+) -> _StudentFeatures:
+    """Applies the student to all images in one pass.
+
+    All layers but the last see every image at once; the last computes only the half of the channels
+    that is used.
+    """
+    given = [x for x in (images, pretraining, augmented) if x is not None]
+    student = partial(float32_features, network, params)
+    trunk = student(normalize_images(jnp.concatenate(given)), method="trunk")
+    half = network.out_channels // 2
+    count = len(images)
+    end = count if pretraining is None else count + len(pretraining)
+    first = student(trunk[:end], slice(0, half), method="last_layer")
+    second = None
+    if augmented is not None:
+        second = student(trunk[end:], slice(half, None), method="last_layer")
+    return _StudentFeatures(first[:count], first[count:], second)
+
+
+def _teacher_features(
+    network: PatchDescriptionNetwork,
+    params: PyTree,
+    images: Float[Array, "b h w 3"],
+    *,
+    augmented: Float[Array, "b h w 3"] | None,
+    cached: Float16[Array, "b oh ow c"] | None,
+) -> tuple[Float[Array, "b oh ow c"], Float[Array, "b oh ow c"] | None]:
+    """The teacher's features of the images, cached or not, and of the augmented images, if any."""
+    teacher = partial(float32_features, network, params)
+    if cached is not None:
+        features = None if augmented is None else teacher(normalize_images(augmented))
+        return cached.astype(jnp.float32), features
+    if augmented is None:
+        return teacher(normalize_images(images)), None
+    features = teacher(normalize_images(jnp.concatenate([images, augmented])))
+    return features[: len(images)], features[len(images) :]
 
 
 def train_step(
     networks: Networks,
     objective: LossConfig,
     optimizer: optax.GradientTransformation,
+    *,
     teacher_params: PyTree,
     state: TrainState,
     batch: Batch,
     key: jax.Array,
 ) -> tuple[TrainState, Losses]:
-    """One step of Algorithm 1: losses, gradients, optimiser (lines 12-34)."""
+    """One step of Algorithm 1: losses, gradients, optimizer (lines 12-34)."""
 
-    def objective_of(params: dict[str, PyTree]) -> tuple[Float[Array, ""], Losses]:
-        losses = compute_losses(networks, objective, teacher_params, params, batch, key)
+    def total_loss(params: dict[str, PyTree]) -> tuple[Float[Array, ""], Losses]:
+        losses = compute_losses(
+            networks, objective, teacher_params, params=params, batch=batch, key=key
+        )
         return losses.total, losses
 
-    gradients, losses = jax.grad(objective_of, has_aux=True)(state.params)
+    gradients, losses = jax.grad(total_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     return TrainState(params, opt_state, state.step + 1), losses
 
 
-def several_steps(
+def scan_steps(
     networks: Networks,
     objective: LossConfig,
     optimizer: optax.GradientTransformation,
+    *,
     teacher_params: PyTree,
     data: TrainData,
     state: TrainState,
@@ -179,41 +247,50 @@ def several_steps(
     pretraining_indices: Int[Array, "k b"],
     key: jax.Array,
 ) -> tuple[TrainState, Losses]:
-    """`k` steps, which `train_steps` makes in one dispatch.
+    """Makes `k` steps one after another; `train_steps` is the compiled version.
 
     Args:
-      networks: their modules.
-      objective: which losses count.
-      optimizer: as made the state.
-      teacher_params: of the normalised teacher.
-      data: resident images.
-      state: given up to the result.
+      networks: the modules.
+      objective: which losses are on.
+      optimizer: the one that made the state.
+      teacher_params: parameters of the normalized teacher.
+      data: the images, on the device.
+      state: the state to start from; `train_steps` donates it.
       indices: which images each step takes.
-      pretraining_indices: which pretraining images; not read where the penalty is off.
-      key: of the whole training; each step folds its number in.
+      pretraining_indices: which pretraining images each step takes; not read if the penalty is off.
+      key: random key of the whole training; each step folds its number in.
 
     Returns:
-      The state after `k` steps, and the losses of each.
+      The state after `k` steps, and the losses of each step.
     """
     _, height, width, _ = data.images.shape
     teacher_params = with_transformed_kernels(networks.teacher, teacher_params, (height, width))
 
-    def step(state: TrainState, chosen: tuple[Array, Array]) -> tuple[TrainState, Losses]:
-        normal, pretraining = chosen
-        features, others = data.teacher_features, data.pretraining_images
+    def step(state: TrainState, rows: tuple[Array, Array]) -> tuple[TrainState, Losses]:
+        images, pretraining = rows
+        features, pretraining_images = data.teacher_features, data.pretraining_images
         batch = Batch(
-            data.images[normal],
-            None if features is None else features[normal],
-            others[pretraining] if objective.penalty and others is not None else None,
+            data.images[images],
+            None if features is None else features[images],
+            pretraining_images[pretraining]
+            if objective.penalty and pretraining_images is not None
+            else None,
         )
-        step_key = jax.random.fold_in(key, state.step)
-        return train_step(networks, objective, optimizer, teacher_params, state, batch, step_key)
+        return train_step(
+            networks,
+            objective,
+            optimizer,
+            teacher_params=teacher_params,
+            state=state,
+            batch=batch,
+            key=jax.random.fold_in(key, state.step),
+        )
 
     return jax.lax.scan(step, state, (indices, pretraining_indices))
 
 
 train_steps = jax.jit(
-    several_steps,
+    scan_steps,
     static_argnames=("networks", "objective", "optimizer"),
     donate_argnames=("state",),
 )

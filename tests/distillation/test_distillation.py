@@ -42,7 +42,8 @@ SMALL = {
     "pool_views": 3,
     "new_views_per_round": 1,
 }
-# As in Algorithm 3, but for sizes and numbers: whole photographs, each once, described in the step.
+# As in Algorithm 3 except for sizes and numbers: whole photographs, each once, whose features are
+# computed in the step.
 FRESH = {
     "pool_views": 0,
     "crop": 256,
@@ -86,12 +87,12 @@ def start(photographs, workdir, *flags, devices=1, **config):
 
 
 def finish(*processes):
-    said = []
+    outputs = []
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-        said.append(errors)
-    return said
+        outputs.append(errors)
+    return outputs
 
 
 def teacher(workdir):
@@ -127,15 +128,15 @@ def start_two_processes(photographs, workdir, **config):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    of_two = [f"--coordinator={address}", "--processes=2"]
-    return [start(photographs, workdir, *of_two, f"--process={i}", **config) for i in range(2)]
+    flags = [f"--coordinator={address}", "--processes=2"]
+    return [start(photographs, workdir, *flags, f"--process={i}", **config) for i in range(2)]
 
 
 def assert_nearly_the_same(workdir, reference):
     ours, theirs = teacher(workdir), teacher(reference)
     leaves = zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True)
     differences = np.concatenate([np.abs(a - b).ravel() for a, b in leaves])
-    # Adam turns rounding into whole steps of 1e-3 where a gradient is all but zero.
+    # Where a gradient is almost zero, Adam turns rounding errors into whole steps of 1e-3.
     assert np.mean(differences < 1e-4) > 0.995
     losses = ours.record["held_out_loss"], theirs.record["held_out_loss"]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -158,23 +159,29 @@ def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_pa
     finish(start(photographs, tmp_path / "undisturbed"))
     killed = tmp_path / "killed"
     kill_after_step(start(photographs, killed), killed, 2)
+    labels = np.load(killed / "pool" / "labels.npy")
+    assert set(labels[:, 0]) <= {-1, 1, 2, 3, 4, 5}
     finish(start(photographs, killed))
+    assert not (killed / "pool").exists()
+    assert not (tmp_path / "undisturbed" / "pool").exists()
     schedule = warmup_cosine(1e-3, SMALL["steps"], SMALL["warmup_steps"])
     assert_the_same_bit_for_bit(killed, tmp_path / "undisturbed", schedule, SMALL["steps"])
 
 
 @pytest.mark.slow
 def test_whole_photographs_likewise(photographs, tmp_path):
-    single = tmp_path / "single"
-    said = finish(start(photographs, single, **FRESH))
-    assert re.search(r"alone makes [0-9.]+ images/s, the steps alone see [0-9.]+; waited", said[0])
+    single = tmp_path / "alone"
+    outputs = finish(start(photographs, single, **FRESH))
+    assert re.search(
+        r"alone makes [0-9.]+ images/s, the steps alone see [0-9.]+; waited", outputs[0]
+    )
     together = tmp_path / "together"
     finish(*start_two_processes(photographs, together, **FRESH))
     assert "2 x" in teacher(together).record["device"]
     assert_nearly_the_same(together, single)
     killed = tmp_path / "killed"
     kill_after_step(start(photographs, killed, **FRESH), killed, 1)
-    # Bit for bit, although another process makes the views from here on.
+    # Bit for bit, although another process makes the views from now on.
     finish(start(photographs, killed, **FRESH, worker_count=1))
     assert_the_same_bit_for_bit(killed, single, 1e-3, FRESH["steps"])
     card = teacher(single).record
@@ -224,21 +231,21 @@ def test_a_process_that_is_not_one_of_them_is_refused(photographs, tmp_path):
     assert errors.splitlines()[-1].startswith("error: --process=2")
 
 
-def test_shares_of_a_batch_are_its_crops_with_their_targets():
-    # Each target holds its own position, each pixel of the image the target above it.
-    rows, columns = np.mgrid[:64, :64].astype(np.uint8)
-    targets = np.stack([rows, columns], -1)
-    image = np.dstack([targets, np.zeros_like(rows)]).repeat(4, 0).repeat(4, 1)
+def test_rows_of_a_batch_are_its_crops_with_their_targets():
+    # Each target holds its position, and each pixel of the image the target at its position.
+    ys, xs = np.mgrid[:64, :64].astype(np.uint8)
+    targets = np.stack([ys, xs], -1)
+    image = np.dstack([targets, np.zeros_like(ys)]).repeat(4, 0).repeat(4, 1)
     pool = ViewPool(np.stack([image] * 2), np.stack([targets] * 2).astype(np.float16))
-    images, wanted = random_crops(pool, np.random.default_rng(1), 6, 48)
+    images, expected = random_crops(pool, np.random.default_rng(1), 6, crop=48)
     assert images.shape == (6, 48, 48, 3)
-    assert wanted.shape == (6, *output_size(48, 48), 2)
+    assert expected.shape == (6, *output_size(48, 48), 2)
     # The first output sees pixels 0 to 32: its center lies in the target 4 from the corner.
-    np.testing.assert_array_equal(images[:, 16:-16:4, 16:-16:4, :2], wanted)
-    for share in (slice(0, 2), slice(2, 6)):
-        part = random_crops(pool, np.random.default_rng(1), 6, 48, share)
-        np.testing.assert_array_equal(part[0], images[share])
-        np.testing.assert_array_equal(part[1], wanted[share])
+    np.testing.assert_array_equal(images[:, 16:-16:4, 16:-16:4, :2], expected)
+    for rows in (slice(0, 2), slice(2, 6)):
+        part = random_crops(pool, np.random.default_rng(1), 6, crop=48, rows=rows)
+        np.testing.assert_array_equal(part[0], images[rows])
+        np.testing.assert_array_equal(part[1], expected[rows])
 
 
 @pytest.mark.parametrize(

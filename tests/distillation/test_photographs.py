@@ -1,4 +1,4 @@
-"""Photographs of a folder and of tensorflow-datasets, and the views made of them."""
+"""Photographs of a folder and of tensorflow-datasets, and the views made from them."""
 
 import pickle
 from typing import ClassVar
@@ -17,17 +17,17 @@ RECIPE = ViewRecipe((0, 1), 0.25, 0.5, 0.5, 64)
 
 @pytest.fixture
 def folder(tmp_path):
-    made = tmp_path / "photographs"
-    made.mkdir()
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
     rng = np.random.default_rng(0)
     for i in range(5):
         pixels = rng.integers(0, 256, (30 + i, 40, 3), np.uint8)
-        Image.fromarray(pixels).save(made / f"{i}.png")
-    return made
+        Image.fromarray(pixels).save(photographs / f"{i}.png")
+    return photographs
 
 
 class TinyPhotographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A dataset with an image and more; registered under this name while a test runs."""
+    """A dataset with an image and another feature; registered only while a test runs."""
 
     name = "tiny_photographs"
     VERSION = tfds.core.Version("1.0.0")
@@ -62,20 +62,20 @@ def test_a_dataset_is_prepared_and_read_without_tensorflow(registered, folder, t
     assert photographs.license == "CC0"
     prepared = tmp_path / "tfds/tiny_photographs/1.0.0"
     assert list(prepared.glob("*.array_record*"))
-    # Another process reads what was prepared, also under a name that is not registered there.
+    # Another process can read the prepared dataset, even if its name is not registered there.
     photographs = pickle.loads(pickle.dumps(photographs))
-    found = [read_photograph(photographs, i) for i in range(len(photographs.records))]
+    images = [read_photograph(photographs, i) for i in range(len(photographs.records))]
     files = open_photographs(str(folder))
     assert files.license == ""
-    wanted = [read_photograph(files, i) for i in range(5)]
-    # tensorflow-datasets writes examples in an order of its own.
-    for image in found:
-        assert sum(np.array_equal(image, other) for other in wanted) == 1
-    assert len(found) == 5
+    expected = [read_photograph(files, i) for i in range(5)]
+    # tensorflow-datasets writes examples in another order.
+    for image in images:
+        assert sum(np.array_equal(image, other) for other in expected) == 1
+    assert len(images) == 5
 
 
 @pytest.mark.slow
-def test_what_is_prepared_can_be_read_without_the_builder(registered, tmp_path, monkeypatch):
+def test_a_prepared_dataset_can_be_read_without_its_builder(registered, tmp_path, monkeypatch):
     data_dir = str(tmp_path / "tfds")
     open_photographs("tfds:tiny_photographs", data_dir)
     monkeypatch.delitem(tfds.core.registered._DATASET_REGISTRY, TinyPhotographs.name)
@@ -100,18 +100,19 @@ def test_datasets_that_cannot_be_used_are_named_in_one_line(registered, tmp_path
         open_photographs(str(tmp_path / "none"))
 
 
-def made(photographs, numbers, workers, order=(3, 0, 4, 1)):
-    return list(view_batches(photographs, np.array(order), RECIPE, np.array(numbers), workers))
+def make_views(photographs, ids, workers, order=(3, 0, 4, 1)):
+    ids = np.array(ids)
+    return list(view_batches(photographs, np.array(order), RECIPE, ids=ids, workers=workers))
 
 
-def test_views_are_the_same_whatever_makes_them(folder):
+def test_views_do_not_depend_on_what_makes_them(folder):
     photographs = open_photographs(str(folder))
-    numbers = np.arange(12).reshape(4, 3)
-    by_threads = made(photographs, numbers, 0)
-    by_processes = made(photographs, numbers, 2)
-    one_by_one = made(photographs, numbers.reshape(12, 1), 0)
-    late = made(photographs, numbers[2:], 0)
-    assert [batch.numbers.tolist() for batch in by_threads] == numbers.tolist()
+    ids = np.arange(12).reshape(4, 3)
+    by_threads = make_views(photographs, ids, 0)
+    by_processes = make_views(photographs, ids, 2)
+    one_by_one = make_views(photographs, ids.reshape(12, 1), 0)
+    late = make_views(photographs, ids[2:], 0)
+    assert [batch.ids.tolist() for batch in by_threads] == ids.tolist()
     assert by_threads[0].large.shape == (3, 64, 64, 3)
     assert by_threads[0].small.shape == (3, 256, 256, 3)
     for name in ("large", "small"):
@@ -119,36 +120,36 @@ def test_views_are_the_same_whatever_makes_them(folder):
         for other, first in ((by_processes, 0), (one_by_one, 0), (late, 6)):
             same = np.concatenate([getattr(batch, name) for batch in other])
             np.testing.assert_array_equal(same, views[first:])
-    # Four photographs are seen in turn, each time as another view.
+    # Four photographs are seen in turn, as another view each time.
     assert not np.array_equal(by_threads[0].large[0], by_threads[1].large[1])
 
 
 def test_a_whole_view_is_the_photograph_resized(folder):
     photographs = open_photographs(str(folder))
     whole = RECIPE._replace(smallest_area=1.0, smallest_contrast=1.0, grayscale_probability=0.0)
-    (batch,) = view_batches(photographs, np.arange(5), whole, np.array([[2, 4]]), 0)
+    (batch,) = view_batches(photographs, np.arange(5), whole, ids=np.array([[2, 4]]), workers=0)
     for i, view in zip((2, 4), batch.small, strict=True):
         image = Image.fromarray(read_photograph(photographs, i))
         resized = np.asarray(image.resize((256, 256), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(view, resized)
     gray = whole._replace(grayscale_probability=1.0)
-    (batch,) = view_batches(photographs, np.arange(5), gray, np.array([[0]]), 0)
+    (batch,) = view_batches(photographs, np.arange(5), gray, ids=np.array([[0]]), workers=0)
     assert np.ptp(batch.small.astype(int), axis=-1).max() == 0
 
 
 def test_the_contrast_of_views_is_scaled_within_the_range_of_brightness(folder):
     photographs = open_photographs(str(folder))
     whole = RECIPE._replace(smallest_area=1.0, smallest_contrast=1.0, grayscale_probability=0.0)
-    numbers = np.arange(60)[None]
-    (plain,) = view_batches(photographs, np.arange(5), whole, numbers, 0)
+    ids = np.arange(60)[None]
+    (plain,) = view_batches(photographs, np.arange(5), whole, ids=ids, workers=0)
     (scaled,) = view_batches(
-        photographs, np.arange(5), whole._replace(smallest_contrast=0.1), numbers, 0
+        photographs, np.arange(5), whole._replace(smallest_contrast=0.1), ids=ids, workers=0
     )
     for name in ("small", "large"):
         kept, darkest = [], []
         for before, after in zip(getattr(plain, name), getattr(scaled, name), strict=True):
             slope, offset = np.polyfit(before.ravel().astype(float), after.ravel(), 1)
-            # Each of the two resizings rounds twice, and the scaling once.
+            # Each of the two resizings rounds twice, and the scaling rounds once.
             assert np.abs(slope * before.astype(float) + offset - after).max() < 2.5
             kept.append(slope)
             darkest.append(offset)
@@ -166,4 +167,4 @@ def test_a_photograph_that_cannot_be_read_is_named(folder):
     photographs = open_photographs(str(folder))
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"3\.png: not an image"):
-            made(photographs, [[0, 1]], workers)
+            make_views(photographs, [[0, 1]], workers)

@@ -1,4 +1,4 @@
-"""Views of a photograph: turned and blended alike for the backbone and for the PDN."""
+"""Views of a photograph are turned and blended in the same way for backbone and PDN."""
 
 import numpy as np
 import pytest
@@ -22,19 +22,21 @@ def photograph():
 
 
 def views_of(photograph, recipe, count=40, other=None):
-    return [random_view(photograph, np.random.default_rng(i), recipe, other) for i in range(count)]
+    return [
+        random_view(photograph, np.random.default_rng(i), recipe, other=other) for i in range(count)
+    ]
 
 
 def test_turned_views_are_the_four_quarter_turns(photograph):
     upright = random_view(photograph, np.random.default_rng(0), WHOLE)
     turns = [tuple(np.rot90(view, k) for view in upright) for k in range(4)]
-    found = set()
+    seen = set()
     for large, small in views_of(photograph, WHOLE._replace(turns=True)):
         same = [k for k in range(4) if (turns[k][1] == small).all()]
         # The backbone sees what the PDN sees.
         assert [k for k in range(4) if (turns[k][0] == large).all()] == same
-        found.update(same)
-    assert found == {0, 1, 2, 3}
+        seen.update(same)
+    assert seen == {0, 1, 2, 3}
 
 
 def test_a_blend_lies_between_its_two_photographs(photograph):
@@ -55,10 +57,10 @@ def test_a_blend_lies_between_its_two_photographs(photograph):
     assert max(weights) > 0.8
 
 
-def test_without_them_a_view_is_what_it_was(photograph):
-    """The random draws of recipes of older versions are not disturbed."""
+def test_views_without_turns_and_blends_stay_the_same(photograph):
+    """Recipes of older versions make the same random draws."""
     recipe = WHOLE._replace(smallest_area=0.25, smallest_contrast=0.1, grayscale_probability=0.3)
     large, small = random_view(photograph, np.random.default_rng(3), recipe)
     assert (large.shape, small.shape) == ((512, 512, 3), (256, 256, 3))
-    # By the code of 0.1.0, with Pillow 13.
+    # Measured with the code of 0.1.0 and Pillow 13.
     np.testing.assert_allclose(small.mean((0, 1)), [71.557, 68.721, 78.143], atol=1.0)

@@ -1,4 +1,4 @@
-"""Stopping, resuming, and refusing: the loop of phase 2."""
+"""Stopping, resuming, and errors: the loop of phase 2."""
 
 import contextlib
 import json
@@ -20,8 +20,9 @@ from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.tensorboard import scalar_log
 from efficientad_jax.runs.workdir import claim_workdir
 from efficientad_jax.training import loop as training_loop
-from efficientad_jax.training import session as training_run
+from efficientad_jax.training import session as training_session
 from efficientad_jax.training.losses import Losses
+from efficientad_jax.training.session import image_indices
 from efficientad_jax.training.step import TrainData
 from tests.helpers.detectors import random_params
 
@@ -43,19 +44,21 @@ def data():
 
 def run(workdir, **train):
     teacher = random_params(NETWORKS.teacher, SIZE)
-    return training_loop.run_training(config(**train), NETWORKS, teacher, data(), workdir)
+    return training_loop.run_training(
+        config(**train), NETWORKS, teacher, data=data(), workdir=workdir
+    )
 
 
 @pytest.fixture
 def written(monkeypatch):
-    """Records of what runs write for TensorBoard: steps and values by name."""
+    """The steps and values that runs write for TensorBoard."""
     written = []
 
     @contextlib.contextmanager
     def note(folder):
         yield lambda values, step: written.append((step, values))
 
-    monkeypatch.setattr(training_run, "scalar_log", note)
+    monkeypatch.setattr(training_session, "scalar_log", note)
     return written
 
 
@@ -68,13 +71,18 @@ def same(a, b):
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     undisturbed = run(tmp_path / "a")
     assert int(undisturbed.step) == 4
-    students = dict(training_loop.saved_students(tmp_path / "a", config(), NETWORKS, SIZE))
+    students = dict(
+        training_loop.saved_students(tmp_path / "a", config(), NETWORKS, input_size=SIZE)
+    )
     assert list(students) == [2, 4]
     final = jax.tree.leaves(undisturbed.params["student"])
     for saved, is_final in ((students[2], False), (students[4], True)):
         pairs = zip(jax.tree.leaves(saved), final, strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs) is is_final
-    assert dict(training_loop.saved_students(tmp_path / "no", config(), NETWORKS, SIZE)) == {}
+    assert (
+        dict(training_loop.saved_students(tmp_path / "no", config(), NETWORKS, input_size=SIZE))
+        == {}
+    )
 
     written = []
 
@@ -87,7 +95,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
 
         yield write
 
-    monkeypatch.setattr(training_run, "scalar_log", send_a_signal)
+    monkeypatch.setattr(training_session, "scalar_log", send_a_signal)
     with pytest.raises(StoppedError, match="SIGTERM after step 1;") as stopped:
         run(tmp_path / "b")
     assert stopped.value.signal == signal.SIGTERM
@@ -104,7 +112,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(tmp_path):
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     """Losses are those of the parameters before a step: they can be finite once more."""
 
-    def overflow(networks, objective, optimizer, teacher, data, state, *rest):
+    def overflow(networks, objective, optimizer, *, state, **rest):
         broken = jax.tree.map(lambda x: x * np.float32(np.inf), state.params)
         return state._replace(params=broken, step=state.step + 1), Losses(*jnp.ones((4, 1)))
 
@@ -140,10 +148,10 @@ def test_tensorboard_files_hold_what_was_written(tmp_path):
 
 
 def test_every_image_is_seen_once_before_any_is_seen_again():
-    chosen = training_run._chosen(5, 0, 0, 0, 10, 1)[:, 0]
-    assert sorted(chosen[:5]) == sorted(chosen[5:]) == [0, 1, 2, 3, 4]
-    late = training_run._chosen(5, 0, 0, 7, 3, 1)[:, 0]
-    assert late.tolist() == chosen[7:].tolist()
+    indices = image_indices(5, 1, range(10), seed=0, stream=0)[:, 0]
+    assert sorted(indices[:5]) == sorted(indices[5:]) == [0, 1, 2, 3, 4]
+    late = image_indices(5, 1, range(7, 10), seed=0, stream=0)[:, 0]
+    assert late.tolist() == indices[7:].tolist()
 
 
 def test_a_second_ctrl_c_interrupts():

@@ -1,6 +1,4 @@
-"""One whole step of Algorithm 1 against PyTorch, and what a step can leave out."""
-
-from functools import partial
+"""One whole step of Algorithm 1 against PyTorch, and the losses that can be switched off."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +54,7 @@ def normalized(images):
 
 
 def torch_losses(teacher, student, ae, images, augmented, pretraining):
-    """Algorithm 1, lines 12-32, with the random changes already made."""
+    """Algorithm 1, lines 12-32, for images that are already augmented."""
     target = torch_pdn(teacher, normalized(images), "small", False).detach()
     difference = (
         target - torch_pdn(student, normalized(images), "small", False)[:, :CHANNELS]
@@ -91,7 +89,9 @@ def test_losses_gradients_and_update_are_pytorchs(monkeypatch):
     params, batch = student_params(), Batch(images, None, others)
 
     def total(params):
-        losses = compute_losses(NETWORKS, OBJECTIVE, teacher_params(), params, batch, key)
+        losses = compute_losses(
+            NETWORKS, OBJECTIVE, teacher_params(), params=params, batch=batch, key=key
+        )
         return losses.total, losses
 
     gradients, losses = jax.jit(jax.grad(total, has_aux=True))(params)
@@ -134,16 +134,21 @@ def test_losses_gradients_and_update_are_pytorchs(monkeypatch):
 def test_each_loss_can_be_switched_off(objective, zero):
     batch = Batch(noise(2, 0), None, noise(2, 1))
     losses = compute_losses(
-        NETWORKS, objective, teacher_params(), student_params(), batch, jax.random.key(0)
+        NETWORKS,
+        objective,
+        teacher_params(),
+        params=student_params(),
+        batch=batch,
+        key=jax.random.key(0),
     )
     assert {name for name, loss in losses._asdict().items() if loss == 0} == zero
 
 
 def test_plain_mean_in_place_of_mining():
-    batch = Batch(noise(1, 0), None, None)
-    arguments = (teacher_params(), student_params(), batch, jax.random.key(0))
+    batch = Batch(uint8_images(1, 0), None, None)
+    inputs = {"params": student_params(), "batch": batch, "key": jax.random.key(0)}
     off = LossConfig(p_hard=0.0, penalty=False, autoencoder=False)
-    plain = compute_losses(NETWORKS, off, *arguments).hard
+    plain = compute_losses(NETWORKS, off, teacher_params(), **inputs).hard
     x = (batch.images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
     teacher = NETWORKS.teacher.apply(teacher_params(), x)
     student = NETWORKS.student.apply(student_params()["student"], x)[..., :CHANNELS]
@@ -154,34 +159,50 @@ def test_penalty_without_photographs_is_refused():
     batch = Batch(noise(1, 0), None, None)
     with pytest.raises(ValueError, match="pretraining images"):
         compute_losses(
-            NETWORKS, OBJECTIVE, teacher_params(), student_params(), batch, jax.random.key(0)
+            NETWORKS,
+            OBJECTIVE,
+            teacher_params(),
+            params=student_params(),
+            batch=batch,
+            key=jax.random.key(0),
         )
 
 
-def test_many_steps_a_dispatch_and_cached_features_change_nothing():
+def test_many_steps_per_dispatch_and_cached_features_change_nothing():
     networks = create_networks("small", CHANNELS, SIZE, convolution="native")
     optimizer = adam_with_l2(1e-4, 1e-5)
     images = noise(3, 0)
     x = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
     features = jax.jit(networks.teacher.apply)(teacher_params(), x).astype(jnp.float16)
     objective = LossConfig(penalty=False, autoencoder=False)
-    step = partial(train_steps, networks, objective, optimizer, teacher_params())
-    chosen, none = np.array([[2], [1]], np.int32), np.zeros((2, 1), np.int32)
-    key = jax.random.key(1)
+    indices = np.array([[2], [1]], np.int32)
     params = student_params()
 
     def fresh():
         copied = jax.tree.map(jnp.array, params)
         return TrainState(copied, optimizer.init(copied), jnp.zeros((), jnp.int32))
 
+    def steps(data, state, indices):
+        return train_steps(
+            networks,
+            objective,
+            optimizer,
+            teacher_params=teacher_params(),
+            data=data,
+            state=state,
+            indices=indices,
+            pretraining_indices=np.zeros_like(indices),
+            key=jax.random.key(1),
+        )
+
     data = TrainData(images, None, None)
-    together, losses = step(data, fresh(), chosen, none, key)
+    together, losses = steps(data, fresh(), indices)
     state = fresh()
     for i in range(2):
-        state, _ = step(data, state, chosen[i : i + 1], none[i : i + 1], key)
+        state, _ = steps(data, state, indices[i : i + 1])
     assert int(together.step) == int(state.step) == 2
     for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    _, from_cache = step(TrainData(images, features, None), fresh(), chosen, none, key)
+    _, from_cache = steps(TrainData(images, features, None), fresh(), indices)
     np.testing.assert_allclose(from_cache.hard, losses.hard, rtol=2e-3)
     assert not np.array_equal(from_cache.hard, losses.hard)

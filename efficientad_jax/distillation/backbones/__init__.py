@@ -1,7 +1,7 @@
 """The backbones that a teacher learns from, as functions from images to patch features.
 
-A backbone is one pretrained network or several, written `lite2@256+resnet18@512`: each sees the
-same view at its own size, and their patch features are concatenated.
+A backbone is one or more pretrained networks, written `lite2@256+resnet18@512`: each network sees
+the same view at its own size, and their patch features are concatenated.
 """
 
 import hashlib
@@ -22,28 +22,29 @@ from efficientad_jax.networks.resize import resize_bilinear
 
 BACKBONES = (*get_args(efficientnet_lite.Variant), *resnet.ARCHITECTURES)
 
-Describe = Callable[[PyTree, UInt8[Array, "n s s 3"]], Float[Array, "n t t c"]]
+# From parameters and images to patch features; a pure function.
+FeatureFunction = Callable[[PyTree, UInt8[Array, "n s s 3"]], Float[Array, "n t t c"]]
 
 
 class Backbone(NamedTuple):
-    """One or several pretrained networks.
+    """One or more pretrained networks.
 
     Attributes:
-      describe: from parameters and images to patch features; a pure function. The features of
-        several networks follow one another in the last axis.
+      compute_features: from parameters and images to patch features; a pure function. The features
+        of several networks are concatenated in the last axis.
       params: the parameters.
-      channels: how many features a patch has.
-      record: what it is, where its weights are from and under which license.
+      channels: number of features of a patch.
+      record: name, source and license of the weights.
     """
 
-    describe: Describe
+    compute_features: FeatureFunction
     params: PyTree
     channels: int
     record: dict[str, Any]
 
 
 class _Network(NamedTuple):
-    """A pretrained network: its module, what it does to images first, weights, record."""
+    """A pretrained network: its module, the preprocessing of images, its weights, its record."""
 
     module: nn.Module
     preprocess: Callable[[Any], Any]
@@ -51,21 +52,21 @@ class _Network(NamedTuple):
     record: dict[str, str]
 
 
-def load_backbone(name: str, weights: str, channels: int, size: int) -> Backbone:
-    """Loads the networks of a backbone, whose patch features are `size x size` a view.
+def load_backbone(name: str, weights: str, channels: int, *, size: int) -> Backbone:
+    """Loads the networks of a backbone, which gives `size x size` patch features per view.
 
     Args:
       name: one or more names of `BACKBONES`, joined by `+`; a name may be followed by `@` and the
         height and width at which the network sees a view, in pixels, a multiple of 16. Without it
-        a network sees the view as it is given.
-      weights: file of torchvision for the one ResNet that is not packaged; '' where there is
-        none. EfficientNet-Lite's weights are those of an installed package, those of `resnet18`
-        are in this one.
-      channels: features per patch and network.
-      size: patches per side, whatever the size of the images.
+        the network sees the view at the size that is passed.
+      weights: torchvision's file for a ResNet that is not in this package, of which a backbone can
+        have one; otherwise ''. The weights of EfficientNet-Lite come from an installed package,
+        those of `resnet18` from this package.
+      channels: number of features of a patch, per network.
+      size: number of patches per side, for any size of the images.
 
     Raises:
-      InputError: no such backbone, or its weights are missing or of another network.
+      InputError: there is no such backbone, or its weights are missing or of another network.
     """
     parts = [_parse(part, name) for part in name.split("+")]
     takes_file = [network for network, _ in parts if _takes_file(network, weights)]
@@ -75,19 +76,19 @@ def load_backbone(name: str, weights: str, channels: int, size: int) -> Backbone
             f"{len(takes_file)} of whose networks take a file"
         )
     networks = [_load(network, weights) for network, _ in parts]
-    describe = partial(
-        _describe_all,
-        tuple((n.module, n.preprocess) for n in networks),
-        tuple(side for _, side in parts),
-        channels,
-        size,
+    compute_features = partial(
+        _concatenated_features,
+        networks=tuple((n.module, n.preprocess) for n in networks),
+        sides=tuple(side for _, side in parts),
+        channels=channels,
+        size=size,
     )
     records = [
         network.record | ({} if side is None else {"input": f"{side}x{side}"})
         for network, (_, side) in zip(networks, parts, strict=True)
     ]
     return Backbone(
-        describe,
+        compute_features,
         tuple(n.params for n in networks),
         channels * len(networks),
         records[0] if len(records) == 1 else {"networks": records},
@@ -95,7 +96,7 @@ def load_backbone(name: str, weights: str, channels: int, size: int) -> Backbone
 
 
 def _parse(part: str, name: str) -> tuple[str, int | None]:
-    """Name and input size of one network."""
+    """Splits one network into its name and its input size in pixels, None if not given."""
     network, _, side = part.partition("@")
     if network not in BACKBONES:
         raise InputError(
@@ -154,19 +155,21 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _describe_all(
+def _concatenated_features(
+    params: tuple[PyTree, ...],
+    images: jax.Array,
+    *,
     networks: tuple[tuple[nn.Module, Callable[[Any], Any]], ...],
     sides: tuple[int | None, ...],
     channels: int,
     size: int,
-    params: tuple[PyTree, ...],
-    images: jax.Array,
 ) -> jax.Array:
+    """The patch features of all networks at `size x size` patches, in the last axis."""
     features = []
     for (module, preprocess), side, variables in zip(networks, sides, params, strict=True):
         x = preprocess(images)
         if side is not None and x.shape[1:3] != (side, side):
-            # With antialiasing where it shrinks, as the PDN's view has it.
+            # With antialiasing when shrinking, like the PDN's image of the view.
             x = jax.image.resize(x, (x.shape[0], side, side, 3), "linear", antialias=True)
         maps: Any = module.apply(variables, x)
         features.append(resize_bilinear(patch_features(maps, channels), (size, size)))

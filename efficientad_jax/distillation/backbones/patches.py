@@ -1,12 +1,12 @@
-"""Patch features of a backbone, as PatchCore makes them and Algorithm 3 distils them.
+"""Patch features of a backbone, as defined by PatchCore and distilled by Algorithm 3.
 
-For each map: 3x3 patches, stride 1, pad 1, flattened channel by channel and adaptively
-average-pooled to 1024 numbers; deeper maps are resized to the first map's size; what the maps
-give is concatenated and adaptively average-pooled to 384.
+For each map, 3x3 patches (stride 1, padding 1) are flattened channel by channel and adaptively
+average-pooled to 1024 numbers. Deeper maps are resized to the size of the first map. The results of
+all maps are concatenated and adaptively average-pooled to 384 numbers.
 
-All of this is linear: pooling mixes channels, resizing mixes positions. So the poolings are
-multiplied out into one 3x3 kernel a map, and a deeper map is convolved at its own size and
-resized afterwards, in place of 2048 numbers at every position.
+All of this is linear: pooling mixes channels, resizing mixes positions. The poolings are therefore
+multiplied into one 3x3 kernel per map, and a deeper map is convolved at its own size and resized
+afterwards. This avoids 2048 numbers at every position.
 """
 
 from collections.abc import Sequence
@@ -43,9 +43,9 @@ def _patch_kernels(
     kernels = []
     for i, count in enumerate(map_channels):
         first = adaptive_pool_matrix(count * _PATCH**2, patch_channels)
-        both = last[:, i * patch_channels : (i + 1) * patch_channels] @ first
+        product = last[:, i * patch_channels : (i + 1) * patch_channels] @ first
         # Channel-major: entry c * 9 + 3 * row + column of a flattened patch.
-        kernel = both.reshape(channels, count, _PATCH, _PATCH).transpose(2, 3, 1, 0)
+        kernel = product.reshape(channels, count, _PATCH, _PATCH).transpose(2, 3, 1, 0)
         kernels.append(kernel.astype(np.float32))
     return kernels
 
@@ -57,13 +57,13 @@ def patch_features(
 
     Args:
       maps: feature maps of the same images, from shallow to deep.
-      channels: numbers that describe a patch in the end.
-      patch_channels: numbers that each map contributes before the last pooling.
+      channels: number of features of a patch.
+      patch_channels: number of features of a patch and map, before the last pooling.
     """
     kernels = _patch_kernels(tuple(m.shape[-1] for m in maps), channels, patch_channels)
     size = (maps[0].shape[1], maps[0].shape[2])
-    described = [
+    features = [
         resize_bilinear(convolve(m, jnp.asarray(kernel), padding=1), size)
         for m, kernel in zip(maps, kernels, strict=True)
     ]
-    return jnp.stack(described).sum(0)
+    return jnp.stack(features).sum(0)

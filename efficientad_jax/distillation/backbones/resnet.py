@@ -1,8 +1,8 @@
-"""ResNet as a backbone, WideResNet-101-2 of the paper included: feature maps of stride 8 and 16.
+"""ResNet as a backbone, including the paper's WideResNet-101-2: feature maps of stride 8 and 16.
 
-The architectures of torchvision as far as `layer3`, with weights from a state dict of theirs, or
-from the file of ResNet-18 that comes with the package. Batch normalization, which only multiplies
-and adds when nothing trains, is folded into the kernels.
+The architectures of torchvision up to `layer3`, with weights from a state dict of torchvision or
+from the file of ResNet-18 in this package. Batch normalization is folded into the kernels, because
+the backbone is not trained.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,15 +36,16 @@ TITLES: dict[str, str] = {
     "wide_resnet50": "WideResNet-50-2",
     "wide_resnet101": "WideResNet-101-2",
 }
-# The one whose weights come with the package.
+# The ResNet whose weights are in this package.
 PACKAGED: Architecture = "resnet18"
 
 _BATCH_NORM_EPSILON = 1e-5
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 _STEM_CHANNELS = 64
-# torchvision's last stage, of stride 32, and its classifier.
+# torchvision's last stage, which has stride 32, and its classifier.
 _UNUSED = ("layer4.", "fc.")
-# Mean of ImageNet in RGB from 0 to 255, as the packaged ResNet-18 was trained: it does not divide.
+# ImageNet's mean of RGB in 0..255. The packaged ResNet-18 expects images without this mean, but not
+# divided by a standard deviation.
 _PACKAGED_MEAN = (123.152, 115.903, 103.063)
 
 
@@ -56,8 +57,9 @@ class _Stage(NamedTuple):
     out: int
 
 
-# Blocks of layer1, layer2 and layer3; channels of the 3x3 convolutions relative to 64, 128 and 256;
-# channels of a block's output relative to the same. Blocks that do not expand are basic blocks.
+# Number of blocks of layer1, layer2 and layer3; channels of the 3x3 convolutions relative to 64,
+# 128 and 256; channels of a block's output relative to the same. Blocks that do not expand are
+# basic blocks.
 _VARIANTS: dict[Architecture, tuple[tuple[int, int, int], int, int]] = {
     "resnet18": ((2, 2, 2), 1, 1),
     "resnet34": ((3, 4, 6), 1, 1),
@@ -69,7 +71,7 @@ _VARIANTS: dict[Architecture, tuple[tuple[int, int, int], int, int]] = {
 
 
 def stages(architecture: Architecture) -> tuple[_Stage, ...]:
-    """The stages as far as stride 16: `layer1` to `layer3`."""
+    """The stages up to stride 16: `layer1` to `layer3`."""
     blocks, width, expansion = _VARIANTS[architecture]
     return tuple(
         _Stage(
@@ -80,7 +82,7 @@ def stages(architecture: Architecture) -> tuple[_Stage, ...]:
 
 
 def has_bottlenecks(architecture: Architecture) -> bool:
-    """Whether a block is 1x1, 3x3, 1x1 convolutions, or two of 3x3."""
+    """Whether a block has 1x1, 3x3 and 1x1 convolutions, or two 3x3 convolutions."""
     return _VARIANTS[architecture][2] > 1
 
 
@@ -90,7 +92,7 @@ def preprocess(images: UInt8[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
 
 
 def preprocess_packaged(images: UInt8[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
-    """RGB in 0..255 less the mean, as the packaged ResNet-18 expects."""
+    """Subtracts the mean from RGB in 0..255, as the packaged ResNet-18 expects."""
     return images.astype(jnp.float32) - jnp.asarray(_PACKAGED_MEAN)
 
 
@@ -98,7 +100,7 @@ class ResNet(nn.Module):
     """Feature maps of a ResNet; parameters from `load_resnet` or `load_packaged_resnet18`.
 
     Attributes:
-      architecture: which of torchvision's.
+      architecture: one of torchvision's.
       convolution: how convolutions are computed, see `efficientad_jax.convolution`.
     """
 
@@ -132,7 +134,7 @@ class ResNet(nn.Module):
 
 
 class _BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a skip."""
+    """Two 3x3 convolutions and a skip connection."""
 
     inner: int
     out: int
@@ -144,11 +146,11 @@ class _BasicBlock(nn.Module):
         method = self.convolution
         y = nn.relu(Conv(self.inner, 3, self.stride, 1, convolution=method, name="conv1")(x))
         y = Conv(self.out, 3, 1, 1, convolution=method, name="conv2")(y)
-        return nn.relu(_skip(x, y, self.stride, method) + y)
+        return nn.relu(_skip(x, y, self.stride, method=method) + y)
 
 
 class _Bottleneck(nn.Module):
-    """Reduce, filter, expand, and a skip."""
+    """Reduce, filter, expand, and a skip connection."""
 
     inner: int
     out: int
@@ -161,18 +163,18 @@ class _Bottleneck(nn.Module):
         y = nn.relu(Conv(self.inner, 1, convolution=method, name="conv1")(x))
         y = nn.relu(Conv(self.inner, 3, self.stride, 1, convolution=method, name="conv2")(y))
         y = Conv(self.out, 1, convolution=method, name="conv3")(y)
-        return nn.relu(_skip(x, y, self.stride, method) + y)
+        return nn.relu(_skip(x, y, self.stride, method=method) + y)
 
 
-def _skip(x: Array, y: Array, stride: int, method: ConvolutionMethod) -> Array:
-    """The block's input, projected where the block changes its shape."""
+def _skip(x: Array, y: Array, stride: int, *, method: ConvolutionMethod) -> Array:
+    """The block's input, projected if the block changes its shape."""
     if x.shape == y.shape:
         return x
     return Conv(y.shape[-1], 1, stride, convolution=method, name="downsample")(x)
 
 
 class _Layer(NamedTuple):
-    """A convolution by torchvision's names, with the batch normalization after it."""
+    """The names in torchvision of a convolution and of the batch normalization after it."""
 
     path: tuple[str, ...]  # in the parameters of `ResNet`
     conv: str
@@ -211,17 +213,17 @@ def convert_resnet(state: Mapping[str, np.ndarray], architecture: Architecture) 
       architecture: which network it is.
 
     Raises:
-      InputError: an array is missing, has another shape, or is none of this network's.
+      InputError: an array is missing, has another shape, or does not belong to this network.
     """
     params: dict[tuple[str, ...], Array] = {}
     known = set()
     for layer in _layers(architecture):
-        kernel = _array(state, f"{layer.conv}.weight", layer.shape, architecture)
+        kernel = _array(state, f"{layer.conv}.weight", layer.shape, architecture=architecture)
         norm = [f"{layer.norm}.{part}" for part in _BATCH_NORM]
         scale, shift, mean, variance = (
-            _array(state, name, layer.shape[:1], architecture) for name in norm
+            _array(state, name, layer.shape[:1], architecture=architecture) for name in norm
         )
-        # In float64: a hundred roundings one after the other would be seen in the features.
+        # In float64, because the rounding errors of a hundred layers would show in the features.
         scale = scale / np.sqrt(variance + _BATCH_NORM_EPSILON)
         params |= _convolution(layer, kernel * scale[:, None, None, None], shift - mean * scale)
         known |= {f"{layer.conv}.weight", *norm, f"{layer.norm}.num_batches_tracked"}
@@ -243,7 +245,11 @@ def _convolution(
 
 
 def _array(
-    state: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], architecture: Architecture
+    state: Mapping[str, np.ndarray],
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    architecture: Architecture,
 ) -> Float[np.ndarray, "..."]:
     if name not in state:
         raise InputError(f"{name} missing, expected shape {shape} in {TITLES[architecture]}")
@@ -255,14 +261,14 @@ def _array(
 
 
 def load_resnet(path: str, architecture: Architecture) -> PyTree:
-    """Weights from a file: a state dict of torchvision.
+    """Loads weights from a file: a state dict of torchvision.
 
     Args:
-      path: a `.safetensors` file, or one that `torch.save` wrote, of which no code is run.
+      path: a `.safetensors` file, or one that `torch.save` wrote; no code in it is run.
       architecture: which network it is.
 
     Raises:
-      InputError: there is no file, it cannot be read, or is of another network.
+      InputError: there is no file, it cannot be read, or it belongs to another network.
     """
     if not path:
         raise InputError(
@@ -285,16 +291,16 @@ def load_resnet(path: str, architecture: Architecture) -> PyTree:
 
 
 def packaged_resnet18() -> Path:
-    """The file of ResNet-18 in the package; `README.md` beside it has its source and license."""
+    """The file of ResNet-18 in this package; `README.md` next to it has source and license."""
     return Path(
         str(resources.files("efficientad_jax.distillation.backbones") / "resnet18.safetensors")
     )
 
 
 def load_packaged_resnet18() -> PyTree:
-    """ResNet-18 of the package, for images of `preprocess_packaged`.
+    """Loads the ResNet-18 of this package, for images from `preprocess_packaged`.
 
-    Its batch normalization is folded already: each convolution has a `weight` and a `bias`.
+    Its batch normalization is already folded: each convolution has a `weight` and a `bias`.
     """
     state = load_file(packaged_resnet18())
     params: dict[tuple[str, ...], Array] = {}

@@ -25,16 +25,16 @@ def images():
 
 
 def features(name, images):
-    backbone = load_backbone(name, "", 24, 16)
-    described = jax.jit(backbone.describe)(backbone.params, images)
-    assert described.shape == (1, 16, 16, backbone.channels)
-    return np.asarray(described)
+    backbone = load_backbone(name, "", 24, size=16)
+    values = jax.jit(backbone.compute_features)(backbone.params, images)
+    assert values.shape == (1, 16, 16, backbone.channels)
+    return np.asarray(values)
 
 
 def test_features_of_two_are_those_of_each(images):
-    both = features("lite2@32+resnet18@64", images)
-    np.testing.assert_allclose(both[..., :24], features("lite2@32", images), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(both[..., 24:], features("resnet18", images), rtol=1e-4, atol=1e-4)
+    joined = features("lite2@32+resnet18@64", images)
+    np.testing.assert_allclose(joined[..., :24], features("lite2@32", images), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(joined[..., 24:], features("resnet18", images), rtol=1e-4, atol=1e-4)
 
 
 def test_a_size_enlarges_or_reduces_the_view(images):
@@ -43,18 +43,18 @@ def test_a_size_enlarges_or_reduces_the_view(images):
         x = jax.image.resize(preprocess_packaged(images), (1, side, side, 3), "linear")
         expected = patch_features(network.apply(params, x), 24)
         expected = jax.image.resize(expected, (1, 16, 16, 24), "linear", antialias=False)
-        found = features(f"resnet18@{side}", images)
-        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+        values = features(f"resnet18@{side}", images)
+        assert np.abs(values - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_the_record_names_each_network():
-    record = load_backbone("lite2@256+resnet18@512", "", 24, 16).record
+    record = load_backbone("lite2@256+resnet18@512", "", 24, size=16).record
     assert [network["name"] for network in record["networks"]] == [
         "EfficientNet-Lite2",
         "ResNet-18",
     ]
     assert [network["input"] for network in record["networks"]] == ["256x256", "512x512"]
-    assert load_backbone("resnet18", "", 24, 16).record["name"] == "ResNet-18"
+    assert load_backbone("resnet18", "", 24, size=16).record["name"] == "ResNet-18"
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_the_record_names_each_network():
         ("resnet50", "", "give the file of torchvision's resnet50"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(name, weights, message):
+def test_unusable_names_and_weights_are_refused_in_one_line(name, weights, message):
     with pytest.raises(InputError) as refused:
-        load_backbone(name, weights, 24, 16)
+        load_backbone(name, weights, 24, size=16)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)

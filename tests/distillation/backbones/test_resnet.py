@@ -146,12 +146,12 @@ def test_maps_and_patch_features_are_those_of_pytorch(reference, state, method):
     params = convert_resnet(state, "wide_resnet101")
 
     @jax.jit
-    def describe(params, images):
+    def compute_features(params, images):
         maps = ResNet("wide_resnet101", method).apply(params, preprocess(images))
         return *maps, patch_features(maps, 384)
 
     expected = [*(m.permute(0, 2, 3, 1) for m in maps), features]
-    for ours, theirs in zip(describe(params, jnp.asarray(images)), expected, strict=True):
+    for ours, theirs in zip(compute_features(params, jnp.asarray(images)), expected, strict=True):
         theirs = theirs.numpy()
         assert ours.shape == theirs.shape
         error = np.abs(ours - theirs).max() / np.abs(theirs).max()
