@@ -45,7 +45,7 @@ def load_detector(folder):
 
 def load_teacher_arrays(file, size):
     """Its arrays by the names of their layers, and its record."""
-    from efficientad_jax.teacher import load_teacher
+    from efficientad_jax.networks.teacher import load_teacher
 
     teacher = load_teacher(file, size)
     layers = teacher.params["params"].items()
@@ -97,6 +97,13 @@ DISTILLATION = {
     "pool_views": 3,
     "new_views_per_round": 1,
     "backbone_size": 64,
+    # As the configuration was then.
+    "backbone": "lite0",
+    "target_reduction": "average",
+    "schedule": "warmup_cosine",
+    "decay_steps": 0,
+    "turns": False,
+    "mixup_probability": 0.0,
 }
 
 
