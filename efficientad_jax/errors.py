@@ -48,7 +48,7 @@ class DivergenceError(_OneLineError, ArithmeticError):
 
 
 class StoppedError(Exception):
-    """A signal stopped a run after its state was saved; the same command goes on from there.
+    """A signal stopped a run after its state was saved; the same command resumes from there.
 
     Attributes:
       signal: the first that came, Ctrl-C's SIGINT or SIGTERM.
@@ -59,6 +59,6 @@ class StoppedError(Exception):
         after = "" if step is None else f" after step {step}"
         super().__init__(
             f"stopped by {signal.Signals(signal_number).name}{after}; "
-            "the same command goes on from there"
+            "the same command resumes from there"
         )
         self.signal = signal_number

@@ -1,6 +1,6 @@
 """The commands that make and measure detectors, one per file, run from a checkout.
 
-What uses a detector is installed with the package: see `efficientad --help`.
+Commands that use a detector are installed with the package: see `efficientad --help`.
 """
 
 import re

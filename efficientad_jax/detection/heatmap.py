@@ -113,7 +113,7 @@ def save_picture(
       path: where to write; the folder is created if needed, and the file appears complete or not
         at all.
       image: uint8 RGB.
-      maps: anomaly maps of the image's size, e.g. the combined one alone, or the local, the
+      maps: anomaly maps of the image's size, e.g. only the combined one, or the local, the
         global and the combined one as in the paper's Figure 5.
       low: as in `overlay`, the same for all maps.
       high: as in `overlay`.

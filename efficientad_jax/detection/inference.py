@@ -17,7 +17,7 @@ from efficientad_jax.networks.resize import resize_bilinear
 
 
 class DetectorParams(NamedTuple):
-    """Parameters of the three networks; the teacher's are those of the normalised teacher.
+    """Parameters of the three networks; the teacher's are those of the normalized teacher.
 
     `autoencoder` is None for a detector that was trained without one.
     """
@@ -43,7 +43,7 @@ class Calibration(NamedTuple):
 
 
 class RawMaps(NamedTuple):
-    """Mean squared differences at the resolution of the features, before normalisation."""
+    """Mean squared differences at the resolution of the features, before normalization."""
 
     local: Float[Array, "n oh ow"]
     global_: Float[Array, "n oh ow"] | None
@@ -54,7 +54,7 @@ class Anomalies(NamedTuple):
 
     Attributes:
       scores: the maximum of each combined map, before it is padded.
-      combined: normalised maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
+      combined: normalized maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
         A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0.
       local: of the student against the teacher.
       global_: of the autoencoder against the student, None without an autoencoder.
@@ -117,7 +117,7 @@ def detect(
     calibration: Calibration,
     images: UInt8[Array, "n h w 3"],
 ) -> Anomalies:
-    """Scores and normalised maps (Algorithm 2).
+    """Scores and normalized maps (Algorithm 2).
 
     Args:
       networks: their modules.
@@ -138,7 +138,7 @@ def detect(
 def combine_maps(
     maps: RawMaps, calibration: Calibration
 ) -> tuple[Float[Array, "n oh ow"], Float[Array, "n oh ow"], Float[Array, "n oh ow"] | None]:
-    """Normalises both maps and takes their mean (Algorithm 2, lines 8-10).
+    """Normalizes both maps and takes their mean (Algorithm 2, lines 8-10).
 
     Returns:
       The combined, the local and the global map, the last None without an autoencoder.

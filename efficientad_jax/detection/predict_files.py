@@ -43,7 +43,7 @@ def plan_pictures(
     Args:
       sources: files and folders. Pictures of an earlier run are passed over.
       output: folder for the pictures, below it as the images are below the folders named; None
-        for beside the images.
+        for next to the images.
       complain: takes a line for each source that cannot be used.
 
     Returns:

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     Attributes:
       images: the PDN's images.
       seen: their targets; from `fresh_batches` the backbone's images.
-      seconds: time that the input pipeline alone needs for the batch.
+      seconds: time that the input pipeline by itself needs for the batch.
     """
 
     images: UInt8[np.ndarray, "n h w 3"]
@@ -46,7 +46,7 @@ class StepInputs(NamedTuple):
     Attributes:
       images: see `Batch`.
       seen: see `Batch`.
-      making: seconds that the input pipeline alone needs for them.
+      making: seconds that the input pipeline by itself needs for them.
       waiting: seconds that it took to get them.
       ready_at: `time.perf_counter()` when they were there.
     """

@@ -8,7 +8,7 @@ class Pace(NamedTuple):
 
     Attributes:
       images: number of images that the steps have seen.
-      making: seconds that the input pipeline alone needs for them.
+      making: seconds that the input pipeline by itself needs for them.
       waiting: seconds that the steps waited for them.
       stepping: seconds of the steps themselves.
     """
@@ -39,7 +39,7 @@ def summary(pace: Pace) -> str:
         return ""
     values = rates(pace)
     return (
-        f"the input alone makes {values['images_per_second/input']:.1f} images/s, the steps alone "
+        f"by itself the input makes {values['images_per_second/input']:.1f} images/s, the steps "
         f"see {values['images_per_second/steps']:.1f}; waited {100 * values['waiting']:.1f} % of "
         "the time"
     )

@@ -53,7 +53,7 @@ _POOL_FOLDER = "pool"
 
 
 class _Sources(NamedTuple):
-    """What the configuration names.
+    """The inputs that the configuration names.
 
     Attributes:
       photographs: all photographs.

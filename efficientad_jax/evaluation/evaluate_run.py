@@ -193,7 +193,7 @@ def evaluation_summary(evaluation: Evaluation) -> str:
     """Formats an evaluation for the terminal: a few lines, without a final line break."""
     if evaluation.report is None:
         root = evaluation.dataset_root
-        return f"no test images to evaluate: {root} holds good images alone"
+        return f"no test images to evaluate: {root} holds only good images"
     lines = [
         *_metric_lines(evaluation.metrics, evaluation.baselines),
         *_threshold_lines(evaluation.threshold, evaluation.verdicts),

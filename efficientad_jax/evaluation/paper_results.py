@@ -1,4 +1,4 @@
-"""What the paper reports: the only place where its figures are.
+"""The results that the paper reports; they stand only here.
 
 Source: Batzner, Heckler, König, "EfficientAD: Accurate Visual Anomaly Detection at
 Millisecond-Level Latencies", WACV 2024, Tables 1 to 5 and 11. AU-ROC and AU-PRO are percentages,
@@ -41,7 +41,7 @@ class Method(NamedTuple):
       segmentation: AU-PRO up to a false-positive rate of 0.3 (MVTec AD, VisA) and AU-sPRO up to
         0.05 (LOCO), mean over the collections, per cent.
       latency: of one image, milliseconds.
-      throughput: images a second.
+      throughput: images per second.
       parameters: millions.
       flop: of one image, in 10^9, two a multiply-add.
       memory: of the GPU, MB.

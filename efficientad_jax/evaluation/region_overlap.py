@@ -137,8 +137,8 @@ def _overlap_curve(
     to the limit, count. Which those are is found by counting scores by the upper half of their
     bits first and then, within the bin where the limit lies, by the lower half.
 
-    Beside the maps and masks it takes about 40 bytes for each defect pixel and for each pixel of
-    one image.
+    In addition to the maps and masks it takes about 40 bytes per defect pixel and per pixel of one
+    image.
     """
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""What the two trainings of this package share: a state that resumes, is logged and is saved."""
+"""The common part of both trainings: a state that is restored, logged and saved."""
 
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable

@@ -277,7 +277,7 @@ def _prepare(run: SweepRun, folder: Path, device: Device) -> _Training | Dataset
         prepared = prepare_fit(run.config, dataset, folder)
         networks, counts = networks_of(prepared.spec), image_counts(prepared.data)
         progress = opened.enter_context(
-            open_training(run.config, networks, counts, workdir=folder, beside_others=True)
+            open_training(run.config, networks, counts, workdir=folder, concurrent=True)
         )
         resident = resident_on(device, prepared.teacher_params, prepared.data)
         return _Training(prepared, dataset, resident, progress, opened.pop_all())

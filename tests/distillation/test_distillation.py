@@ -173,7 +173,7 @@ def test_whole_photographs_likewise(photographs, tmp_path):
     single = tmp_path / "alone"
     outputs = finish(start(photographs, single, **FRESH))
     assert re.search(
-        r"alone makes [0-9.]+ images/s, the steps alone see [0-9.]+; waited", outputs[0]
+        r"by itself the input makes [0-9.]+ images/s, the steps see [0-9.]+; waited", outputs[0]
     )
     together = tmp_path / "together"
     finish(*start_two_processes(photographs, together, **FRESH))

@@ -190,7 +190,7 @@ def test_a_sweep_that_is_stopped_and_killed_resumes_to_the_same_detectors(tmp_pa
         if number == signal.SIGTERM:
             assert process.returncode == 75, errors
             assert errors.splitlines()[-1] == (
-                "stopped by SIGTERM; the same command goes on from there"
+                "stopped by SIGTERM; the same command resumes from there"
             )
         assert not any(is_done(sweep / f"part{i}/seed0") for i in range(2))
 

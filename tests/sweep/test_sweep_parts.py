@@ -141,7 +141,7 @@ def test_one_screen_shows_the_trainings_of_all_processes(tmp_path: Path) -> None
     board.tell("poly/seed1", Status("failed", note="no memory"))
     board.write()
     (file,) = (tmp_path / ".sweep").glob("*/progress.json")
-    # What another process would have written.
+    # As another process would have written it.
     progress = json.loads(file.read_text())
     assert progress["trainings"].keys() == {"mono/seed0"}
     progress["trainings"] = {"mono/seed1": ["evaluating", 1500, "", 0.0]}

@@ -156,7 +156,7 @@ def test_only_good_images_train_and_predict(tmp_path):
     evaluation = evaluate_workdir(workdir)
     assert evaluation.metrics.image_auroc is evaluation.report is None
     assert evaluation_summary(evaluation) == (
-        f"no test images to evaluate: {tmp_path / 'good'} holds good images alone"
+        f"no test images to evaluate: {tmp_path / 'good'} holds only good images"
     )
     assert sorted(path for path in workdir.rglob("*") if path.is_file()) == before
     detector = Detector.load(workdir / "detector")

@@ -179,7 +179,7 @@ def test_sigterm_saves_and_exits_with_a_status_of_its_own(start, tmp_path):
     assert finish(process) == 75
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
     (line,) = [x for x in start.output.read_text().splitlines() if x.startswith("stopped by")]
-    assert line == f"stopped by SIGTERM after step {newest}; the same command goes on from there"
+    assert line == f"stopped by SIGTERM after step {newest}; the same command resumes from there"
     # Also while it is starting, when there is nothing new to save.
     process = start(workdir, 1000)
     time.sleep(0.5)

@@ -116,7 +116,7 @@ def test_a_signal_ends_the_command_and_the_same_command_resumes(name: str, tmp_p
         began, step = step, newest_checkpoint(first)
         assert began < step < STEPS
         of_training = f" after step {step}" if name == "reproduce" else ""
-        said = f"stopped by {number.name}{of_training}; the same command goes on from there"
+        said = f"stopped by {number.name}{of_training}; the same command resumes from there"
         assert lines[-1] == said
         assert sum("stopped by" in line for line in lines) == 1
         # Nothing else is begun or booked.
