@@ -1,3 +1,4 @@
+# long: both configurations, and the one reader of them
 """The settings of a training and of a distillation, as frozen dataclasses.
 
 The defaults are those of the paper, each with its line in Algorithm 1, 2 or 3. `recipes.py`

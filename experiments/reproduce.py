@@ -63,7 +63,7 @@ _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark.json that experimen
 _TRAIN = flags.DEFINE_bool("train", True, "--notrain makes the table from the runs that are done")
 
 
-def main() -> int:
+def main() -> int:  # long: reads every flag of the command
     """Runs and reports."""
     number = int(_TABLE.value)
     base = read_config(_CONFIG.value)

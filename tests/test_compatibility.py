@@ -1,3 +1,4 @@
+# long: the fixtures and their comparisons belong together
 """Files of an earlier version load, resume and evaluate to the same results.
 
 `tests/fixtures` holds detectors, teachers and work directories that commit b58fcb6 made, and what

@@ -1,7 +1,7 @@
 """Evaluates a detector on a test split: metrics, baselines and report, as files in a folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from jaxtyping import Float, Float32, UInt8
 from sklearn.metrics import roc_auc_score
 
 from efficientad_jax.config import Config, read_config
-from efficientad_jax.data.loading import Dataset, load_configured_dataset
-from efficientad_jax.detection.detector import Detector
+from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset
+from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.threshold import (
     Threshold,
     VerdictCounts,
@@ -104,7 +104,6 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     detections = detector.detect_resized(test.images, test.sizes)
     scores = np.array([detection.score for detection in detections])
     maps = [detection.anomaly_map for detection in detections]
-    global_maps = [d.global_map for d in detections if d.global_map is not None]
     metrics = evaluate(
         scores,
         test.labels,
@@ -123,21 +122,10 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     )
     content = json.dumps(evaluation.as_dict(), indent=2) + "\n"
     write_atomically(Workdir(workdir).metrics, content.encode())
-    scored = ScoredImages(
-        test.names,
-        test.labels,
-        test.defects,
-        scores,
-        test.images,
-        maps,
-        test.masks,
-        local_maps=[d.local_map for d in detections] if global_maps else None,
-        global_maps=global_maps or None,
-    )
     facts = _facts(config, dataset, threshold)
     write_report(
         Workdir(workdir).report,
-        scored,
+        _scored_images(test, detections, scores),
         metrics,
         title=f"{NAMES[config.model.size]} on {facts['dataset']}",
         baselines=evaluation.baselines,
@@ -145,6 +133,24 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         threshold=None if threshold is None else threshold.value,
     )
     return evaluation
+
+
+def _scored_images(
+    test: ImageSet, detections: Sequence[Detection], scores: Float[np.ndarray, " n"]
+) -> ScoredImages:
+    """The contents of the report; it shows local and global maps if there are global ones."""
+    global_maps = [d.global_map for d in detections if d.global_map is not None]
+    return ScoredImages(
+        test.names,
+        test.labels,
+        test.defects,
+        scores,
+        test.images,
+        [detection.anomaly_map for detection in detections],
+        test.masks,
+        local_maps=[d.local_map for d in detections] if global_maps else None,
+        global_maps=global_maps or None,
+    )
 
 
 def _facts(config: Config, dataset: Dataset, threshold: Threshold | None) -> dict[str, str]:

@@ -73,7 +73,7 @@ class Metrics:
         return {name: value for name, value in vars(self).items() if name != "pro_curve"}
 
 
-def evaluate(
+def evaluate(  # long: lists every metric once
     scores: Float[np.ndarray, "n"],
     labels: Int[np.ndarray, "n"],
     maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None,

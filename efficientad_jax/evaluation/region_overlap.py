@@ -123,7 +123,7 @@ def _pixels_of_region(scores: Float32[np.ndarray, "p"], area: float) -> tuple[De
     return DefectPixels(np.sort(scores)[::-1], np.diff(found)), 1
 
 
-def _overlap_curve(
+def _overlap_curve(  # long: one algorithm, whose comments are its proof
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
     found: Sequence[tuple[DefectPixels, int]],

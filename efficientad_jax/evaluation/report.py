@@ -58,7 +58,7 @@ class ScoredImages(NamedTuple):
     global_maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None
 
 
-def write_report(
+def write_report(  # long: names every variable of the template
     path: str | os.PathLike[str],
     test: ScoredImages,
     metrics: Metrics,

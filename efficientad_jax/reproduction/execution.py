@@ -56,7 +56,7 @@ def read_metrics(results: Path, run: Run, base: Config, inputs: Inputs) -> dict[
     return metrics
 
 
-def carry_out(
+def carry_out(  # long: the order of the runs is its subject
     runs: Sequence[Run],
     base: Config,
     inputs: Inputs,
