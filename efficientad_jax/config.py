@@ -316,7 +316,7 @@ class DistillationConfig(_Checked):
     crop: int = _value(
         256, "a multiple of 4 from 36 to 256", lambda x: 36 <= x <= 256 and x % 4 == 0
     )
-    learning_rate: float = _above(0, 1e-4)  # line 13
+    learning_rate: float = _at_least(0, 1e-4)  # line 13
     schedule: Schedule = "constant"
     warmup_steps: int = _at_least(0, 0)
     decay_steps: int = _at_least(0, 0)

@@ -137,6 +137,8 @@ def _arguments(configuration, workdir, fields):
 _FORKING = f"""
 import json, os, random, runpy, sys
 
+# The commands are run in other folders.
+sys.path.insert(0, {str(REPOSITORY)!r})
 # XLA and the C++ divide sums among the cores: two, wherever there are more, give the same ones.
 cores = sorted(os.sched_getaffinity(0))
 os.sched_setaffinity(0, random.sample(cores, min(2, len(cores))))

@@ -240,11 +240,11 @@ def test_a_training_that_diverges_or_breaks_does_not_stop_the_next(
     runs = planned_runs(small_config(tree), ["all"], 1)
     make_steps, calls = execution.train_side_by_side, []
 
-    def disturbed(*arguments: object) -> object:
+    def disturbed(*arguments: object, **options: object) -> object:
         calls.append(arguments)
         if len(calls) == 2:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of\nmemory")
-        ended = make_steps(*arguments)  # pyright: ignore[reportArgumentType]
+        ended = make_steps(*arguments, **options)  # pyright: ignore[reportArgumentType]
         if len(calls) > 1:
             return ended
         return [

@@ -145,7 +145,7 @@ def test_each_loss_can_be_switched_off(objective, zero):
 
 
 def test_plain_mean_in_place_of_mining():
-    batch = Batch(uint8_images(1, 0), None, None)
+    batch = Batch(noise(1, 0), None, None)
     inputs = {"params": student_params(), "batch": batch, "key": jax.random.key(0)}
     off = LossConfig(p_hard=0.0, penalty=False, autoencoder=False)
     plain = compute_losses(NETWORKS, off, teacher_params(), **inputs).hard
