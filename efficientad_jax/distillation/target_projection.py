@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Float64
-from safetensors.numpy import load_file, save
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from efficientad_jax.config import Reduction
 from efficientad_jax.distillation.backbones.patches import adaptive_pool_matrix
@@ -146,11 +147,9 @@ def save_projection(workdir: Path, projection: TargetProjection) -> None:
 
 def saved_projection(workdir: Path) -> TargetProjection | None:
     """Reads the projection that `save_projection` wrote; None if there is none."""
-    from safetensors import safe_open
-
     if not (workdir / FILE).is_file():
         return None
     with safe_open(workdir / FILE, "numpy") as file:
         explained = float(file.metadata()["explained"])
-    tensors = load_file(workdir / FILE)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return TargetProjection(tensors["mean"], tensors["std"], tensors.get("matrix"), explained)
