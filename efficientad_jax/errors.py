@@ -52,6 +52,7 @@ class StoppedError(Exception):
 
     Attributes:
       signal: the first that came, Ctrl-C's SIGINT or SIGTERM.
+      step: number of steps done, of a single training.
     """
 
     def __init__(self, signal_number: int, step: int | None = None) -> None:
@@ -62,3 +63,4 @@ class StoppedError(Exception):
             "the same command resumes from there"
         )
         self.signal = signal_number
+        self.step = step

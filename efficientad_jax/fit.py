@@ -1,13 +1,16 @@
 """Fits a detector: phases 2 and 3, from a configuration and images to a saved detector."""
 
 import logging
+import os
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float16, PyTree, UInt8
+from jaxtyping import Float, Float16, PyTree, UInt8
 
 from efficientad_jax.config import Config, as_dict
 from efficientad_jax.data.files import list_images
@@ -21,8 +24,10 @@ from efficientad_jax.errors import InputError
 from efficientad_jax.networks.channel_statistics import ChannelStatistics, channel_statistics
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
-from efficientad_jax.networks.teacher import load_teacher, normalize_teacher
+from efficientad_jax.networks.teacher import Teacher, load_teacher, normalize_teacher
 from efficientad_jax.runs.workdir import Workdir, claim_workdir
+from efficientad_jax.storage.cache import processor_features
+from efficientad_jax.storage.feature_cache import cached_features
 from efficientad_jax.training.loop import run_training
 from efficientad_jax.training.step import TrainData, TrainState
 
@@ -31,7 +36,7 @@ _log = logging.getLogger(__name__)
 _IMAGES_PER_DISPATCH = 16
 
 
-class TrainingInputs(NamedTuple):
+class _Inputs(NamedTuple):
     """The inputs of a training.
 
     Attributes:
@@ -49,7 +54,14 @@ class TrainingInputs(NamedTuple):
     teacher: dict[str, Any]
 
 
-def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
+def fit_detector(
+    config: Config,
+    dataset: Dataset,
+    workdir: Path,
+    *,
+    on_steps: Callable[[int, float], None] | None = None,
+    disk_cache_gb: float = 0.0,
+) -> Detector:
     """Trains student and autoencoder, calibrates on the validation images, saves the detector.
 
     Args:
@@ -58,6 +70,9 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
       workdir: for checkpoints and the detector; see `Workdir`. It is created, or claimed for
         `config`, after all inputs have been read, so that a mistake in the configuration leaves
         nothing behind that would stop the corrected command.
+      on_steps: see `run_training`.
+      disk_cache_gb: size in GB of the teacher features that this and other trainings keep on disk,
+        so that trainings on the same images compute them once; 0 for none. Results are the same.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the training before its last step; its state is
@@ -66,7 +81,7 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
         belongs to another configuration or cannot be written.
       DivergenceError: a loss or a parameter is no longer finite.
     """
-    inputs = prepare_fit(config, dataset, workdir)
+    inputs = _prepare(config, dataset, workdir, disk_cache_gb=disk_cache_gb)
     data = jax.tree.map(jnp.asarray, inputs.data)
     state = run_training(
         config,
@@ -74,11 +89,14 @@ def fit_detector(config: Config, dataset: Dataset, workdir: Path) -> Detector:
         inputs.teacher_params,
         data=data,
         workdir=inputs.workdir,
+        on_steps=on_steps,
     )
-    return finish_fit(config, dataset, inputs, state=state)
+    return _finish(config, dataset, inputs, state=state)
 
 
-def prepare_fit(config: Config, dataset: Dataset, workdir: Path) -> TrainingInputs:
+def _prepare(
+    config: Config, dataset: Dataset, workdir: Path, *, disk_cache_gb: float = 0.0
+) -> _Inputs:
     """Reads the inputs of a training and claims its work directory.
 
     Arguments and errors are those of `fit_detector`.
@@ -101,16 +119,18 @@ def prepare_fit(config: Config, dataset: Dataset, workdir: Path) -> TrainingInpu
     )
     workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256)
     teacher_params, features = _normalize_over_images(
-        networks_of(spec).teacher, teacher.params, images, cache_gb=config.train.feature_cache_gb
+        networks_of(spec).teacher,
+        teacher,
+        images,
+        config=config,
+        disk_cache_gb=disk_cache_gb,
     )
     data = TrainData(images, features, pretraining)
     kept = {"sha256": teacher.sha256, "record": teacher.record}
-    return TrainingInputs(spec, teacher_params, data, workdir, kept)
+    return _Inputs(spec, teacher_params, data, workdir, kept)
 
 
-def finish_fit(
-    config: Config, dataset: Dataset, inputs: TrainingInputs, *, state: TrainState
-) -> Detector:
+def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainState) -> Detector:
     """Calibrates after the last step, and saves the detector in the work directory.
 
     Raises:
@@ -163,35 +183,31 @@ def _pretraining_images(folder: str, input_size: tuple[int, int]) -> UInt8[np.nd
 
 def _normalize_over_images(
     network: PatchDescriptionNetwork,
-    params: PyTree,
+    teacher: Teacher,
     images: UInt8[np.ndarray, "n h w 3"],
     *,
-    cache_gb: float,
+    config: Config,
+    disk_cache_gb: float,
 ) -> tuple[PyTree, Float16[np.ndarray, "n oh ow c"] | None]:
     """Normalizes the teacher over the training images (Algorithm 1, lines 3-11).
 
     Returns:
       Parameters of the normalized teacher, and its features of each image if they fit into
-      `cache_gb` gigabytes, so that training does not compute them again.
+      `config.train.feature_cache_gb` gigabytes, so that training does not compute them again.
     """
-
-    @jax.jit
-    def compute_features(batch: jax.Array) -> jax.Array:
-        def features_of(image: jax.Array) -> jax.Array:
-            return network.apply(params, normalize_images(to_unit_range(image[None])))[0]
-
-        return jax.lax.map(features_of, batch)
-
     size = output_size(images.shape[1], images.shape[2], network.padding)
     shape = (len(images), *size, network.out_channels)
-    cached = np.prod(shape, dtype=np.int64) * np.dtype(np.float16).itemsize <= cache_gb * 1e9
-    features = np.empty(shape, np.float16) if cached else None
+    size_gb = np.prod(shape, dtype=np.int64) * np.dtype(np.float16).itemsize / 1e9
+    features = np.empty(shape, np.float16) if size_gb <= config.train.feature_cache_gb else None
 
-    def batches():
-        for i in range(0, len(images), _IMAGES_PER_DISPATCH):
-            batch = compute_features(images[i : i + _IMAGES_PER_DISPATCH])
+    def batches() -> Iterator[Float[Any, "b oh ow c"]]:
+        start = 0
+        for batch in _teacher_features(
+            network, teacher, images, config=config, disk_cache_gb=disk_cache_gb
+        ):
             if features is not None:
-                features[i : i + len(batch)] = batch
+                features[start : start + len(batch)] = batch
+            start += len(batch)
             yield batch
 
     statistics: ChannelStatistics = channel_statistics(batches())
@@ -206,4 +222,39 @@ def _normalize_over_images(
     if features is not None:
         for feature in features:
             feature[:] = (feature - statistics.mean) / statistics.std
-    return normalize_teacher(params, network.size, statistics), features
+    return normalize_teacher(teacher.params, network.size, statistics), features
+
+
+def _teacher_features(
+    network: PatchDescriptionNetwork,
+    teacher: Teacher,
+    images: UInt8[np.ndarray, "n h w 3"],
+    *,
+    config: Config,
+    disk_cache_gb: float,
+) -> Iterator[Float[Any, "b oh ow c"]]:
+    """The features of all images, in batches, by the teacher before it is normalized."""
+
+    @jax.jit
+    def compute(batch: jax.Array) -> jax.Array:
+        def features_of(image: jax.Array) -> jax.Array:
+            return network.apply(teacher.params, normalize_images(to_unit_range(image[None])))[0]
+
+        return jax.lax.map(features_of, batch)
+
+    if not disk_cache_gb:
+        for i in range(0, len(images), _IMAGES_PER_DISPATCH):
+            yield compute(images[i : i + _IMAGES_PER_DISPATCH])
+        return
+    # In other versions, on other devices and with other numbers of threads, the last bits differ.
+    versions = version("efficientad-jax"), jax.__version__
+    cores = os.environ.get("NPROC"), len(os.sched_getaffinity(0))
+    device = jax.devices()[0].device_kind, processor_features()
+    yield from cached_features(
+        images,
+        lambda batch: np.asarray(compute(batch), np.float32),
+        identity=repr((teacher.sha256, network, versions, device, cores)),
+        dataset=repr((config.dataset, config.category)),
+        batch_size=_IMAGES_PER_DISPATCH,
+        limit_gb=disk_cache_gb,
+    )

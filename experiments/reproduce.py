@@ -12,7 +12,6 @@ Tables: 1 comparison, 2 collections, 3 quantiles and mining factor, 4 and 5 abla
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -31,9 +30,10 @@ from efficientad_jax.reproduction.collections_on_disk import (
     check_categories,
     find_collection,
 )
-from efficientad_jax.reproduction.execution import carry_out, read_metrics
+from efficientad_jax.reproduction.execution import planned_jobs
 from efficientad_jax.reproduction.plan import Inputs, Run, configuration_of, planned_runs
 from efficientad_jax.reproduction.rendering import csv_text, latex, markdown, runs_csv
+from efficientad_jax.reproduction.results import Results
 from efficientad_jax.reproduction.speed import Benchmarked, read_benchmark
 from efficientad_jax.reproduction.tables import (
     TABLES,
@@ -42,8 +42,12 @@ from efficientad_jax.reproduction.tables import (
     fill,
     rows_of,
 )
+from efficientad_jax.scheduling.job import Event
+from efficientad_jax.scheduling.progress import progress_display
+from efficientad_jax.scheduling.run_jobs import run_jobs
 from efficientad_jax.storage.atomic import write_atomically
 from experiments import run
+from experiments.scheduling_flags import ADDRESS, FEATURE_CACHE_GB, demand
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", lock_config=True)
 _TABLE = flags.DEFINE_enum(
@@ -51,6 +55,9 @@ _TABLE = flags.DEFINE_enum(
 )
 _DATA = flags.DEFINE_string("data", "", "folder that holds mvtec_ad, visa and mvtec_loco")
 _RESULTS = flags.DEFINE_string("results", "runs/reproduction", "folder for runs and tables")
+_ALSO = flags.DEFINE_list(
+    "also", [], "folders of other trainings, such as a sweep's; those of the table are not repeated"
+)
 _SEEDS = flags.DEFINE_list("seeds", [str(i) for i in range(RUNS)], "seeds, one run for each")
 _CATEGORIES = flags.DEFINE_list("categories", [], "categories; default: all of each collection")
 _SIZES = flags.DEFINE_list("sizes", [], "small, medium; default: those in the paper's table")
@@ -73,7 +80,8 @@ def main() -> int:  # long: reads every flag of the command
     sizes, seeds, categories = _sizes(number), _seeds(), tuple(_CATEGORIES.value)
     check_categories(categories)
     benchmarked = read_benchmark(Path(_BENCHMARK.value)) if _BENCHMARK.value else None
-    results = Path(_RESULTS.value).absolute()
+    folder = Path(_RESULTS.value).absolute()
+    others = [Path(other).absolute() for other in _ALSO.value]
     rows = rows_of(number, sizes, base)
     detectors = detectors_of(number, rows)
     teachers: dict[Size, str] = {size: flag.value for size, flag in _TEACHERS.items()}
@@ -94,16 +102,12 @@ def main() -> int:  # long: reads every flag of the command
         absent += filter(None, lacking.values())
         for line in absent:
             print(f"absent: {line}", file=sys.stderr)
-        failed = carry_out(planned, base, inputs, results, partial(print, flush=True))
+        failed = _carry_out(planned, Results(folder, base, inputs, others=others))
 
+    results = Results(folder, base, inputs, others=others)
     all_runs = planned_runs(categories_of(categories), detectors, seeds)
-    done = {}
-    for planned_run in all_runs:
-        if planned_run in failed:
-            continue
-        metrics = read_metrics(results, planned_run, base, inputs)
-        if metrics is not None:
-            done[planned_run] = metrics
+    read = {run: results.read(run) for run in all_runs if run not in failed}
+    done = {run: metrics for run, metrics in read.items() if metrics is not None}
     side = (base.model.input_height, base.model.input_width)
     costs: dict[Size, Cost] = {size: cost_of(size, side) for size in sizes} if number == 11 else {}
     notes = _speed_notes(benchmarked) if number in (1, 11) else []
@@ -123,12 +127,25 @@ def main() -> int:  # long: reads every flag of the command
     if detectors:
         written["_runs.csv"] = runs_csv(done)
     for ending, text in written.items():
-        write_atomically(results / f"table_{number}{ending}", text.encode())
+        write_atomically(folder / f"table_{number}{ending}", text.encode())
     print(written[".md"])
-    print(f"written: {results / f'table_{number}'}{{{','.join(written)}}}")
+    print(f"written: {folder / f'table_{number}'}{{{','.join(written)}}}")
     if failed:
         print(f"error: {len(failed)} runs failed, see above", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _carry_out(runs: Sequence[Run], results: Results) -> dict[Run, str]:
+    """Does what is missing; returns the error of each run that failed."""
+    by_job, jobs, failed = planned_jobs(runs, results, cache_gb=FEATURE_CACHE_GB.value)
+    steps = {job.name: job.steps for job in jobs} | {run.name: 0 for run in failed}
+    with progress_display(steps) as tell:
+        for planned_run, message in failed.items():
+            tell(planned_run.name, Event("failed", text=message))
+        failed_jobs = run_jobs(jobs, tell, demand=demand(), address=ADDRESS.value)
+    for name, message in failed_jobs.items():
+        failed |= dict.fromkeys(by_job[name], message)
+    return failed
 
 
 def _check_unset(base: Config) -> None:

@@ -43,6 +43,7 @@ PACKAGES = [
     "serving",
     "watching",
     "benchmark",
+    "scheduling",
     "reproduction",
     "sweep",
     "figures",

@@ -24,6 +24,7 @@ COMMANDS = {
     "watch": "score images that arrive in a folder or from a camera",
     "import-teacher": "convert a teacher that was trained in PyTorch",
     "export-teacher": "convert a teacher for PyTorch",
+    "clear-cache": "remove the teacher features that sweeps keep on disk",
 }
 
 

@@ -8,9 +8,8 @@ import gc
 import hashlib
 import logging
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from orbax.checkpoint.options import AsyncOptions, MultiprocessingOptions
 
 from efficientad_jax.errors import DivergenceError, InputError, first_line
 from efficientad_jax.runs.processes import is_first_process, wait_for_processes
 
 _log = logging.getLogger(__name__)
 
-# Held while a concurrent run reads or writes, see `open_checkpoints`.
-_CONCURRENT_RUNS_LOCK = threading.Lock()
-
 
 class Checkpoints:
     """The checkpoints of one run; use `open_checkpoints` to create it."""
 
-    def __init__(self, folder: Path, manager: ocp.CheckpointManager, concurrent: bool) -> None:
+    def __init__(self, folder: Path, manager: ocp.CheckpointManager) -> None:
         self._folder = folder
         self._manager = manager
-        self._concurrent = concurrent
 
     def save(self, step: int, state: PyTree, loss: float) -> None:
         """Starts writing the state after `step` steps, in the background.
@@ -52,10 +46,9 @@ class Checkpoints:
         """
         if self._manager.latest_step() == step:
             return
-        state = self._as_stored(state)
         _check_finite(state, step)
         record = {"step": step, "sha256": _digest(state)}
-        with _writing(self._folder), self._in_turn():
+        with _writing(self._folder):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -63,8 +56,6 @@ class Checkpoints:
                 ),
                 metrics={"loss": float(loss)},
             )
-            if self._concurrent:
-                self._manager.wait_until_finished()
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
         """Restores the newest intact state, in the structure and shardings of `like`.
@@ -78,7 +69,7 @@ class Checkpoints:
         Raises:
           InputError: there are checkpoints, but all of them are damaged.
         """
-        with _without_abandoned_reads(), self._in_turn():
+        with _without_abandoned_reads():
             state, damaged = self._newest_intact(like)
             if damaged:
                 gc.collect()
@@ -104,7 +95,7 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(self._as_stored(like))),
+                state=ocp.args.StandardRestore(_abstract(like)),
                 record=ocp.args.JsonRestore(),
             ),
         )
@@ -112,16 +103,6 @@ class Checkpoints:
         if record.get("step") != step or record.get("sha256") != _digest(restored["state"]):
             raise ValueError("its values differ from those that were saved")
         return restored["state"]
-
-    def _as_stored(self, state: PyTree) -> PyTree:
-        """Converts arrays to NumPy for concurrent runs.
-
-        If there are several processes, orbax refuses JAX arrays that only one process holds.
-        """
-        return jax.tree.map(np.asarray, state) if self._concurrent else state
-
-    def _in_turn(self) -> AbstractContextManager[object]:
-        return _CONCURRENT_RUNS_LOCK if self._concurrent else nullcontext()
 
     def _newest_intact(self, like: PyTree) -> tuple[PyTree | None, dict[int, str]]:
         """Returns the newest intact state, and by step the errors of newer checkpoints."""
@@ -136,14 +117,13 @@ class Checkpoints:
     def _rename_damaged(self, steps: list[int]) -> None:
         if not steps:
             return
-        if self._concurrent or is_first_process():
+        if is_first_process():
             for step in steps:
                 source, number = self._folder / str(step), 0
                 while (target := self._folder / f"damaged-{step}-{number}").exists():
                     number += 1
                 source.rename(target)
-        if not self._concurrent:
-            wait_for_processes("damaged checkpoints renamed")
+        wait_for_processes("damaged checkpoints renamed")
         self._manager.reload()
 
     @property
@@ -153,18 +133,12 @@ class Checkpoints:
 
 
 @contextmanager
-def open_checkpoints(
-    folder: Path, keep: int = 2, concurrent: bool = False
-) -> Iterator[Checkpoints]:
+def open_checkpoints(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
     """Opens a folder of checkpoints and creates it if needed; on exit, waits for all writes.
 
     Args:
       folder: an absolute path.
       keep: how many of the newest checkpoints to keep, in addition to the one with the lowest loss.
-      concurrent: whether other runs, in this process or in other processes of the same JAX program,
-        write checkpoints at the same time. Then only this process reads and writes these ones, and
-        `save` returns when the checkpoint is on disk, because orbax confuses two saves that are in
-        progress.
 
     Raises:
       InputError: the folder or a checkpoint cannot be written.
@@ -174,29 +148,16 @@ def open_checkpoints(
         create=False,  # the folder is created below
         cleanup_tmp_directories=True,  # incomplete checkpoints of a killed run
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-        # For this, orbax uses keys that all runs share.
-        async_options=AsyncOptions(create_directories_asynchronously=not concurrent),
-        multiprocessing_options=_single_process_options(folder)
-        if concurrent
-        else MultiprocessingOptions(),
     )
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         manager = ocp.CheckpointManager(folder, options=options)
     try:
-        yield Checkpoints(folder, manager, concurrent)
+        yield Checkpoints(folder, manager)
     finally:
         with _writing(folder):
             manager.wait_until_finished()
             manager.close()
-
-
-def _single_process_options(folder: Path) -> MultiprocessingOptions:
-    """Keeps orbax from waiting for every process of the program at each checkpoint."""
-    index = jax.process_index()
-    return MultiprocessingOptions(
-        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"{index}-{folder}"
-    )
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Writes scalars of a run for TensorBoard.
 
-tensorboardX's own writer passes events to a thread. If writing fails, for instance because the disk
-is full, the thread dies and the run waits for it forever. Here each event is written at once, and a
-failure raises an exception.
+TensorBoard's own `EventFileWriter` passes events to a thread, which reports a failure, such as a
+full disk, only with a later event. Here each event is written at once, and a failure raises an
+exception.
 """
 
 import contextlib
@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tensorboardX import RecordWriter
-
 # protobuf creates these classes at import, so that pyright does not see them.
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import (
+    Summary,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 WriteScalars = Callable[[Mapping[str, float], int], None]
 
@@ -42,7 +43,7 @@ def scalar_log(folder: Path, enabled: bool = True) -> Iterator[WriteScalars]:
     file = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
     with _with_file_name(file):
         folder.mkdir(parents=True, exist_ok=True)
-        writer = RecordWriter(str(file))
+        writer = RecordWriter(file.open("wb"))
 
     def write(event: Event) -> None:
         with _with_file_name(file):

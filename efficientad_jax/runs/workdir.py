@@ -137,22 +137,30 @@ def _completed(stored: dict[str, Any], like: Config | DistillationConfig) -> dic
         return stored  # not such a configuration; the comparison reports it
 
 
+def stored_teacher_sha256(workdir: Path, config: object) -> str:
+    """The digest of the teacher that a run was started with, "" if it is not known.
+
+    Args:
+      workdir: of the run.
+      config: the content of its `config.json`. The versions that kept no digest all had the same
+        packaged teacher.
+    """
+    file = Workdir(workdir).teacher_sha256
+    if file.is_file():
+        return file.read_text(errors="replace").strip()
+    packaged = isinstance(config, dict) and config.get("teacher") == ""
+    return _UNRECORDED_PACKAGED if packaged else ""
+
+
 def _check_teacher(workdir: Path, config: object, sha256: str) -> None:
     """Refuses a teacher other than the one that the run was started with."""
     file = Workdir(workdir).teacher_sha256
-    if file.is_file():
-        started_with = file.read_text(errors="replace").strip()
-    elif (
-        isinstance(config, dict)
-        and config.get("teacher") == ""
-        and any(Workdir(workdir).checkpoints.glob("[0-9]*"))
-    ):
-        started_with = _UNRECORDED_PACKAGED
-    else:
+    started = file.is_file() or any(Workdir(workdir).checkpoints.glob("[0-9]*"))
+    started_with = stored_teacher_sha256(workdir, config) if started else ""
+    if not started_with:
         # Not started yet, or started with a user's teacher by a version that kept no digest.
         write_atomically(file, f"{sha256}\n".encode())
-        return
-    if started_with != sha256:
+    elif started_with != sha256:
         raise InputError(
             f"workdir {workdir}: was started with the teacher of SHA-256 {started_with[:16]}..., "
             f"not {sha256[:16]}...; give that one as --config.teacher=FILE (CHANGELOG.md says "

@@ -1,1 +1,1 @@
-"""Many trainings at once: categories by seeds, over the devices of one host or several."""
+"""Sweeps: trainings of settings, categories and seeds, and a table of their metrics."""

@@ -1,4 +1,4 @@
-"""The metrics of a sweep: of each training, and over the seeds of each category."""
+"""The metrics of a sweep: of each training, and over the seeds of each setting and category."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientad_jax.runs.workdir import Workdir
-from efficientad_jax.sweep.plan import SweepRun
+from efficientad_jax.sweep.plan import Training
 
 # Their names in `metrics.json` and in the table.
 METRICS = {
@@ -22,49 +22,55 @@ METRICS = {
 Metrics = dict[str, float | None]
 
 
-def read_metrics(runs: Sequence[SweepRun], workdir: Path) -> dict[str, Metrics]:
+def read_metrics(trainings: Sequence[Training], workdir: Path) -> dict[str, Metrics]:
     """Reads the metrics of all trainings that are done, by the training's name."""
     results = {}
-    for run in runs:
-        file = Workdir(workdir / run.name).metrics
+    for training in trainings:
+        file = Workdir(workdir / training.name).metrics
         if file.is_file():
             metrics: dict[str, Any] = json.loads(file.read_text())["detector"]
-            results[run.name] = {name: metrics.get(name) for name in METRICS}
+            results[training.name] = {name: metrics.get(name) for name in METRICS}
     return results
 
 
-def metrics_csv(runs: Sequence[SweepRun], results: dict[str, Metrics]) -> str:
-    """Formats a line per training that has metrics."""
+def metrics_csv(trainings: Sequence[Training], results: dict[str, Metrics]) -> str:
+    """Formats a line per training that has metrics; each field of the grid is a column."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["category", "seed", *METRICS])
-    for run in runs:
-        if run.name in results:
-            values = results[run.name].values()
-            writer.writerow([run.category, run.seed, *("" if v is None else v for v in values)])
+    writer.writerow([*trainings[0].settings, "category", "seed", *METRICS])
+    for training in trainings:
+        if training.name in results:
+            values = ["" if v is None else v for v in results[training.name].values()]
+            row = [*training.settings.values(), training.category, training.seed, *values]
+            writer.writerow(row)
     return text.getvalue()
 
 
-def metrics_table(runs: Sequence[SweepRun], results: dict[str, Metrics]) -> str:
-    """Formats a Markdown table: a row per category, with mean and standard deviation over seeds.
+def metrics_table(trainings: Sequence[Training], results: dict[str, Metrics]) -> str:
+    """Formats a Markdown table: mean and standard deviation over seeds.
 
-    The last row is the mean over the categories, for those seeds that all categories have.
+    There is a row per setting and category. If there are several categories, each setting has a
+    last row, the mean over the categories, for those seeds that all categories have.
     """
     shown = [name for name in METRICS if any(f[name] is not None for f in results.values())]
-    rows = [["category", "seeds", *(METRICS[name] for name in shown)]]
-    by_category: dict[str, dict[int, Metrics]] = {}
-    for run in runs:
-        if run.name in results:
-            by_category.setdefault(run.category, {})[run.seed] = results[run.name]
-    for category, by_seed in by_category.items():
-        cells = [_mean([f[name] for f in by_seed.values()]) for name in shown]
-        rows.append([category or "images", str(len(by_seed)), *cells])
-    if len(by_category) > 1:
-        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_category.values())))
-        cells = [
-            _mean([_over_categories(by_category, seed, name) for seed in seeds]) for name in shown
-        ]
-        rows.append(["mean", str(len(seeds)), *cells])
+    fields = list(trainings[0].settings)
+    rows = [[*fields, "category", "seeds", *(METRICS[name] for name in shown)]]
+    for setting in dict.fromkeys(training.setting for training in trainings):
+        done = [t for t in trainings if t.setting == setting and t.name in results]
+        values = list(next(t.settings for t in trainings if t.setting == setting).values())
+        by_category: dict[str, dict[int, Metrics]] = {}
+        for training in done:
+            by_category.setdefault(training.category, {})[training.seed] = results[training.name]
+        for category, by_seed in by_category.items():
+            cells = [_mean([f[name] for f in by_seed.values()]) for name in shown]
+            rows.append([*values, category or "images", str(len(by_seed)), *cells])
+        if len(by_category) > 1:
+            seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_category.values())))
+            cells = [
+                _mean([_over_categories(by_category, seed, name) for seed in seeds])
+                for name in shown
+            ]
+            rows.append([*values, "mean", str(len(seeds)), *cells])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
     return "\n".join(lines)

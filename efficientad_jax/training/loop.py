@@ -1,7 +1,9 @@
 """The loop of phase 2: dispatches of several steps each, with a progress bar and a clean stop."""
 
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -25,6 +27,7 @@ def run_training(
     *,
     data: TrainData,
     workdir: Path,
+    on_steps: Callable[[int, float], None] | None = None,
 ) -> TrainState:
     """Trains for `config.train.steps`, from the newest intact checkpoint in `workdir` if any.
 
@@ -34,6 +37,8 @@ def run_training(
       teacher_params: parameters of the normalized teacher.
       data: the images, on the device.
       workdir: for checkpoints and TensorBoard files.
+      on_steps: called at the start and after each dispatch with the number of steps done and the
+        mean loss of the dispatch (NaN at the start); None shows a progress bar.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the run before its last step; its state is saved.
@@ -44,8 +49,9 @@ def run_training(
     with (
         open_training(config, networks, image_counts(data), workdir=workdir) as run,
         interruption() as interrupted,
-        tqdm(total=run.steps, initial=run.step, unit="step", file=sys.stderr) as progress,
+        nullcontext(on_steps) if on_steps else _progress_bar(run.step, run.steps) as report,
     ):
+        report(run.step, math.nan)
         while run.next_count and not interrupted():
             indices, pretraining_indices = run.image_indices(run.next_count)
             state, losses = train_steps(
@@ -60,12 +66,23 @@ def run_training(
                 key=run.key,
             )
             loss = run.record(state, losses)
-            progress.update(len(indices))
-            progress.set_postfix(loss=f"{loss:.4f}")
+            report(run.step, loss)
         run.save()
     if run.step < run.steps:
         raise StoppedError(interrupted(), run.step)
     return run.state
+
+
+@contextmanager
+def _progress_bar(step: int, steps: int) -> Iterator[Callable[[int, float], None]]:
+    with tqdm(total=steps, initial=step, unit="step", file=sys.stderr) as bar:
+
+        def report(step: int, loss: float) -> None:
+            if not math.isnan(loss):
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{loss:.4f}")
+
+        yield report
 
 
 def saved_students(

@@ -120,7 +120,6 @@ def open_training(
     counts: tuple[int, int],
     *,
     workdir: Path,
-    concurrent: bool = False,
 ) -> Iterator[TrainingRun]:
     """Starts a training, or resumes it from the newest intact checkpoint in `workdir`.
 
@@ -131,7 +130,6 @@ def open_training(
       networks: the modules.
       counts: `image_counts` of the training data.
       workdir: for checkpoints and TensorBoard files.
-      concurrent: see `open_checkpoints`.
 
     Raises:
       InputError: a checkpoint cannot be written, or there are checkpoints and all are damaged.
@@ -142,7 +140,7 @@ def open_training(
     state = create_train_state(init_key, networks, optimizer, input_size=config.model.input_size)
     keep = config.train.checkpoints_kept
     with (
-        open_checkpoints(Workdir(workdir).checkpoints, keep, concurrent) as checkpoints,
+        open_checkpoints(Workdir(workdir).checkpoints, keep) as checkpoints,
         scalar_log(Workdir(workdir).tensorboard) as write_scalars,
     ):
         yield TrainingRun(

@@ -38,8 +38,7 @@ def test_a_subcommand_describes_its_arguments(ended, name):
     assert f"    efficientad {name} " in out
     first = {"import-teacher": "FILE", "export-teacher": "TEACHER"}.get(name, "DETECTOR")
     positional = re.search(r"^positional arguments:\n  (\S+)", out, re.M)
-    assert positional is not None
-    assert positional[1] == first
+    assert (positional and positional[1]) == (None if name == "clear-cache" else first)
     flags = re.findall(r"(?<!\S)--\S*", out)
     assert "--help" in flags
     assert not [flag for flag in flags if "_" in flag.partition("=")[0]]

@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -140,9 +141,9 @@ def test_a_run_without_an_intact_checkpoint_does_not_silently_restart(tmp_path):
     assert steps(tmp_path / "c") == [1, 2]
 
 
-@pytest.mark.parametrize("first_concurrent", [True, False])
-def test_concurrent_and_single_runs_read_each_others_checkpoints(tmp_path, first_concurrent):
-    with open_checkpoints(tmp_path / "c", concurrent=first_concurrent) as checkpoints:
-        checkpoints.save(7, state(7), 0.5)
-    with open_checkpoints(tmp_path / "c", concurrent=not first_concurrent) as checkpoints:
+def test_checkpoints_of_numpy_arrays_are_read(tmp_path):
+    """As sweeps of version 0.1.0 wrote them."""
+    with open_checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(7, jax.tree.map(np.asarray, state(7)), 0.5)
+    with open_checkpoints(tmp_path / "c") as checkpoints:
         assert_is(checkpoints.restore_latest(state(0)), 7)
