@@ -160,25 +160,11 @@ def _in_worker(job: Job, events: Queue, folder: str) -> Event:
         actor: Any = events.actor
         actor.put_nowait.remote((job.name, event))
 
-    handler = logging.StreamHandler(_Lines(report))
-    handler.setLevel(logging.WARNING)
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: report(Event("note", text=record.getMessage()))
     logging.getLogger().addHandler(handler)
     keep_compiled_programs()
     try:
         return last_event(job, report)
     except StoppedError as stopped:
         return Event("stopped", stopped.step or 0)
-
-
-class _Lines:
-    """A stream that reports warnings of a worker as notes."""
-
-    def __init__(self, report: Any) -> None:
-        self._report = report
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            self._report(Event("note", text=text.strip()))
-
-    def flush(self) -> None:
-        pass

@@ -36,28 +36,24 @@ def train_and_evaluate(config: Config, folder: Path, report: Report, *, cache_gb
       StoppedError, InputError, DivergenceError, OSError: see `fit_detector`.
       InputError: another process trains in the folder.
     """
-    with _only_process(folder):
-        return _train_and_evaluate(config, folder, report, cache_gb=cache_gb)
-
-
-def _train_and_evaluate(config: Config, folder: Path, report: Report, *, cache_gb: float) -> str:
     files = Workdir(folder)
     report(Event("preparing"))
-    dataset = load_configured_dataset(config)
-    # With a saved detector, only the evaluation is missing.
-    if is_saved(files.detector):
-        claim_workdir(folder, config)
-    else:
-        fit_detector(
-            config,
-            dataset,
-            folder,
-            on_steps=lambda step, loss: report(Event("training", step, f"loss {loss:.4f}")),
-            disk_cache_gb=cache_gb,
-        )
-    report(Event("evaluating", config.train.steps))
-    evaluation = evaluate_workdir(folder, dataset)
-    shutil.rmtree(files.checkpoints, ignore_errors=True)
+    with _only_process(folder):
+        dataset = load_configured_dataset(config)
+        # With a saved detector, only the evaluation is missing.
+        if is_saved(files.detector):
+            claim_workdir(folder, config)
+        else:
+            fit_detector(
+                config,
+                dataset,
+                folder,
+                on_steps=lambda step, loss: report(Event("training", step, f"loss {loss:.4f}")),
+                disk_cache_gb=cache_gb,
+            )
+        report(Event("evaluating", config.train.steps))
+        evaluation = evaluate_workdir(folder, dataset)
+        shutil.rmtree(files.checkpoints, ignore_errors=True)
     return _in_words(evaluation.metrics.image_auroc)
 
 
