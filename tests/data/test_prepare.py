@@ -13,7 +13,7 @@ from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.loading import Dataset, load_dataset
 from efficientad_jax.data.prepare import write_dataset
 from efficientad_jax.errors import InputError
-from tests.helpers.benchmark_trees import write_mvtec_ad
+from tests.helpers.dataset_trees import write_mvtec_ad
 from tests.helpers.images import write_image
 
 

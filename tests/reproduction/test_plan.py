@@ -29,7 +29,7 @@ from efficientad_jax.reproduction.plan import (
     variant_of,
 )
 from efficientad_jax.reproduction.tables import TABLES, detectors_of, rows_of
-from tests.helpers.benchmark_trees import write_mvtec_ad, write_mvtec_loco
+from tests.helpers.dataset_trees import write_mvtec_ad, write_mvtec_loco
 
 
 @pytest.mark.parametrize("dataset", COLLECTIONS)

@@ -25,8 +25,8 @@ from efficientad_jax.reproduction.plan import (
 )
 from efficientad_jax.reproduction.results import Results
 from efficientad_jax.scheduling.job import Event, last_event
-from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import REPOSITORY, command
+from tests.helpers.dataset_trees import write_mvtec_ad
 from tests.helpers.images import write_image
 
 METRICS = {"detector": {"image_auroc": 0.5}}

@@ -22,8 +22,8 @@ from efficientad_jax.config import as_dict, replace
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.sweep.plan import planned_trainings
-from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import REPOSITORY
+from tests.helpers.dataset_trees import write_mvtec_ad
 
 pytestmark = pytest.mark.slow
 

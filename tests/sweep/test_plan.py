@@ -9,8 +9,8 @@ from efficientad_jax import recipes
 from efficientad_jax.config import Config, replace
 from efficientad_jax.errors import InputError
 from efficientad_jax.sweep.plan import Training, parse_axis, planned_trainings
-from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import command
+from tests.helpers.dataset_trees import write_mvtec_ad
 from tests.helpers.images import write_image
 
 

@@ -20,7 +20,7 @@ from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.tensorboard import scalar_log
 from efficientad_jax.runs.workdir import claim_workdir
 from efficientad_jax.storage.atomic import write_atomically
-from tests.helpers.benchmark_trees import write_mvtec_ad
+from tests.helpers.dataset_trees import write_mvtec_ad
 from tests.helpers.detectors import random_detector, random_params
 
 RNG = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """Runs in separate processes that are killed or asked to stop.
 
-`EFFICIENTAD_KILLS` says how often a run is killed, 3 times unless given.
+`EFFICIENTAD_KILLS` says how often a run is killed, 2 times unless given.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.helpers.detectors import random_params
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "3"))
+KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "2"))
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Imports what takes long once, and forks a process for each line: `python -m experiments.train` of

@@ -18,8 +18,8 @@ import pytest
 
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
-from tests.helpers.benchmark_trees import write_mvtec_ad
 from tests.helpers.command import REPOSITORY
+from tests.helpers.dataset_trees import write_mvtec_ad
 
 pytestmark = pytest.mark.slow
 

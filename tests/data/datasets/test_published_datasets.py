@@ -21,7 +21,7 @@ from efficientad_jax.data.datasets.mvtec_loco import MvtecLoco
 from efficientad_jax.data.datasets.visa import Visa
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset, load_dataset
 from efficientad_jax.errors import InputError
-from tests.helpers.benchmark_trees import (
+from tests.helpers.dataset_trees import (
     TREES,
     write_btad,
     write_mask,
