@@ -105,6 +105,8 @@ class DatasetConfig(_Checked):
         'folder'.
       validation_fraction: fraction of the training images that is held out for validation, if the
         dataset has no validation images (Section 4).
+      white_level: value of 16-bit pixels that becomes 255. Cameras of 10, 12 and 14 bits write
+        files of 16 bits whose values end at 1023, 4095 and 16383.
     """
 
     prefix: ClassVar[str] = "config.dataset."
@@ -113,6 +115,7 @@ class DatasetConfig(_Checked):
     root: str = ""
     data_dir: str = ""
     validation_fraction: float = _fraction(0.1, "(0, 1)")
+    white_level: int = _at_least(1, 65535)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +236,8 @@ class Config(_Checked):
       dataset: the images.
       model: the networks.
       teacher: a teacher's file, '' for the one in the package.
+      start_from: folder of a detector whose student and autoencoder are the initial ones, '' for
+        random ones. It must have the same teacher and input size.
       pretraining_images: folder of photographs for `losses.penalty`; the paper uses ImageNet.
       losses: the losses.
       train: the optimization.
@@ -244,6 +249,7 @@ class Config(_Checked):
     dataset: DatasetConfig = DatasetConfig()
     model: ModelConfig = ModelConfig()
     teacher: str = ""
+    start_from: str = ""
     pretraining_images: str = ""
     losses: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()

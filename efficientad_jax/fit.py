@@ -1,5 +1,6 @@
 """Fits a detector: phases 2 and 3, from a configuration and images to a saved detector."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from jaxtyping import Float, Float16, PyTree, UInt8
 
 from efficientad_jax.config import Config, as_dict
 from efficientad_jax.data.files import list_images
-from efficientad_jax.data.loading import Dataset, load_images
+from efficientad_jax.data.loading import Dataset
+from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
 from efficientad_jax.detection.calibration import calibrate
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import DetectorParams
@@ -25,7 +27,7 @@ from efficientad_jax.networks.channel_statistics import ChannelStatistics, chann
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.networks.teacher import Teacher, load_teacher, normalize_teacher
-from efficientad_jax.runs.workdir import Workdir, claim_workdir
+from efficientad_jax.runs.workdir import DataIdentity, Workdir, claim_workdir
 from efficientad_jax.storage.cache import processor_features
 from efficientad_jax.storage.feature_cache import cached_features
 from efficientad_jax.training.loop import run_training
@@ -43,15 +45,19 @@ class _Inputs(NamedTuple):
       spec: of the detector that is trained.
       teacher_params: of the teacher, normalized over the training images.
       data: the images and features that the steps use, in the host's memory.
+      photographs: for the penalty, None without it.
       workdir: absolute; claimed for the configuration and the teacher.
       teacher: identifies the teacher, see `Detector.teacher`.
+      initial_params: of student and autoencoder, None for random ones.
     """
 
     spec: DetectorSpec
     teacher_params: PyTree
     data: TrainData
+    photographs: PretrainingImages | None
     workdir: Path
     teacher: dict[str, Any]
+    initial_params: dict[str, PyTree] | None
 
 
 def fit_detector(
@@ -88,7 +94,9 @@ def fit_detector(
         networks_of(inputs.spec),
         inputs.teacher_params,
         data=data,
+        photographs=inputs.photographs,
         workdir=inputs.workdir,
+        initial_params=inputs.initial_params,
         on_steps=on_steps,
     )
     return _finish(config, dataset, inputs, state=state)
@@ -112,12 +120,20 @@ def _prepare(
         autoencoder=config.losses.autoencoder,
     )
     images = dataset.train.images
-    pretraining = (
-        _pretraining_images(config.pretraining_images, spec.input_size)
-        if config.losses.penalty
-        else None
-    )
-    workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256)
+    photographs = None
+    if config.losses.penalty:
+        if not config.pretraining_images:
+            raise InputError(
+                "config.losses.penalty = True: needs photographs, give their folder as "
+                "config.pretraining_images, or switch it off"
+            )
+        folder = Path(config.pretraining_images)
+        photographs = open_pretraining_images(folder, spec.input_size)
+    identities = {"images": _identity_of_images(dataset)}
+    if config.losses.penalty:
+        identities["pretraining images"] = _identity_of_files(config.pretraining_images)
+    initial_params = _initial_params(config.start_from, spec, teacher.sha256)
+    workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=identities)
     teacher_params, features = _normalize_over_images(
         networks_of(spec).teacher,
         teacher,
@@ -125,9 +141,9 @@ def _prepare(
         config=config,
         disk_cache_gb=disk_cache_gb,
     )
-    data = TrainData(images, features, pretraining)
+    data = TrainData(images, features, None)
     kept = {"sha256": teacher.sha256, "record": teacher.record}
-    return _Inputs(spec, teacher_params, data, workdir, kept)
+    return _Inputs(spec, teacher_params, data, photographs, workdir, kept, initial_params)
 
 
 def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainState) -> Detector:
@@ -168,17 +184,50 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
     return detector
 
 
-def _pretraining_images(folder: str, input_size: tuple[int, int]) -> UInt8[np.ndarray, "m h w 3"]:
-    """Photographs at twice the input size, cropped to their center (Algorithm 1, lines 18-20)."""
+def _identity_of_images(dataset: Dataset) -> DataIdentity:
+    """Identifies the images that a detector is made from: those of training and validation."""
+    names = dataset.train.names, dataset.validation.names
+    colors = [
+        image.mean((0, 1)).round(1).tolist()
+        for images in (dataset.train.images, dataset.validation.images)
+        for image in images
+    ]
+    return DataIdentity(hashlib.sha256(repr(names).encode()).hexdigest(), colors)
+
+
+def _identity_of_files(folder: str) -> DataIdentity:
+    """Identifies the photographs in a folder, which may be too many to be read, by their names."""
+    names = [file.relative_to(folder).as_posix() for file in list_images(Path(folder))]
+    return DataIdentity(hashlib.sha256(repr(names).encode()).hexdigest())
+
+
+def _initial_params(
+    folder: str, spec: DetectorSpec, teacher_sha256: str
+) -> dict[str, PyTree] | None:
+    """The parameters of the detector that a training starts from; None without one.
+
+    Raises:
+      InputError: the detector cannot be loaded, or has another teacher or other networks.
+    """
     if not folder:
+        return None
+    detector = Detector.load(Path(folder).expanduser())
+    for name in ("size", "input_size", "padding"):
+        found, expected = getattr(detector.spec, name), getattr(spec, name)
+        if found != expected:
+            raise InputError(
+                f"config.start_from = {folder!r}: its {name} is {found}, expected {expected}"
+            )
+    found = (detector.teacher or {}).get("sha256", "")
+    if found != teacher_sha256:
         raise InputError(
-            "config.losses.penalty = True: needs photographs, give their folder as "
-            "config.pretraining_images, or switch it off"
+            f"config.start_from = {folder!r}: its teacher's SHA-256 is {found[:16] or 'unknown'}, "
+            f"expected {teacher_sha256[:16]}; give its teacher as --config.teacher=FILE"
         )
-    height, width = input_size
-    files = list_images(Path(folder))
-    center = (slice(height // 2, height // 2 + height), slice(width // 2, width // 2 + width))
-    return np.stack([load_images([file], (2 * height, 2 * width))[0][center] for file in files])
+    params = {"student": detector.params.student}
+    if spec.autoencoder and detector.params.autoencoder is not None:
+        params["autoencoder"] = detector.params.autoencoder
+    return params
 
 
 def _normalize_over_images(

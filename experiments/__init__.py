@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from efficientad_jax.errors import InputError
 from efficientad_jax.runs.signals import exit_with_one_line
 from efficientad_jax.storage.cache import keep_compiled_programs
+from efficientad_jax.storage.home import expand_home
 
 
 def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
@@ -51,7 +52,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         that cannot be used.
     """
     try:
-        arguments = flags.FLAGS(argv)
+        arguments = flags.FLAGS(expand_home(argv))
         if "config" in flags.FLAGS:
             # Any access to a configuration without a file raises OSError.
             getattr(flags.FLAGS.config, "lock", None)

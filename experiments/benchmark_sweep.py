@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -65,8 +66,14 @@ def main() -> int:
 
 
 def _command(name: str, *arguments: str, cache: Path | None = None) -> None:
-    """Runs a command to its end; with a cache of its own, so that it finds nothing there."""
-    environment = os.environ | ({"XDG_CACHE_HOME": str(cache / "cache")} if cache else {})
+    """Runs a command to its end; with a cache of its own, so that it finds no features there.
+
+    Compiled programs come from the user's cache in any case.
+    """
+    programs = jax.config.values["jax_compilation_cache_dir"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": programs}
+    if cache is not None:
+        environment["XDG_CACHE_HOME"] = str(cache / "cache")
     process = [sys.executable, "-m", f"experiments.{name}", *arguments]
     subprocess.run(process, check=True, capture_output=True, env=environment)
 

@@ -10,15 +10,15 @@ or anywhere
     --coordinator=HOST:PORT --processes=N --process=I
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.config import read_distillation
 from efficientad_jax.distillation.loop import distill_teacher
+from efficientad_jax.errors import InputError
 from efficientad_jax.networks.teacher import save_teacher
 from efficientad_jax.runs.processes import is_first_process, join_processes
+from efficientad_jax.runs.remote import local_workdir
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -35,12 +35,17 @@ def main() -> int:
     """Distills and writes `teacher.safetensors` into the work directory."""
     config = read_distillation(_CONFIG.value)
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    workdir = Path(_WORKDIR.value)
-    teacher = distill_teacher(config, workdir)
-    if not is_first_process():
-        return 0
-    save_teacher(workdir / "teacher.safetensors", teacher)
-    print(f"held-out loss {teacher.record['held_out_loss']}: {workdir / 'teacher.safetensors'}")
+    if _COORDINATOR.value and "://" in _WORKDIR.value:
+        raise InputError(
+            f"--workdir={_WORKDIR.value}: several processes need a folder that all of them see"
+        )
+    with local_workdir(_WORKDIR.value) as workdir:
+        teacher = distill_teacher(config, workdir)
+        if is_first_process():
+            save_teacher(workdir / "teacher.safetensors", teacher)
+    if is_first_process():
+        file = f"{_WORKDIR.value}/teacher.safetensors"
+        print(f"held-out loss {teacher.record['held_out_loss']}: {file}")
     return 0
 
 

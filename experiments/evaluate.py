@@ -6,21 +6,25 @@ Prints the metrics, writes `metrics.json` and `report.html` into the work direct
 metrics to the detector's `detector.json`.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir, evaluation_summary
+from efficientad_jax.runs.remote import local_workdir
 from experiments import run
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "the folder given to experiments.train", required=True
 )
+_ROOT = flags.DEFINE_string(
+    "dataset_root", "", "where the dataset lies now, if it has moved since the training"
+)
 
 
 def main() -> int:
     """Evaluates."""
-    print(evaluation_summary(evaluate_workdir(Path(_WORKDIR.value).absolute())))
+    with local_workdir(_WORKDIR.value) as workdir:
+        evaluation = evaluate_workdir(workdir.absolute(), root=_ROOT.value)
+    print(evaluation_summary(evaluation).replace(str(workdir.absolute()), _WORKDIR.value))
     return 0
 
 

@@ -47,7 +47,7 @@ from efficientad_jax.scheduling.progress import progress_display
 from efficientad_jax.scheduling.run_jobs import run_jobs
 from efficientad_jax.storage.atomic import write_atomically
 from experiments import run
-from experiments.scheduling_flags import ADDRESS, FEATURE_CACHE_GB, demand
+from experiments.scheduling_flags import ADDRESS, FEATURE_CACHE_GB, demand, shared_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", lock_config=True)
 _TABLE = flags.DEFINE_enum(
@@ -80,7 +80,7 @@ def main() -> int:  # long: reads every flag of the command
     sizes, seeds, categories = _sizes(number), _seeds(), tuple(_CATEGORIES.value)
     check_categories(categories)
     benchmarked = read_benchmark(Path(_BENCHMARK.value)) if _BENCHMARK.value else None
-    folder = Path(_RESULTS.value).absolute()
+    folder = shared_folder("results", _RESULTS.value)
     others = [Path(other).absolute() for other in _ALSO.value]
     rows = rows_of(number, sizes, base)
     detectors = detectors_of(number, rows)

@@ -12,7 +12,6 @@ The exit status is 1 if a training failed.
 
 import sys
 from functools import partial
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -27,7 +26,7 @@ from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.sweep.plan import parse_axis, planned_trainings
 from efficientad_jax.sweep.summary import metrics_csv, metrics_table, read_metrics
 from experiments import run
-from experiments.scheduling_flags import ADDRESS, FEATURE_CACHE_GB, demand
+from experiments.scheduling_flags import ADDRESS, FEATURE_CACHE_GB, demand, shared_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 flags.mark_flag_as_required("config")
@@ -44,7 +43,7 @@ def main() -> int:
     config = read_config(_CONFIG.value)
     grid = [parse_axis(text) for text in _GRID.value]
     trainings = planned_trainings(config, _CATEGORIES.value, _SEEDS.value, grid=grid)
-    workdir = Path(_WORKDIR.value).absolute()
+    workdir = shared_folder("workdir", _WORKDIR.value)
     failed: dict[str, str] = {}
     jobs = []
     steps = {training.name: training.config.train.steps for training in trainings}

@@ -1,13 +1,12 @@
 """Trains and calibrates a detector (phases 2 and 3). The files in `configs/` give the commands."""
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fit import fit_detector
+from efficientad_jax.runs.remote import local_workdir
 from efficientad_jax.runs.workdir import Workdir
 from experiments import run
 
@@ -22,9 +21,9 @@ def main() -> int:
     """Trains, or resumes an earlier run of the same work directory."""
     config = read_config(_CONFIG.value)
     dataset = load_configured_dataset(config)
-    workdir = Path(_WORKDIR.value)
-    fit_detector(config, dataset, workdir)
-    print(f"detector: {Workdir(workdir).detector}")
+    with local_workdir(_WORKDIR.value) as workdir:
+        fit_detector(config, dataset, workdir)
+    print(f"detector: {_WORKDIR.value}/{Workdir(workdir).detector.name}")
     return 0
 
 

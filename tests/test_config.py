@@ -22,6 +22,7 @@ from efficientad_jax.errors import InputError
 OUT_OF_RANGE = {
     "seed": -1,
     "dataset.validation_fraction": 10.0,
+    "dataset.white_level": 0,
     "model.size": "large",
     "model.input_height": 100,
     "model.input_width": 8192,
@@ -66,7 +67,7 @@ def test_a_value_out_of_range_is_refused_by_name(field, value):
 def test_every_number_and_choice_of_a_training_has_a_range():
     """Paths, names and booleans have none."""
     without = {name for name, value in names(Config()) if isinstance(value, bool)}
-    without |= {"category", "teacher", "pretraining_images"}
+    without |= {"category", "teacher", "start_from", "pretraining_images"}
     without |= {"dataset.name", "dataset.root", "dataset.data_dir"}
     assert {name for name, _ in names(Config())} - without == set(OUT_OF_RANGE)
 

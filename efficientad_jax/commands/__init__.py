@@ -13,6 +13,7 @@ from pathlib import Path
 
 from efficientad_jax.commands.command_line import Parser
 from efficientad_jax.runs.signals import exit_with_one_line
+from efficientad_jax.storage.home import expand_home
 
 # Every subcommand and its line in the help. The file has the same name, with underscores.
 COMMANDS = {
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       SystemExit: with status 2 if arguments or files cannot be used, 130 after Ctrl-C, 75 after
         SIGTERM, 0 after `--help`.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = expand_home(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with exit_with_one_line():
         run, options = _parse(words)

@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import logging
 import os
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from efficientad_jax.errors import InputError, TooManyPixelsError, UnknownFormatError
 from efficientad_jax.storage.regular import require_regular_file
 
+_log = logging.getLogger(__name__)
+
 # The forms of an image: a path, encoded bytes, a PIL image or an array.
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 # The formats of `data/files.py`. Pillow knows more; some of them run a program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-# 16 bits to 8: 65535 becomes 255.
-_SIXTEEN_TO_EIGHT = 257
+# The largest value of 16 bits.
+WHITE_LEVEL = 65535
+
+# Formats that may change pixels when they are written.
+_LOSSY_FORMATS = ("JPEG", "WEBP")
+# A lossless mask with at most so many values besides 0, or with no larger value, names its defects
+# by numbers: VisA counts them from 1.
+_MOST_MASK_VALUES = 4
+_LARGEST_MASK_NUMBER = 31
 
 # Python has one list of warning filters for all threads. Images are decoded in several threads;
 # two that changed the list at the same time would leave it changed.
@@ -30,7 +41,11 @@ _WARNING_FILTERS = threading.Lock()
 
 
 def decode_image(
-    source: ImageSource, name: str = "", most_pixels: int | None = None
+    source: ImageSource,
+    name: str = "",
+    most_pixels: int | None = None,
+    *,
+    white_level: int = WHITE_LEVEL,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image to RGB.
 
@@ -43,6 +58,8 @@ def decode_image(
         channels of uint8, uint16, bool, or floats in [0, 1].
       name: what to call the image in an error; a path names itself.
       most_pixels: the largest number of pixels of an encoded image; checked before decoding.
+      white_level: value of 16-bit pixels that becomes 255; larger ones do too. A camera of 12 bits
+        has 4095.
 
     Raises:
       InputError: it cannot be read or decoded, or its pixels are none of the above.
@@ -50,17 +67,68 @@ def decode_image(
       TooManyPixelsError: it has more than `most_pixels` pixels, or more than Pillow accepts without
         a warning (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
+    return decode_image_and_peak(source, name, most_pixels, white_level=white_level)[0]
+
+
+def decode_image_and_peak(
+    source: ImageSource,
+    name: str = "",
+    most_pixels: int | None = None,
+    *,
+    white_level: int = WHITE_LEVEL,
+) -> tuple[UInt8[np.ndarray, "h w 3"], int | None]:
+    """As `decode_image`, with the largest value of an image of 16 bits, None for others."""
     name = name or _name_of(source)
-    pixels = _to_eight_bits(_read(source, name, most_pixels), name)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    pixels, _ = _read(source, name, most_pixels)
+    peak = int(pixels.max()) if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2 else None
+    reduced = _to_eight_bits(pixels, name, white_level)
+    return np.ascontiguousarray(np.broadcast_to(reduced, (*reduced.shape[:2], 3))), peak
 
 
 def decode_mask(source: ImageSource, name: str = "") -> Bool[np.ndarray, "h w"]:
-    """Decodes a mask: True where any channel but transparency is not 0, of any number of bits.
+    """Decodes a mask: True where there is a defect.
 
-    Arguments and errors are those of `decode_image`.
+    In an array, and in a lossless file with few or only small values, each value but 0 marks a
+    defect. Files of lossy formats, and those with many values such as anti-aliased ones, have gray
+    values that mark none. There, values count from half of 255 or of the file's largest value on. A
+    line in the log says so once per folder. Transparency is ignored.
+
+    Raises:
+      InputError: as `decode_image`, or a lossy file has gray values but none of at least half.
     """
-    return (_read(source, name or _name_of(source)) != 0).any(-1)
+    name = name or _name_of(source)
+    pixels, file_format = _read(source, name)
+    marked: np.ndarray = np.asarray(pixels.any(-1))
+    if pixels.dtype == np.bool_ or not file_format:
+        return marked
+    values: np.ndarray = pixels.max(-1)
+    counts = np.bincount(values.ravel()) if values.dtype == np.uint8 else None
+    found = np.unique(values) if counts is None else np.flatnonzero(counts)
+    found = found[found != 0]
+    lossy = file_format in _LOSSY_FORMATS
+    by_number = len(found) <= _MOST_MASK_VALUES or found[-1] <= _LARGEST_MASK_NUMBER
+    if not len(found) or (by_number and not lossy):
+        return marked
+    half = (255 if lossy else float(found[-1])) / 2
+    mask = np.asarray(values >= half)
+    if not mask.any():
+        raise InputError(
+            f"mask {name}: a file of the lossy format {file_format} whose largest value is "
+            f"{found[-1]}, expected 255 for a defect; save it as PNG"
+        )
+    if np.any(marked & ~mask):
+        _report_gray_mask(os.path.dirname(name), half)
+    return mask
+
+
+@cache
+def _report_gray_mask(folder: str, threshold: float) -> None:
+    _log.warning(
+        "masks in %s have gray values, as lossy and anti-aliased files do: values of at least %g "
+        "count as a defect",
+        folder or "the dataset",
+        threshold,
+    )
 
 
 def resize_image(
@@ -83,13 +151,13 @@ def _name_of(source: ImageSource) -> str:
 
 def _read(
     source: ImageSource, name: str, most_pixels: int | None = None
-) -> Shaped[np.ndarray, "h w c"]:
-    """Pixels of any dtype, of 1 or 3 channels."""
+) -> tuple[Shaped[np.ndarray, "h w c"], str]:
+    """Pixels of any dtype, of 1 or 3 channels, and the format of an encoded image, else ''."""
     if isinstance(source, np.ndarray):
-        return _drop_alpha(source, name)
+        return _drop_alpha(source, name), ""
     try:
         if isinstance(source, Image.Image):
-            return _drop_alpha(_pixels(source), name)
+            return _drop_alpha(_pixels(source), name), ""
         with contextlib.ExitStack() as stack:
             if isinstance(source, bytes):
                 opened = io.BytesIO(source)
@@ -102,7 +170,7 @@ def _read(
                 raise Image.DecompressionBombError(
                     f"{image.width} x {image.height}, expected at most {most_pixels} pixels"
                 )
-            return _drop_alpha(_pixels(image), name)
+            return _drop_alpha(_pixels(image), name), image.format or ""
     except InputError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -151,14 +219,16 @@ def _drop_alpha(array: Shaped[np.ndarray, "..."], name: str) -> Shaped[np.ndarra
     return array[..., : 1 if array.shape[2] < 3 else 3]
 
 
-def _to_eight_bits(array: Shaped[np.ndarray, "h w c"], name: str) -> UInt8[np.ndarray, "h w c"]:
+def _to_eight_bits(
+    array: Shaped[np.ndarray, "h w c"], name: str, white_level: int
+) -> UInt8[np.ndarray, "h w c"]:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # In either byte order.
-        rounded = (array.astype(np.uint32) + _SIXTEEN_TO_EIGHT // 2) // _SIXTEEN_TO_EIGHT
-        return rounded.astype(np.uint8)
+        rounded = (array.astype(np.uint32) * 255 + white_level // 2) // white_level
+        return np.minimum(rounded, 255).astype(np.uint8)
     if array.dtype.kind == "f":
         # `not (>= and <=)` also catches NaN.
         if not (array.min() >= 0 and array.max() <= 1):

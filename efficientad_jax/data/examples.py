@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from efficientad_jax.data.decoding import decode_image, decode_mask
+from efficientad_jax.data.decoding import WHITE_LEVEL, decode_image_and_peak, decode_mask
 from efficientad_jax.data.saturation import Saturation
 from efficientad_jax.errors import InputError
 
@@ -34,16 +34,23 @@ class Example(NamedTuple):
 
 
 def read_files(
-    example: Example,
-) -> tuple[UInt8[np.ndarray, "h w 3"], list[Bool[np.ndarray, "h w"]]]:
+    example: Example, white_level: int = WHITE_LEVEL
+) -> tuple[UInt8[np.ndarray, "h w 3"], list[Bool[np.ndarray, "h w"]], int | None]:
     """Decodes the image and the masks of an example.
+
+    Args:
+      example: names the files.
+      white_level: see `decode_image`.
+
+    Returns:
+      The image, the masks, and the largest value of an image of 16 bits, None for others.
 
     Raises:
       InputError: a path is not UTF-8, a file cannot be decoded, or a mask differs in size from its
         image.
     """
     _check_names(example)
-    image = decode_image(example.image)
+    image, peak = decode_image_and_peak(example.image, white_level=white_level)
     masks = []
     for path in example.masks:
         mask = decode_mask(path)
@@ -53,7 +60,7 @@ def read_files(
                 f"{image.shape[0]}x{image.shape[1]} of its image {example.image}"
             )
         masks.append(mask)
-    return image, masks
+    return image, masks, peak
 
 
 def _check_names(example: Example) -> None:

@@ -1,5 +1,6 @@
 """Datasets as arrays: read with grain, each image decoded and resized once."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,20 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from efficientad_jax.config import Config
-from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
+from efficientad_jax.data.decoding import (
+    WHITE_LEVEL,
+    decode_image,
+    decode_image_and_peak,
+    decode_mask,
+    resize_image,
+)
 from efficientad_jax.data.examples import GOOD, Example, read_files
 from efficientad_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+# The largest values of cameras of 10, 12 and 14 bits.
+_CAMERA_LIMITS = (1023, 4095, 16383)
 
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
@@ -57,6 +69,7 @@ def load_dataset(
     image_size: tuple[int, int],
     validation_fraction: float,
     seed: int,
+    white_level: int = WHITE_LEVEL,
 ) -> Dataset:
     """Loads a dataset into memory.
 
@@ -75,14 +88,17 @@ def load_dataset(
       validation_fraction: fraction of the training images that is held out, where the dataset has
         no validation images of its own; in [0, 1].
       seed: selects the images that are held out.
+      white_level: see `decode_image`. If it is far above all values of the training images, a line
+        in the log says so.
 
     Raises:
       InputError: dataset, category, a folder or an image cannot be used.
     """
     if name == "folder":
-        splits = _load_folder(category, root, image_size)
+        splits = _load_folder(category, root, image_size, white_level=white_level)
     else:
-        splits = _load_copy(_builder(name, category, root, data_dir or None), image_size)
+        builder = _builder(name, category, root, data_dir or None)
+        splits = _load_copy(builder, image_size, white_level=white_level)
     train = splits["train"]
     test = splits.get("test", _take(train, np.arange(0)))
     if "validation" in splits:
@@ -105,6 +121,7 @@ def load_configured_dataset(config: Config) -> Dataset:
         image_size=config.model.input_size,
         validation_fraction=config.dataset.validation_fraction,
         seed=config.seed,
+        white_level=config.dataset.white_level,
     )
 
 
@@ -175,28 +192,35 @@ def _load_file(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     return resize_image(decode_image(path), *size)
 
 
-def _load_folder(category: str, root: str, size: tuple[int, int]) -> dict[str, ImageSet]:
+def _load_folder(
+    category: str, root: str, size: tuple[int, int], *, white_level: int
+) -> dict[str, ImageSet]:
     from efficientad_jax.data.datasets import folder
 
-    splits = folder.list_examples(folder.resolve_category(root, category))
+    examples = folder.list_examples(folder.resolve_category(root, category))
+    read = partial(_read_example, size=size, white_level=white_level)
     return {
-        split: _collect(grain.MapDataset.source(examples).map(partial(_read_example, size=size)))
-        for split, examples in splits.items()
+        split: _collect(grain.MapDataset.source(listed).map(read), white_level=white_level)
+        for split, listed in examples.items()
     }
 
 
-def _load_copy(builder: Any, size: tuple[int, int]) -> dict[str, ImageSet]:
+def _load_copy(builder: Any, size: tuple[int, int], *, white_level: int) -> dict[str, ImageSet]:
     """Loads the copy of a builder of tensorflow-datasets, which is made unless it exists."""
     # Slow to import, and not needed for folders.
     from efficientad_jax.data.prepare import StoredBytes, write_dataset
 
-    write_dataset(builder)
+    write_dataset(builder, getattr(builder, "source", ""))
     stored = StoredBytes()
     splits = {}
     for split in builder.info.splits:
         source = builder.as_data_source(split, decoders={"image": stored, "masks": stored})
-        dataset = grain.MapDataset.source(source).map(partial(_decode_example, size=size))
-        splits[split] = _collect(dataset, has_areas="saturation_areas" in builder.info.features)
+        read = partial(_decode_example, size=size, white_level=white_level)
+        splits[split] = _collect(
+            grain.MapDataset.source(source).map(read),
+            white_level=white_level,
+            has_areas="saturation_areas" in builder.info.features,
+        )
     return splits
 
 
@@ -210,10 +234,12 @@ class _Loaded(NamedTuple):
     mask: Bool[np.ndarray, "_h _w"] | None
     size: tuple[int, int]
     regions: list[tuple[Bool[np.ndarray, "_h _w"], float]]
+    peak: int | None
 
 
-def _collect(dataset: grain.MapDataset, *, has_areas: bool = False) -> ImageSet:
+def _collect(dataset: grain.MapDataset, *, white_level: int, has_areas: bool = False) -> ImageSet:
     loaded: list[_Loaded] = sorted(dataset.to_iter_dataset(_READ), key=lambda image: image.name)
+    _check_white_level([image.peak for image in loaded], white_level)
     return ImageSet(
         images=np.stack([image.image for image in loaded]),
         labels=np.array([image.label for image in loaded], np.int64),
@@ -225,8 +251,22 @@ def _collect(dataset: grain.MapDataset, *, has_areas: bool = False) -> ImageSet:
     )
 
 
-def _read_example(example: Example, size: tuple[int, int]) -> _Loaded:
-    image, masks = read_files(example)
+def _check_white_level(peaks: Sequence[int | None], white_level: int) -> None:
+    """Warns if images of 16 bits use a small part of the gray levels, as those of cameras do."""
+    known = [peak for peak in peaks if peak is not None]
+    limit = next((limit for limit in _CAMERA_LIMITS if max(known, default=limit) <= limit), None)
+    if known and len(known) == len(peaks) and limit is not None and limit < white_level:
+        _log.warning(
+            "images of 16 bits: no value is above %d, so that few gray levels are left; for a "
+            "camera of %d bits set --config.dataset.white_level=%d",
+            max(known),
+            limit.bit_length(),
+            limit,
+        )
+
+
+def _read_example(example: Example, size: tuple[int, int], *, white_level: int) -> _Loaded:
+    image, masks, peak = read_files(example, white_level)
     return _Loaded(
         example.name,
         resize_image(image, *size),
@@ -235,12 +275,13 @@ def _read_example(example: Example, size: tuple[int, int]) -> _Loaded:
         _union(masks),
         (image.shape[0], image.shape[1]),
         [],
+        peak,
     )
 
 
-def _decode_example(example: dict[str, Any], size: tuple[int, int]) -> _Loaded:
+def _decode_example(example: dict[str, Any], size: tuple[int, int], *, white_level: int) -> _Loaded:
     name = example["name"].decode()
-    image = decode_image(example["image"], name)
+    image, peak = decode_image_and_peak(example["image"], name, white_level=white_level)
     masks = [decode_mask(mask, name) for mask in example["masks"]]
     areas = example.get("saturation_areas", ())
     return _Loaded(
@@ -251,6 +292,7 @@ def _decode_example(example: dict[str, Any], size: tuple[int, int]) -> _Loaded:
         _union(masks),
         (image.shape[0], image.shape[1]),
         [(mask, float(area)) for mask, area in zip(masks, areas, strict=False)],
+        peak,
     )
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import logging
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,8 +17,13 @@ from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.examples import GOOD, Example, read_files
 from efficientad_jax.data.saturation import saturation_area
 from efficientad_jax.errors import InputError
+from efficientad_jax.storage.atomic import write_atomically
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = "array_record"
+# A file in each copy of a user's files that says which files they are.
+_SOURCE = "source.txt"
 
 # Images are stored as the bytes of their files, so that this package decodes all images itself.
 FEATURES = {
@@ -67,8 +74,13 @@ def generate(examples: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield example.name, features
 
 
-def write_dataset(builder: tfds.core.DatasetBuilder) -> None:
+def write_dataset(builder: tfds.core.DatasetBuilder, source: str = "") -> None:
     """Writes a builder's array_record files, unless they exist. An error leaves no files behind.
+
+    Args:
+      builder: of the dataset.
+      source: names the files that are copied, such as a folder and a category. Earlier copies of
+        the same files are removed when a new one is written; '' removes none.
 
     Raises:
       InputError: an image cannot be used, or the folder cannot be written.
@@ -97,10 +109,26 @@ def write_dataset(builder: tfds.core.DatasetBuilder) -> None:
             ) from error
         # Another process has written the same dataset in the meantime: use its files.
         builder.info.read_from_directory(str(folder))
+    if source:
+        _remove_outdated(folder, source)
     if not builder.info.splits:
         # Another thread or process wrote the dataset after this builder was created.
         builder.info.set_file_format(_FORMAT, override=True)
         builder.info.read_from_directory(str(folder))
+
+
+def _remove_outdated(folder: Path, source: str) -> None:
+    """Removes other copies of the same source. `folder` is DATA_DIR/NAME/CONFIGURATION/VERSION."""
+    try:
+        if (folder / _SOURCE).is_file():
+            return
+        write_atomically(folder / _SOURCE, source.encode())
+        for file in folder.parents[1].glob(f"*/*/{_SOURCE}"):
+            if file.parent != folder and file.read_text(errors="replace") == source:
+                _log.warning("removed %s, a copy of files that have changed", file.parents[1])
+                shutil.rmtree(file.parents[1])
+    except OSError as error:
+        _log.warning("copies of files that have changed are not removed: %s", error)
 
 
 def _existing_parent(folder: Path) -> Path:

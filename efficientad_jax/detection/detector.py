@@ -127,13 +127,16 @@ class Detector:
         return self.detect_resized(resized, [image.shape[:2] for image in decoded])
 
     def detect_resized(
-        self, images: UInt8[np.ndarray, "n h w 3"], sizes: Sequence[tuple[int, int]]
+        self,
+        images: UInt8[np.ndarray, "n h w 3"],
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detection]:
         """Detects in images that are already resized to the input size.
 
         Args:
           images: RGB at `spec.input_size`.
-          sizes: height and width of each image's maps in the result.
+          sizes: height and width of each image's maps in the result; None leaves the maps at the
+            size at which the detector computes them.
         """
         size = self.batch_size(len(images))
         detections = []
@@ -143,7 +146,8 @@ class Detector:
             anomalies = self.detect(np.concatenate([batch, batch[-1:].repeat(fill, axis=0)]))
             anomalies = jax.device_get(anomalies)
             for i in range(len(batch)):
-                detections.append(_at_own_size(anomalies, i, sizes[start + i]))
+                size_of_image = None if sizes is None else sizes[start + i]
+                detections.append(_at_own_size(anomalies, i, size_of_image))
         return detections
 
     def batch_size(self, images: int) -> int:
@@ -265,13 +269,14 @@ class Detector:
         )
 
 
-def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int]) -> Detection:
-    """The detection in one image, its maps resized bilinearly to the size of the image."""
+def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int] | None) -> Detection:
+    """The detection in one image, its maps resized bilinearly to the size of the image if given."""
 
     def resize(maps: np.ndarray | None) -> np.ndarray | None:
         if maps is None:
             return None
-        return resize_map(np.asarray(maps[index], np.float32), size)
+        own = np.asarray(maps[index], np.float32)
+        return own if size is None else resize_map(own, size)
 
     return Detection(
         float(anomalies.scores[index]),

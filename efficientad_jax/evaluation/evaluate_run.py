@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from sklearn.metrics import roc_auc_score
 
-from efficientad_jax.config import Config, read_config
+from efficientad_jax.config import Config, read_config, replace
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset
 from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.threshold import (
@@ -21,7 +21,9 @@ from efficientad_jax.detection.threshold import (
     percent,
     summary,
 )
+from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.baselines import mean_brightness_scores, pca_reconstruction_scores
+from efficientad_jax.evaluation.lazy_maps import Enlarged
 from efficientad_jax.evaluation.metrics import NO_SATURATION_AREAS, Metrics, evaluate
 from efficientad_jax.evaluation.nearest_neighbors import nearest_neighbor_scores
 from efficientad_jax.evaluation.report import ScoredImages, write_report
@@ -60,7 +62,9 @@ class Evaluation(NamedTuple):
         return content
 
 
-def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> Evaluation:
+def evaluate_workdir(
+    workdir: Path, dataset: Dataset | None = None, *, root: str = ""
+) -> Evaluation:
     """Evaluates the detector of a work directory on the dataset of its configuration.
 
     Adds the metrics to the detector's `detector.json`. Nothing is written where the dataset has no
@@ -69,6 +73,7 @@ def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> Evaluatio
     Args:
       workdir: of `experiments.train`.
       dataset: the dataset, if it is loaded already.
+      root: where the dataset lies now, '' for the place in the detector's configuration.
 
     Raises:
       InputError: the detector or its dataset cannot be loaded.
@@ -76,11 +81,24 @@ def evaluate_workdir(workdir: Path, dataset: Dataset | None = None) -> Evaluatio
     """
     folder = Workdir(workdir).detector
     detector = Detector.load(folder)
-    dataset = dataset or load_configured_dataset(read_config(detector.config))
+    dataset = dataset or _load_dataset(read_config(detector.config), root)
     evaluation = evaluate_detector(detector, dataset, workdir)
     if evaluation.report is not None:
         detector.with_metrics(evaluation.metrics.as_dict()).save_record(folder)
     return evaluation
+
+
+def _load_dataset(config: Config, root: str) -> Dataset:
+    if root:
+        return load_configured_dataset(replace(config, {"dataset.root": root}))
+    try:
+        return load_configured_dataset(config)
+    except InputError as error:
+        if config.dataset.root and not Path(config.dataset.root).exists():
+            raise InputError(
+                f"{error}; if it has moved, give its place as --dataset_root"
+            ) from error
+        raise
 
 
 def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Evaluation:
@@ -101,9 +119,9 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     if not test.names:
         no_metrics = evaluate(np.empty(0, np.float32), np.empty(0, np.int64))
         return Evaluation(no_metrics, {}, threshold, None, None, config.dataset.root)
-    detections = detector.detect_resized(test.images, test.sizes)
+    detections = detector.detect_resized(test.images)
     scores = np.array([detection.score for detection in detections])
-    maps = [detection.anomaly_map for detection in detections]
+    maps = Enlarged([detection.anomaly_map for detection in detections], test.sizes)
     metrics = evaluate(
         scores,
         test.labels,
@@ -140,16 +158,18 @@ def _scored_images(
 ) -> ScoredImages:
     """The contents of the report; it shows local and global maps if there are global ones."""
     global_maps = [d.global_map for d in detections if d.global_map is not None]
+    maps = Enlarged([detection.anomaly_map for detection in detections], test.sizes)
+    local_maps = Enlarged([detection.local_map for detection in detections], test.sizes)
     return ScoredImages(
         test.names,
         test.labels,
         test.defects,
         scores,
         test.images,
-        [detection.anomaly_map for detection in detections],
+        maps,
         test.masks,
-        local_maps=[d.local_map for d in detections] if global_maps else None,
-        global_maps=global_maps or None,
+        local_maps=local_maps if global_maps else None,
+        global_maps=Enlarged(global_maps, test.sizes) if global_maps else None,
     )
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation.lazy_maps import Chosen
 from efficientad_jax.evaluation.region_overlap import (
     MaskedRegions,
     OverlapCurve,
@@ -88,7 +89,7 @@ def evaluate(  # long: lists every metric once
       scores: one anomaly score per image, higher is more anomalous.
       labels: 0 for good, 1 for anomalous.
       maps: one anomaly map per image, at the image's own size; None computes the image metrics
-        only.
+        only. They are read one at a time, and several times.
       masks: one mask per image, True on defects, of its map's shape; None for an image (or for
         all) without a mask.
       defects: kind of defect of each image; None treats all defects as one kind.
@@ -190,7 +191,7 @@ def _pixel_metrics(
         reason = "no test image has a mask that marks a defect"
         return _PixelMetrics(None, None, reason, 0, without_mask)
     counted = [i for i, has_defect in enumerate(marked) if has_defect or labels[i] == 0]
-    counted_maps = [maps[i] for i in counted]
+    counted_maps = Chosen(maps, counted)
     counted_masks = [masks[i] if marked[i] else None for i in counted]
     auroc = pixel_auroc(counted_maps, counted_masks)
     return _PixelMetrics(
@@ -221,8 +222,8 @@ def _au_spro_by_defect(
 ) -> dict[str, float]:
     areas = {}
     for kind, members in _with_good(labels, kinds).items():
-        counted = [i for i in members if labels[i] == 0 or regions[i]]
-        curve = spro_curve([maps[i] for i in counted], [regions[i] for i in counted])
+        counted = [int(i) for i in members if labels[i] == 0 or regions[i]]
+        curve = spro_curve(Chosen(maps, counted), [regions[i] for i in counted])
         if curve is not None:
             areas[kind] = curve.area
     return areas
@@ -246,12 +247,11 @@ def pixel_auroc(
     Returns:
       The area in [0, 1], or None where there is no defect pixel or no normal one.
     """
-    pairs = list(zip(maps, masks, strict=True))
-    marked = [scores[mask] for scores, mask in pairs if mask is not None]
+    marked = [maps[i][mask] for i, mask in enumerate(masks) if mask is not None]
     defects = np.sort(np.concatenate(marked)) if marked else np.empty(0, np.float32)
     normal_pixels = 0
     twice_wins = 0  # Integers stay exact where a float would round after 2^53 pairs.
-    for scores, mask in pairs:
+    for scores, mask in zip(maps, masks, strict=True):
         normal = scores.ravel() if mask is None else scores[~mask]
         normal = np.sort(normal)  # Sorted keys keep the binary searches in cache.
         normal_pixels += normal.size

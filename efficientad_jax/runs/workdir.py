@@ -1,10 +1,12 @@
 """The work directory of a run: the names of its files, and the configuration it belongs to."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from efficientad_jax.config import (
     Config,
@@ -18,6 +20,23 @@ from efficientad_jax.storage.atomic import write_atomically
 
 # SHA-256 of the small teacher that the package had before runs recorded their teacher.
 _UNRECORDED_PACKAGED = "e4bab3e773a47a9a47ccbd9441989a333006e56ddd2b61f27b28629f362641e4"
+
+# Fields that say where data lies, as `differences` names them. Where it lies does not change a run.
+_DATA_PLACES = ("config.dataset.root", "config.dataset.data_dir", "config.pretraining_images")
+_PLACES = (*_DATA_PLACES, "config.teacher ")
+_STEPS = "config.train.steps "
+
+
+class DataIdentity(NamedTuple):
+    """Identifies images wherever they lie, and whichever version decodes them.
+
+    Attributes:
+      names_sha256: digest of their names, in hexadecimal.
+      mean_colors: mean red, green and blue of each image in 0..255; empty where they are not read.
+    """
+
+    names_sha256: str
+    mean_colors: Sequence[Sequence[float]] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,11 @@ class Workdir:
     def teacher_sha256(self) -> Path:
         """The SHA-256 of the teacher file that the run was started with, as text."""
         return self.path / "teacher.sha256"
+
+    @property
+    def data(self) -> Path:
+        """The identity of the images that the run was started with, as JSON."""
+        return self.path / "data.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -71,28 +95,36 @@ def claim_workdir(
     config: Config | DistillationConfig,
     *,
     teacher_sha256: str = "",
+    data: Mapping[str, DataIdentity] | None = None,
     ignored: Sequence[str] = (),
 ) -> Path:
     """Creates a work directory for `config`, or checks that an existing one belongs to it.
 
+    The places of data and teacher are not compared, because files may move and an upgrade may
+    replace the packaged teacher. Their digests are compared instead. A run may be given more steps;
+    its configuration is replaced then.
+
     Args:
       workdir: the folder.
-      config: of the run. The path in its field `teacher` is not compared, because the file may
-        move and an upgrade may replace the packaged teacher; `teacher_sha256` is compared instead.
+      config: of the run.
       teacher_sha256: digest of the teacher file, "" for a run without a teacher.
+      data: identifies the images, by their name in messages; None where they are not read.
       ignored: fields that do not change the result; they are neither stored nor compared.
 
     Returns:
       The absolute path.
 
     Raises:
-      InputError: the directory belongs to another configuration, holds other files, or cannot be
-        created.
+      InputError: the directory belongs to another configuration, was started with another teacher
+        or other images, holds other files, or cannot be created.
     """
-    workdir = workdir.absolute()
+    workdir = workdir.expanduser().absolute()
     file = Workdir(workdir).config
     expected = {k: v for k, v in as_dict(config).items() if k not in ignored}
-    if file.is_file():
+    content = (json.dumps(expected, indent=2) + "\n").encode()
+    if not file.is_file():
+        _make_workdir(workdir, content, teacher_sha256)
+    else:
         try:
             stored = json.loads(file.read_text())
         except (OSError, ValueError, RecursionError) as error:
@@ -102,30 +134,91 @@ def claim_workdir(
         if teacher_sha256:
             _check_teacher(workdir, stored, teacher_sha256)
         if isinstance(stored, dict):
-            stored = _completed(stored, config)
-            same = ("teacher", *ignored) if teacher_sha256 else ignored
-            stored = {k: v for k, v in stored.items() if k not in same}
-            expected = {k: v for k, v in expected.items() if k not in same}
-        differing = sorted(differences(stored, expected))
+            stored = {k: v for k, v in _completed(stored, config).items() if k not in ignored}
+        more_steps = _steps(stored) < _steps(expected)
+        places = _PLACES if teacher_sha256 or data else _DATA_PLACES
+        differing = sorted(
+            difference
+            for difference in differences(stored, expected)
+            if not difference.startswith(places)
+            and not (more_steps and difference.startswith(_STEPS))
+        )
         if differing:
             raise InputError(
                 f"workdir {workdir}: belongs to a configuration with other {', '.join(differing)}; "
                 "give another --workdir, or remove this one"
             )
-        return workdir
+        if more_steps:
+            _require_checkpoints(workdir, _steps(stored))
+        if more_steps or (data and stored != expected):  # data may have moved
+            write_atomically(file, content)
+    if data:
+        _check_data(workdir, data)
+    return workdir
+
+
+def _make_workdir(workdir: Path, config: bytes, teacher_sha256: str) -> None:
     try:
         # A killed run may leave a hidden file that it had not finished writing.
         if workdir.is_dir() and any(not path.name.startswith(".") for path in workdir.iterdir()):
             raise InputError(
-                f"workdir {workdir}: holds files but no {file.name}; give an empty or new folder"
+                f"workdir {workdir}: holds files but no {Workdir(workdir).config.name}; give an "
+                "empty or new folder"
             )
         # Written before the configuration, which makes the folder a work directory.
         if teacher_sha256:
             write_atomically(Workdir(workdir).teacher_sha256, f"{teacher_sha256}\n".encode())
-        write_atomically(file, (json.dumps(expected, indent=2) + "\n").encode())
+        write_atomically(Workdir(workdir).config, config)
     except OSError as error:
         raise InputError(f"workdir {workdir}: cannot be made ({error.strerror})") from error
-    return workdir
+
+
+def _steps(config: object) -> int:
+    """The number of steps of a training's configuration, 0 if it has none."""
+    train = config.get("train") if isinstance(config, dict) else None
+    steps = train.get("steps") if isinstance(train, dict) else None
+    return steps if isinstance(steps, int) else 0
+
+
+def _require_checkpoints(workdir: Path, steps: int) -> None:
+    """Refuses more steps for a run that is over and whose checkpoints are removed."""
+    files = Workdir(workdir)
+    if files.detector.is_dir() and not any(files.checkpoints.glob("[0-9]*")):
+        raise InputError(
+            f"workdir {workdir}: ended after {steps} steps, and its checkpoints are removed, so "
+            "that it cannot be given more; start another run with --config.start_from="
+            f"{files.detector}"
+        )
+
+
+def _check_data(workdir: Path, data: Mapping[str, DataIdentity]) -> None:
+    """Refuses images other than those that the run was started with."""
+    file = Workdir(workdir).data
+    try:
+        stored = json.loads(file.read_text())
+    except (OSError, ValueError):  # of a run that has not started, or of an earlier version
+        stored = {}
+    for name, identity in data.items():
+        started_with = stored.get(name) if isinstance(stored, dict) else None
+        if started_with is not None and not _is_same_data(started_with, identity):
+            raise InputError(
+                f"workdir {workdir}: was started with other {name}; give those, or another "
+                "--workdir (--config.start_from=DETECTOR continues a detector with other images)"
+            )
+    content = {name: identity._asdict() for name, identity in data.items()}
+    write_atomically(file, (json.dumps(content) + "\n").encode())
+
+
+def _is_same_data(stored: Any, identity: DataIdentity) -> bool:
+    try:
+        colors = np.array(stored["mean_colors"], np.float64).reshape(-1, 3)
+        if stored["names_sha256"] != identity.names_sha256:
+            return False
+    except (LookupError, TypeError, ValueError):
+        return False
+    given = np.array(identity.mean_colors, np.float64).reshape(-1, 3)
+    # Other versions of a decoder may change a value by 1.
+    return colors.shape == given.shape and bool(np.all(np.abs(colors - given) <= 1))
 
 
 def _completed(stored: dict[str, Any], like: Config | DistillationConfig) -> dict[str, Any]:

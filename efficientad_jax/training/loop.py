@@ -2,21 +2,24 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import jax
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Int, PyTree, UInt8
 from tqdm import tqdm
 
 from efficientad_jax.config import Config
+from efficientad_jax.data.pretraining_images import PretrainingImages
 from efficientad_jax.errors import StoppedError
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.workdir import Workdir
-from efficientad_jax.training.session import configured_optimizer, image_counts, open_training
+from efficientad_jax.training.session import TrainingRun, configured_optimizer, open_training
 from efficientad_jax.training.step import TrainData, TrainState, create_train_state, train_steps
 
 
@@ -27,6 +30,8 @@ def run_training(
     *,
     data: TrainData,
     workdir: Path,
+    photographs: PretrainingImages | None = None,
+    initial_params: dict[str, PyTree] | None = None,
     on_steps: Callable[[int, float], None] | None = None,
 ) -> TrainState:
     """Trains for `config.train.steps`, from the newest intact checkpoint in `workdir` if any.
@@ -37,6 +42,8 @@ def run_training(
       teacher_params: parameters of the normalized teacher.
       data: the images, on the device.
       workdir: for checkpoints and TensorBoard files.
+      photographs: for the penalty, None without it; those of `data` are not read.
+      initial_params: see `open_training`.
       on_steps: called at the start and after each dispatch with the number of steps done and the
         mean loss of the dispatch (NaN at the start); None shows a progress bar.
 
@@ -46,23 +53,28 @@ def run_training(
       InputError: a checkpoint cannot be written, or there are checkpoints and all are damaged.
       OSError: the TensorBoard file cannot be written.
     """
+    counts = len(data.images), 1 if photographs is None else photographs.total
     with (
-        open_training(config, networks, image_counts(data), workdir=workdir) as run,
+        open_training(
+            config, networks, counts, workdir=workdir, initial_params=initial_params
+        ) as run,
+        closing(_dispatches(run, photographs)) as dispatches,
         interruption() as interrupted,
         nullcontext(on_steps) if on_steps else _progress_bar(run.step, run.steps) as report,
     ):
         report(run.step, math.nan)
-        while run.next_count and not interrupted():
-            indices, pretraining_indices = run.image_indices(run.next_count)
+        for indices, pretraining_images in dispatches:
+            if interrupted():
+                break
             state, losses = train_steps(
                 networks,
                 run.objective,
                 run.optimizer,
                 teacher_params=teacher_params,
-                data=data,
+                data=data._replace(pretraining_images=pretraining_images),
                 state=run.state,
                 indices=indices,
-                pretraining_indices=pretraining_indices,
+                pretraining_indices=np.arange(indices.size, dtype=np.int32).reshape(indices.shape),
                 key=run.key,
             )
             loss = run.record(state, losses)
@@ -71,6 +83,27 @@ def run_training(
     if run.step < run.steps:
         raise StoppedError(interrupted(), run.step)
     return run.state
+
+
+def _dispatches(
+    run: TrainingRun, photographs: PretrainingImages | None
+) -> Generator[tuple[Int[np.ndarray, "k b"], UInt8[np.ndarray, "m h w 3"] | None]]:
+    """Yields which images the steps of each dispatch take, and their photographs in order.
+
+    The photographs of the next dispatch are read while a dispatch runs.
+    """
+    with ThreadPoolExecutor(1) as reader:
+
+        def begin(step: int) -> tuple[Int[np.ndarray, "k b"], Future[np.ndarray] | None]:
+            indices, due = run.image_indices(step, run.count_after(step))
+            return indices, None if photographs is None else reader.submit(photographs.read, due)
+
+        step, upcoming = run.step, begin(run.step)
+        while run.count_after(step):
+            indices, images = upcoming
+            step += len(indices)
+            upcoming = begin(step)
+            yield indices, None if images is None else images.result()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
 from efficientad_jax.config import Config, TrainConfig
 from efficientad_jax.networks.model import Networks
@@ -18,7 +18,7 @@ from efficientad_jax.runs.session import Session
 from efficientad_jax.runs.tensorboard import WriteScalars, scalar_log
 from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.training.losses import Losses
-from efficientad_jax.training.step import TrainData, TrainState, create_train_state
+from efficientad_jax.training.step import TrainState, create_train_state
 
 
 class TrainingRun(Session[TrainState]):
@@ -61,18 +61,19 @@ class TrainingRun(Session[TrainState]):
         self._counts = counts
         self._unsaved_losses: list[np.ndarray] = []
 
-    @property
-    def next_count(self) -> int:
-        """Number of steps of the next dispatch, 0 at the end."""
-        return min(self._train.steps_per_dispatch, self.steps - self.step)
+    def count_after(self, step: int) -> int:
+        """Number of steps of the dispatch after `step` steps, 0 at the end."""
+        return min(self._train.steps_per_dispatch, self.steps - step)
 
-    def image_indices(self, count: int) -> tuple[Int[np.ndarray, "k b"], Int[np.ndarray, "k b"]]:
-        """Indices of the images and of the pretraining images that the next `count` steps take."""
+    def image_indices(
+        self, step: int, count: int
+    ) -> tuple[Int[np.ndarray, "k b"], Int[np.ndarray, "k b"]]:
+        """Indices of the images and photographs that the `count` steps after `step` steps take."""
         images, pretraining = (
             image_indices(
                 available,
                 self._train.batch_size,
-                range(self.step, self.step + count),
+                range(step, step + count),
                 seed=self._seed,
                 stream=stream,
             )
@@ -120,6 +121,7 @@ def open_training(
     counts: tuple[int, int],
     *,
     workdir: Path,
+    initial_params: dict[str, PyTree] | None = None,
 ) -> Iterator[TrainingRun]:
     """Starts a training, or resumes it from the newest intact checkpoint in `workdir`.
 
@@ -128,8 +130,10 @@ def open_training(
     Args:
       config: of the training; `seed`, `model`, `losses` and `train` are read.
       networks: the modules.
-      counts: `image_counts` of the training data.
+      counts: numbers of images and of photographs for the penalty, at least 1 each.
       workdir: for checkpoints and TensorBoard files.
+      initial_params: of student and autoencoder, None for random ones. They count only where there
+        is no checkpoint.
 
     Raises:
       InputError: a checkpoint cannot be written, or there are checkpoints and all are damaged.
@@ -138,6 +142,9 @@ def open_training(
     init_key = jax.random.split(jax.random.key(config.seed))[0]
     optimizer = configured_optimizer(config.train)
     state = create_train_state(init_key, networks, optimizer, input_size=config.model.input_size)
+    if initial_params is not None:
+        params = state.params | initial_params
+        state = state._replace(params=params, opt_state=optimizer.init(params))
     keep = config.train.checkpoints_kept
     with (
         open_checkpoints(Workdir(workdir).checkpoints, keep) as checkpoints,
@@ -146,12 +153,6 @@ def open_training(
         yield TrainingRun(
             config, counts, state, checkpoints=checkpoints, write_scalars=write_scalars
         )
-
-
-def image_counts(data: TrainData) -> tuple[int, int]:
-    """Numbers of images and of pretraining images; the latter is 1 if there are none."""
-    pretraining = data.pretraining_images
-    return len(data.images), 1 if pretraining is None else len(pretraining)
 
 
 def configured_optimizer(train: TrainConfig) -> optax.GradientTransformation:

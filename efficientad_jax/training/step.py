@@ -1,7 +1,6 @@
 """Phase 2: student and autoencoder learn the normal images (paper, Algorithm 1).
 
-Everything here is a pure function of a state. The loop for one training is in `training.loop`, the
-one for several at once in `sweep`.
+Everything here is a pure function of a state. The loop is in `training.loop`.
 """
 
 from functools import partial

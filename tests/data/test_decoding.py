@@ -1,5 +1,6 @@
 import contextlib
 import io
+import logging
 import struct
 import sys
 import threading
@@ -10,8 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import label
 
-from efficientad_jax.data.decoding import decode_image, decode_mask, resize_image
+from efficientad_jax.data.decoding import (
+    _report_gray_mask,
+    decode_image,
+    decode_image_and_peak,
+    decode_mask,
+    resize_image,
+)
 from efficientad_jax.errors import InputError, TooManyPixelsError, UnknownFormatError
 from tests.helpers.images import encoded
 
@@ -275,6 +283,81 @@ def test_mask_ignores_transparency() -> None:
     assert not decode_mask(empty).any()
     empty[1, 2, 1] = 1
     assert decode_mask(encoded(Image.fromarray(empty), "PNG")).sum() == 1
+
+
+def soft_mask(side: int = 64) -> np.ndarray:
+    """A disk with an anti-aliased edge, 0 to 255."""
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    edge = np.clip(side / 4 - np.hypot(y, x) + 0.5, 0, 1)
+    return np.rint(255 * edge).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [("JPEG", {"quality": 75}), ("JPEG", {"quality": 20}), ("WEBP", {"lossless": False})],
+)
+def test_a_mask_of_a_lossy_format_has_the_regions_of_the_original(
+    file_format: str, options: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    _report_gray_mask.cache_clear()
+    original = np.zeros((96, 96), np.uint8)
+    original[10:40, 20:60] = original[70:75, 5:90] = 255
+    stored = encoded(Image.fromarray(original), file_format, **options)
+    with Image.open(io.BytesIO(stored)) as image:
+        noisy = np.asarray(image.convert("L"))
+    assert label(noisy)[1] > 2  # with each value but 0
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            decoded = decode_mask(stored, "ground_truth/crack/1_mask.jpg")
+    assert label(decoded)[1] == 2
+    assert np.mean(decoded != (original > 0)) < 0.01
+    (record,) = caplog.records
+    assert "ground_truth/crack" in record.getMessage()
+    assert "128" in record.getMessage() or "127.5" in record.getMessage()
+
+
+def test_a_black_mask_of_a_lossy_format_marks_nothing_and_a_dark_one_is_refused() -> None:
+    black = np.zeros((32, 32), np.uint8)
+    assert not decode_mask(encoded(Image.fromarray(black), "JPEG")).any()
+    dark = black.copy()
+    dark[8:24, 8:24] = 1
+    with pytest.raises(
+        InputError, match=r"m\.jpg: a file of the lossy format JPEG .* save it as PNG"
+    ):
+        decode_mask(encoded(Image.fromarray(dark * 40), "JPEG"), "m.jpg")
+
+
+def test_half_of_an_anti_aliased_edge_belongs_to_the_defect() -> None:
+    mask = soft_mask()
+    decoded = decode_mask(encoded(Image.fromarray(mask), "PNG"))
+    np.testing.assert_array_equal(decoded, mask >= 128)
+    # The same mask in 16 bits that were never stretched.
+    sixteen = encoded(Image.fromarray(mask.astype(np.uint16)), "PNG")
+    np.testing.assert_array_equal(decode_mask(sixteen), mask >= 128)
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], [255], [100], [*range(1, 20)], [*range(236, 256)]])
+def test_a_lossless_mask_may_name_its_defects_by_values(values: list[int]) -> None:
+    """VisA counts from 1; MVTec LOCO AD has values from 236 on."""
+    mask = np.zeros((4, 32), np.uint8)
+    mask[1, : len(values)] = values
+    decoded = decode_mask(encoded(Image.fromarray(mask), "PNG"))
+    np.testing.assert_array_equal(decoded, mask > 0)
+
+
+@pytest.mark.parametrize("white_level", [1023, 4095, 16383, 65535])
+def test_the_white_level_of_a_camera_becomes_white(white_level: int) -> None:
+    pixels = np.linspace(0, white_level, 600, dtype=np.uint16).reshape(20, 30)
+    stored = encoded(Image.fromarray(pixels), "PNG")
+    image = decode_image(stored, white_level=white_level)
+    expected = np.rint(pixels / white_level * 255)
+    np.testing.assert_array_equal(image, np.repeat(expected[..., None], 3, axis=2))
+    assert len(np.unique(image)) == 256
+    assert decode_image(stored, white_level=max(1, white_level // 2)).max() == 255
+    default, peak = decode_image_and_peak(stored)
+    np.testing.assert_array_equal(default[..., 0], np.rint(pixels / 257))
+    assert peak == white_level
+    assert decode_image_and_peak(np.zeros((2, 2), np.uint8))[1] is None
 
 
 def triangle_weights(old: int, new: int) -> np.ndarray:

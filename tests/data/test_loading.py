@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,39 @@ def test_images_are_listed_in_order_and_from_all_folders(tmp_path: Path) -> None
     (tmp_path / "folder.png").mkdir()
     write_image(tmp_path / ".ipynb_checkpoints/b-checkpoint.png")
     assert list_images(tmp_path) == sorted(tmp_path / name for name in names)
+
+
+def test_service_folders_and_heat_maps_are_no_data(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "sub/b.png")
+    for folder in (
+        "@eaDir",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "__MACOSX",
+        "Thumbs.db",
+        "sub/@eaDir/b.png",
+    ):
+        write_image(tmp_path / folder / "thumb.jpg")
+    for name in ("a_heatmap.png", "sub/b.png_heatmap.png"):
+        write_image(tmp_path / name)
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert names == ["a.png", "sub/b.png"]
+
+
+def test_links_to_folders_are_followed_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_image(tmp_path / "elsewhere/1.png")
+    root = tmp_path / "root"
+    write_image(root / "real/0.png")
+    (root / "a-link").symlink_to(tmp_path / "elsewhere")
+    (root / "back").symlink_to(root)
+    (root / "again").symlink_to(root / "real")
+    with caplog.at_level(logging.WARNING):
+        found = list_images(root)
+    assert [path.relative_to(root).as_posix() for path in found] == ["a-link/1.png", "real/0.png"]
+    assert [record.args[0] for record in caplog.records] == [f"{root}/again", f"{root}/back"]
 
 
 def test_missing_or_empty_folder_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from efficientad_jax.data.decoding import decode_image
+from efficientad_jax.data.decoding import decode_image_and_peak
 from efficientad_jax.data.loading import Dataset, load_dataset
 from efficientad_jax.data.prepare import write_dataset
 from efficientad_jax.errors import InputError
@@ -85,11 +85,11 @@ def test_interruption_leaves_no_copy(root: Path, monkeypatch: pytest.MonkeyPatch
     before = sorted((root.parent / "prepared").rglob("*"))
     write_image(root / "bottle/train/good/004.png")
 
-    def interrupt(*_):
+    def interrupt(*_, **_options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr("efficientad_jax.data.examples.decode_image", interrupt)
+        context.setattr("efficientad_jax.data.examples.decode_image_and_peak", interrupt)
         with pytest.raises(KeyboardInterrupt):
             load(root)
     assert sorted((root.parent / "prepared").rglob("*")) == before
@@ -116,12 +116,14 @@ def test_copy_finished_by_another_process_in_the_meantime_is_used(
 ) -> None:
     pending = [root]
 
-    def decode_after_the_other(source: Path) -> np.ndarray:
+    def decode_after_the_other(source: Path, **options: int) -> tuple[np.ndarray, int | None]:
         if pending:
             load(pending.pop())
-        return decode_image(source)
+        return decode_image_and_peak(source, **options)
 
-    monkeypatch.setattr("efficientad_jax.data.examples.decode_image", decode_after_the_other)
+    monkeypatch.setattr(
+        "efficientad_jax.data.examples.decode_image_and_peak", decode_after_the_other
+    )
     dataset = load(root)
     assert train_count(dataset) == 4
     assert len(dataset.test.names) == 4
@@ -134,10 +136,10 @@ def test_copy_finished_by_another_process_before_writing_is_used(
 ) -> None:
     pending = [root]
 
-    def write_after_the_other(builder: tfds.core.DatasetBuilder) -> None:
+    def write_after_the_other(builder: tfds.core.DatasetBuilder, source: str) -> None:
         if pending:
             load(pending.pop())
-        write_dataset(builder)
+        write_dataset(builder, source)
 
     monkeypatch.setattr("efficientad_jax.data.prepare.write_dataset", write_after_the_other)
     assert train_count(load(root)) == 4

@@ -11,6 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = {
     "config": "config.json",
     "teacher_sha256": "teacher.sha256",
+    "data": "data.json",
     "checkpoints": "checkpoints",
     "tensorboard": "tensorboard",
     "detector": "detector",

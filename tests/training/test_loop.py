@@ -175,8 +175,8 @@ def test_what_a_killed_run_was_writing_does_not_block_the_workdir(tmp_path):
 def test_a_workdir_belongs_to_one_configuration(tmp_path):
     claim_workdir(tmp_path / "run", config())
     assert claim_workdir(tmp_path / "run", config()) == tmp_path / "run"
-    with pytest.raises(InputError, match=r"other config\.train\.steps \(4, not 5\)"):
-        claim_workdir(tmp_path / "run", config(steps=5))
+    with pytest.raises(InputError, match=r"other config\.train\.steps \(4, not 3\)"):
+        claim_workdir(tmp_path / "run", config(steps=3))
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["train"]["steps"] == 4
     (tmp_path / "other").mkdir()

@@ -98,6 +98,8 @@ class PublishedDatasetBuilder(ConfiguredBuilder, skip_registration=True):
         self._category = category
         self._root = Path(root) if root else None
         self._examples = None
+        # Names the files that are copied; downloads do not change.
+        self.source = f"{self._root.resolve()} {category}" if self._root else ""
         label = category
         if self._root is not None and self._root.is_dir():
             self._examples = self._list(self._root)

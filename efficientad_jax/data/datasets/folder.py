@@ -2,7 +2,7 @@
 
 ROOT/[CATEGORY/]train/good/*
 ROOT/[CATEGORY/]validation/good/*               optional
-ROOT/[CATEGORY/]test/good/* and test/DEFECT/*
+ROOT/[CATEGORY/]test/good/* and test/DEFECT/*       optional
 ROOT/[CATEGORY/]ground_truth/DEFECT/STEM_mask.png   optional
 
 or ROOT/* without folders of images in it: all of them are good, and none are test images.
@@ -17,6 +17,7 @@ from efficientad_jax.data.datasets.layout import (
     unsorted_images,
 )
 from efficientad_jax.data.examples import Example
+from efficientad_jax.data.files import find_images, is_data_folder
 from efficientad_jax.errors import InputError
 
 
@@ -63,22 +64,29 @@ def _existing(root: str) -> Path:
 
 
 def _categories(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
+    found = (path.parent.name for path in folder.glob("*/train") if path.is_dir())
+    return sorted(filter(is_data_folder, found))
 
 
 def list_examples(root: Path) -> dict[str, list[Example]]:
     """Lists the examples of each split: 'train' and, where they exist, 'validation' and 'test'.
 
     Raises:
-      InputError: a folder is missing or empty, there are fewer than 2 training images, a mask
-        belongs to no image or to several, or an image has several masks.
+      InputError: the folder of training images is missing or empty, there are fewer than 2 training
+        images, a mask belongs to no image or to several, or an image has several masks.
     """
     if not root.is_dir():
         raise InputError(f"dataset folder {root}: no such folder")
     if not (root / "train").is_dir() and not (root / "test").is_dir():
         return {"train": unsorted_images(root)}
     splits = {"train": training_images(root)}
-    if (root / "validation").is_dir():
+    if _holds_images(root / "validation"):
         splits["validation"] = good_images(root, "validation")
-    splits["test"] = labeled_images(root)
+    # Masks without test images are an error.
+    if _holds_images(root / "test") or _holds_images(root / "ground_truth"):
+        splits["test"] = labeled_images(root)
     return splits
+
+
+def _holds_images(folder: Path) -> bool:
+    return folder.is_dir() and bool(find_images(folder))

@@ -5,6 +5,9 @@ ROOT/CATEGORY/Data/Images/Normal/*.JPG
 ROOT/CATEGORY/Data/Images/Anomaly/*.JPG
 ROOT/CATEGORY/Data/Masks/Anomaly/STEM.png
 
+Mirrors in MVTec AD's layout are read too: CATEGORY/train/good, CATEGORY/test/{good,DEFECT} and
+CATEGORY/ground_truth/DEFECT.
+
 The one-class split is used. The pixel values of a mask, from 1, stand for kinds of defect, which
 are treated alike. License of the images: CC BY 4.0.
 """
@@ -16,7 +19,11 @@ import tensorflow_datasets as tfds
 
 from efficientad_jax.data.datasets.archive import Archive
 from efficientad_jax.data.datasets.builder import PublishedDataset, PublishedDatasetBuilder
-from efficientad_jax.data.datasets.layout import require_masks
+from efficientad_jax.data.datasets.layout import (
+    labeled_images,
+    require_masks,
+    training_images,
+)
 from efficientad_jax.data.examples import GOOD, Example
 from efficientad_jax.errors import InputError
 
@@ -43,8 +50,14 @@ def list_examples(root: Path, category: str) -> dict[str, list[Example]]:
       InputError: the table or a file that it lists is missing, or the table has another format.
     """
     table = root / "split_csv" / "1cls.csv"
+    if not table.is_file() and (root / category / "train").is_dir():
+        folder = root / category
+        return {"train": training_images(folder), "test": require_masks(labeled_images(folder))}
     if not table.is_file():
-        raise InputError(f"dataset table {table}: no such file, expected VisA's one-class split")
+        raise InputError(
+            f"dataset table {table}: no such file, expected VisA's one-class split, or the folders "
+            f"{category}/train and {category}/test of a copy in MVTec AD's layout"
+        )
     splits: dict[str, list[Example]] = {"train": [], "test": []}
     with table.open(newline="") as file:
         rows = csv.DictReader(file)

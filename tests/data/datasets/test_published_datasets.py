@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -60,6 +61,30 @@ def load(name: str, root: Path | str, where: Path, category: str = "") -> Datase
         validation_fraction=0.25,
         seed=0,
     )
+
+
+def test_visa_is_read_in_the_layout_of_mvtec_ad(tmp_path: Path) -> None:
+    write_mvtec_ad(tmp_path / "visa", "pcb1")
+    dataset = load("visa", tmp_path / "visa", tmp_path, "pcb1")
+    expected = load("folder", tmp_path / "visa", tmp_path, "pcb1")
+    assert dataset.test.names == expected.test.names
+    np.testing.assert_array_equal(dataset.test.images, expected.test.images)
+    (tmp_path / "visa/pcb2").mkdir()
+    with pytest.raises(InputError, match=r"1cls\.csv: no such file, .* pcb2/train and pcb2/test"):
+        load("visa", tmp_path / "visa", tmp_path, "pcb2")
+
+
+def test_a_copy_of_files_that_changed_replaces_the_earlier_one(tmp_path: Path) -> None:
+    for folder in ("here", "elsewhere"):
+        write_mvtec_ad(tmp_path / folder, "bottle")
+    load("mvtec_ad", tmp_path / "elsewhere", tmp_path, "bottle")
+    image = tmp_path / "here/bottle/train/good/000.png"
+    for time in (1, 2, 3, 3):
+        os.utime(image, (time, time))
+        load("mvtec_ad", tmp_path / "here", tmp_path, "bottle")
+        assert len(list((tmp_path / "prepared/mvtec_ad").iterdir())) == 2
+    load("mvtec_ad", tmp_path / "elsewhere", tmp_path, "bottle")
+    assert len(list((tmp_path / "prepared/mvtec_ad").iterdir())) == 2
 
 
 def marked(path: Path) -> np.ndarray:
