@@ -137,17 +137,7 @@ def claim_workdir(
             stored = {k: v for k, v in _completed(stored, config).items() if k not in ignored}
         more_steps = _steps(stored) < _steps(expected)
         places = _PLACES if teacher_sha256 or data else _DATA_PLACES
-        differing = sorted(
-            difference
-            for difference in differences(stored, expected)
-            if not difference.startswith(places)
-            and not (more_steps and difference.startswith(_STEPS))
-        )
-        if differing:
-            raise InputError(
-                f"workdir {workdir}: belongs to a configuration with other {', '.join(differing)}; "
-                "give another --workdir, or remove this one"
-            )
+        _check_config(workdir, stored, expected, places=(*places, _STEPS) if more_steps else places)
         if more_steps:
             _require_checkpoints(workdir, _steps(stored))
         if more_steps or (data and stored != expected):  # data may have moved
@@ -155,6 +145,18 @@ def claim_workdir(
     if data:
         _check_data(workdir, data)
     return workdir
+
+
+def _check_config(
+    workdir: Path, stored: object, expected: object, *, places: tuple[str, ...]
+) -> None:
+    """Refuses another configuration; differences that begin with one of `places` do not count."""
+    differing = sorted(d for d in differences(stored, expected) if not d.startswith(places))
+    if differing:
+        raise InputError(
+            f"workdir {workdir}: belongs to a configuration with other {', '.join(differing)}; "
+            "give another --workdir, or remove this one"
+        )
 
 
 def _make_workdir(workdir: Path, config: bytes, teacher_sha256: str) -> None:
