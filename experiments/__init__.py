@@ -4,6 +4,7 @@ Commands that use a detector are installed with the package: see `efficientad --
 """
 
 import re
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from logging import Formatter
@@ -15,6 +16,21 @@ from efficientad_jax.errors import InputError
 from efficientad_jax.runs.signals import exit_with_one_line
 from efficientad_jax.storage.cache import keep_compiled_programs
 from efficientad_jax.storage.home import expand_home
+
+# What to lower in a command that runs out of memory, by the name of its file.
+_TRAINING = (
+    "lower config.train.batch_size, config.model.input_height and config.model.input_width, or "
+    "config.train.feature_cache_gb"
+)
+_DISTILLATION = "lower config.batch_size, config.crop, config.pool_views or config.backbone_size"
+_MEMORY_HINTS = {
+    "benchmark": "lower --batch or --side",
+    "distill": _DISTILLATION,
+    "distill_within": _DISTILLATION,
+    "evaluate": "give fewer or smaller test images",
+    "load_test": "lower --clients",
+    "soak": "lower --sizes",
+}
 
 
 def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
@@ -39,7 +55,7 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
 
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
-    with exit_with_one_line():
+    with exit_with_one_line(_MEMORY_HINTS.get(Path(sys.argv[0]).stem, _TRAINING)):
         keep_compiled_programs()
         app.run(call_main, flags_parser=_parse_flags)
 

@@ -28,6 +28,16 @@ COMMANDS = {
     "clear-cache": "remove the teacher features that sweeps keep on disk",
 }
 
+# What helps a subcommand that runs out of memory; other subcommands get the first.
+_MEMORY_HINT = "close other programs or use a machine with more memory"
+_MEMORY_HINTS = {
+    "predict": "large images need less with --tile --no-pictures, smaller ones with --no-pictures",
+    "export": "give fewer or smaller --calibration-images",
+    "evaluate-exported": "give one exported file at a time",
+    "serve": "lower --max-requests, --max-bytes or --max-pixels",
+    "watch": "give smaller images, or --pictures=none",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand. An error that a user can cause ends the process with one line on stderr.
@@ -44,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = expand_home(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with exit_with_one_line():
+    with exit_with_one_line(_MEMORY_HINTS.get(words[0] if words else "", _MEMORY_HINT)):
         run, options = _parse(words)
         # Imports JAX, which `--help` does not wait for.
         from efficientad_jax.storage.cache import keep_compiled_programs

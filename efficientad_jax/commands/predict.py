@@ -2,19 +2,25 @@
 
     efficientad predict DETECTOR IMAGE_OR_FOLDER...
     efficientad predict DETECTOR IMAGES --output=FOLDER --false-alarm-rate=0.05
-    efficientad predict DETECTOR LARGE_IMAGES --tile
+    efficientad predict DETECTOR IMAGES --no-pictures
+    efficientad predict DETECTOR LARGE_IMAGES --tile --max-pixels=500000000
 
 `photo.jpg` gets `photo_heatmap.png` next to it, or in --output with the images' folders below it.
 The column `anomalous` of the CSV file is 1 if the score reaches the detector's threshold, or the
-threshold for --false-alarm-rate. With --tile images are not resized, but cut into tiles of the
-input's size. An image that cannot be read is reported; the others are scored, and the exit status
-is 1.
+threshold for --false-alarm-rate. Lines are added while the command runs: an interrupted run keeps
+the scores it has. With --tile images are not resized, but cut into tiles of the input's size. An
+image that cannot be read, or a picture that cannot be written, is reported; the others are scored,
+and the exit status is 1.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from efficientad_jax.commands.command_line import add_detector, print_error
+from PIL import Image
+
+from efficientad_jax.commands.command_line import add_detector, print_error, whole_number
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
@@ -34,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder for the heat maps (default: next to the images)",
     )
+    add("--no-pictures", action="store_true", help="write the scores only, no heat maps")
     add(
         "--scores",
         metavar="FILE",
@@ -60,6 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--tile", action="store_true", help="cut images into tiles instead of resizing them")
     add("--overlap", metavar="PIXELS", type=int, help="overlap of tiles")
+    add(
+        "--max-pixels",
+        metavar="PIXELS",
+        default=Image.MAX_IMAGE_PIXELS,
+        type=whole_number(1),
+        help="size limit of an image; raise it only for files from a source that you trust "
+        "(default: %(default)s)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,18 +88,32 @@ def run(options: argparse.Namespace) -> int:
         detector = detector.with_threshold(options.false_alarm_rate)
     overlap = chosen_overlap(detector.spec, options.overlap) if options.tile else None
     scores = (options.output or Path()) / options.scores
-    tasks, failed = plan_pictures(options.images, options.output, print_error)
-    unread = predict_files(
-        detector,
-        tasks,
-        scores,
-        low=options.low,
-        high=options.high,
-        complain=print_error,
-        overlap=overlap,
+    tasks, failed = plan_pictures(
+        options.images, options.output, print_error, draws_pictures=not options.no_pictures
     )
+    with _pixel_limit(options.max_pixels):
+        failed += predict_files(
+            detector,
+            tasks,
+            scores,
+            low=options.low,
+            high=options.high,
+            complain=print_error,
+            overlap=overlap,
+        )
     if detector.threshold is not None:
         rates = "; these rates are those of one tile" if options.tile else ""
         print(f"threshold {summary(detector.threshold)}{rates}")
-    print(f"{len(tasks) - unread} images scored, {failed + unread} failed: {scores}")
-    return 1 if failed + unread else 0
+    print(f"{len(tasks)} images, {failed} failures: {scores}")
+    return 1 if failed else 0
+
+
+@contextmanager
+def _pixel_limit(most: int) -> Iterator[None]:
+    """Inside the context, images of so many pixels are decoded; Pillow checks it in many places."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = most
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before

@@ -1,5 +1,7 @@
 """Phase 3: quantiles of the maps of the validation images (paper, Algorithm 1, lines 36-46)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,5 +113,12 @@ def calibration_of_maps(
 
 def scores_of_maps(maps: RawMaps, calibration: Calibration) -> Float[np.ndarray, " n"]:
     """Image scores of given maps, as `inference.detect` returns them."""
+    return np.asarray(_scores(maps, calibration))
+
+
+# Compiled, with the quantiles as constants, as in `inference.jitted_detect`: operation by operation
+# the last bits of the scores are others.
+@partial(jax.jit, static_argnames=("calibration",))
+def _scores(maps: RawMaps, calibration: Calibration) -> Float[jax.Array, " n"]:
     combined, _, _ = combine_maps(maps, calibration)
-    return np.asarray(combined.max((1, 2)))
+    return combined.max((1, 2))

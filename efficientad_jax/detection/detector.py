@@ -81,7 +81,7 @@ class Detector:
       calibration: quantiles of the validation maps.
       config: the configuration that it was trained with.
       metrics: the metrics of its evaluation, empty before one.
-      threshold: a score at or above it counts as anomalous; None where none was chosen.
+      threshold: a score at or above its `limit` counts as anomalous; None where none was chosen.
       validation_scores: scores of the validation images, to choose other thresholds by.
       teacher: the `sha256` of the teacher file that it was trained with, and the `record` in that
         file; empty for a detector of a version that did not store them.
@@ -225,10 +225,13 @@ class Detector:
     @property
     def _record_fields(self) -> dict[str, Any]:
         """The fields of `detector.json`; `load` reads them."""
+        threshold = self.threshold and self.threshold._asdict()
+        margin = threshold.pop("margin") if threshold else 0.0
         return {
             "spec": self.spec._asdict(),
             "calibration": calibration_fields(self.calibration),
-            "threshold": self.threshold and self.threshold._asdict(),
+            "threshold": threshold,
+            "threshold_margin": margin,
             "validation_scores": self.validation_scores,
             "config": self.config,
             "teacher": self.teacher,
@@ -248,7 +251,9 @@ class Detector:
             spec = checked_spec(record["spec"])
             calibration = checked_calibration(record["calibration"], spec)
             # Both are absent where no threshold was ever chosen.
-            threshold = checked_threshold(record.get("threshold"))
+            threshold = checked_threshold(
+                record.get("threshold"), record.get("threshold_margin", 0.0)
+            )
             scores = checked_scores(record.get("validation_scores", []))
             config, metrics = record["config"], record["metrics"]
             teacher = record.get("teacher", {})  # absent in detectors of older versions

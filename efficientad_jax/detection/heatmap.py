@@ -56,6 +56,7 @@ def overlay(
     low: float,
     high: float,
     opacity: float = 0.5,
+    out: UInt8[np.ndarray, "h w 3"] | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image with its anomaly map blended over it.
 
@@ -65,11 +66,12 @@ def overlay(
       low: value from which color begins; the image is untouched where the map is below.
       high: value at which the color ends, bright yellow.
       opacity: share of the color where the map reaches `high`, in [0, 1].
+      out: the array to write to and return; None for a new one.
 
     Raises:
       InputError: `low` is not below `high`.
     """
-    blended = np.empty_like(image)
+    blended = np.empty_like(image) if out is None else out
     # In strips: the floats of a whole photograph would take ten times its memory.
     for start in range(0, len(image), _STRIP):
         rows = slice(start, start + _STRIP)
@@ -122,7 +124,12 @@ def save_picture(
     Raises:
       InputError: `low` is not below `high`.
     """
-    overlays = [overlay(image, m, low=low, high=high, opacity=opacity) for m in maps]
+    height, width, _ = image.shape
+    picture = np.empty((height, (1 + len(maps)) * width, 3), np.uint8)
+    picture[:, :width] = image
+    for i, anomaly_map in enumerate(maps, start=1):
+        part = picture[:, i * width : (i + 1) * width]
+        overlay(image, anomaly_map, low=low, high=high, opacity=opacity, out=part)
     encoded = io.BytesIO()
-    Image.fromarray(np.concatenate([image, *overlays], axis=1)).save(encoded, format="PNG")
+    Image.fromarray(picture).save(encoded, format="PNG")
     write_atomically(path, encoded.getvalue())

@@ -89,9 +89,25 @@ def raw_maps(
       images: RGB at the networks' input size.
       upsample_first: whether to resize the maps to that size.
     """
+    # By default GPUs with tensor cores round the factors of float32 products to TF32, and TPUs to
+    # bfloat16: 10 and 7 bits of mantissa in place of 23. Scores would differ from those on a CPU by
+    # thousandths, and a threshold is chosen on one device and used on others. Training keeps the
+    # default.
+    is_float32 = jnp.dtype(networks.teacher.dtype) == jnp.float32
+    with jax.default_matmul_precision("float32" if is_float32 else None):
+        return _raw_maps(networks, params, images, upsample_first)
+
+
+def _raw_maps(
+    networks: Networks,
+    params: DetectorParams,
+    images: UInt8[Array, "n h w 3"],
+    upsample_first: bool,
+) -> RawMaps:
+    """`raw_maps` with the precision of products that is set."""
     # That first: the program of `export.stablehlo` is traced without a number of images.
     if runs_images_sequentially(networks) and len(images) > 1:
-        maps_of = partial(raw_maps, networks, params, upsample_first=upsample_first)
+        maps_of = partial(_raw_maps, networks, params, upsample_first=upsample_first)
         maps = jax.lax.map(lambda image: maps_of(image[None]), images)
         return jax.tree.map(lambda m: m[:, 0], maps)
     x = normalize_images(to_unit_range(images))

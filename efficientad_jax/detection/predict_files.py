@@ -1,39 +1,48 @@
 """Detection in image files: writes a heat map of each image and a table of all scores."""
 
+import contextlib
 import csv
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32
 
-from efficientad_jax.data.decoding import decode_image
+from efficientad_jax.data.decoding import decode_image, resize_image
 from efficientad_jax.data.files import list_images
+from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
-from efficientad_jax.detection.threshold import is_anomalous
-from efficientad_jax.detection.tiling import detect_tiled
-from efficientad_jax.errors import InputError, stops_all_writing
+from efficientad_jax.detection.threshold import Threshold, is_anomalous
+from efficientad_jax.detection.tiling import compute_tiled_maps, enlarge
+from efficientad_jax.errors import InputError, TooManyPixelsError, stops_all_writing
 from efficientad_jax.storage.atomic import write_atomically
 
 # Pixels that are decoded at a time: a batch of images, or fewer if they are large.
 _MOST_PIXELS = 1 << 25
 
+_COLUMNS = ("image", "score", "heatmap", "anomalous")
+
 Complain = Callable[[str], None]
 
 
 class Task(NamedTuple):
-    """An image and where its picture goes."""
+    """An image and where its picture goes; None for no picture."""
 
     image: Path
-    picture: Path
+    picture: Path | None
 
 
 def plan_pictures(
-    sources: Sequence[Path], output: Path | None, complain: Complain
+    sources: Sequence[Path],
+    output: Path | None,
+    complain: Complain,
+    *,
+    draws_pictures: bool = True,
 ) -> tuple[list[Task], int]:
     """The images named or found in folders, and where the picture of each goes.
 
@@ -45,6 +54,7 @@ def plan_pictures(
       output: folder for the pictures, below it as the images are below the folders named; None
         for next to the images.
       complain: takes a line for each source that cannot be used.
+      draws_pictures: whether images get pictures at all.
 
     Returns:
       The tasks, and how many sources or images were complained of.
@@ -63,6 +73,9 @@ def plan_pictures(
         root = source if is_folder else source.parent
         for image in images:
             if image.name.endswith(PICTURE_SUFFIX):
+                continue
+            if not draws_pictures:
+                tasks.append(Task(image, None))
                 continue
             for stem in (image.stem, image.name):
                 picture = image.with_name(stem + PICTURE_SUFFIX)
@@ -95,17 +108,20 @@ def predict_files(
     complain: Complain,
     overlap: int | None = None,
 ) -> int:
-    """Detects in images, writes their pictures and, at the end, a CSV file of scores.
+    """Detects in images, writes their pictures, and their scores to a CSV file as it goes.
+
+    An earlier file is replaced when the first images are scored. From then on the file holds
+    complete lines at any time, also after an interruption: one for every scored image.
 
     Args:
       detector: calibrated.
       tasks: of `plan_pictures`.
-      scores: the CSV file; its columns are image, score, heatmap and anomalous: 1 or 0, or empty
-        if the detector has no threshold.
+      scores: the CSV file; its columns are image, score, heatmap (empty without a picture) and
+        anomalous: 1 or 0, or empty if the detector has no threshold.
       low: map value of the first color.
       high: map value of the last color.
       complain: is called with a line per image that cannot be read or whose picture cannot be
-        written.
+        written; the latter has its line in the CSV file all the same.
       overlap: of the tiles that images are cut into, in pixels (see `detect_tiled`); None resizes
         images to the detector's input instead.
 
@@ -115,7 +131,7 @@ def predict_files(
     Raises:
       OSError: the scores cannot be written, or no picture can as the disk is full or read-only.
     """
-    rows: list[tuple[str, str, str, str]] = []
+    write_rows = _row_writer(scores)
     failed = 0
 
     def note(line: str) -> None:
@@ -123,46 +139,187 @@ def predict_files(
         failed += 1
         complain(line)
 
-    for chunk in _decoded(tasks, note):
-        images = [image for _, image in chunk]
-        if overlap is None:
-            detections = detector(images)
-        else:
-            detections = (detect_tiled(detector, image, overlap) for image in images)
-        for (task, image), detection in zip(chunk, detections, strict=True):
-            try:
-                save_picture(task.picture, image, [detection.anomaly_map], low=low, high=high)
-            except OSError as error:
-                if stops_all_writing(error):
-                    raise
-                note(str(InputError(f"{task.picture}: {error.strerror}")))
-                continue
-            verdict = is_anomalous(detector.threshold, detection.score)
-            anomalous = "" if verdict is None else str(int(verdict))
-            rows.append((str(task.image), f"{detection.score:.6g}", str(task.picture), anomalous))
-    table = io.StringIO()
-    csv.writer(table).writerows([("image", "score", "heatmap", "anomalous"), *rows])
-    # A name that is not UTF-8 keeps its bytes.
-    write_atomically(scores, os.fsencode(table.getvalue()))
+    for chunk in _opened(tasks, note, most_images=BATCH_SIZE if overlap is None else 1):
+        _predict_chunk(detector, chunk, write_rows, note=note, low=low, high=high, overlap=overlap)
+    write_rows([])
     return failed
 
 
-def _decoded(
-    tasks: Sequence[Task], complain: Complain
-) -> Iterator[list[tuple[Task, UInt8[np.ndarray, "h w 3"]]]]:
-    """The readable images, in chunks."""
+class _Scored(NamedTuple):
+    task: Task
+    image: ImageRows
+    score: float
+    anomaly_map: Float32[np.ndarray, "h w"] | None
+
+
+_Row = tuple[str, str, str, str]
+
+
+def _predict_chunk(
+    detector: Detector,
+    chunk: list[tuple[Task, ImageRows]],
+    write_rows: Callable[[list[_Row]], None],
+    *,
+    note: Complain,
+    low: float,
+    high: float,
+    overlap: int | None,
+) -> None:
+    """Scores images, draws their pictures and writes their lines; see `predict_files`."""
+    scored = list(_scored(detector, chunk, note, overlap=overlap))
+    pictures: list[str] = []
+    try:
+        for each in scored:
+            picture = _draw_picture(each, note, low=low, high=high)
+            pictures.append(picture)
+    except BaseException:
+        # All of these images have scores. The first error counts, a second one does not.
+        with contextlib.suppress(OSError):
+            write_rows(_rows(detector.threshold, scored, pictures))
+        raise
+    write_rows(_rows(detector.threshold, scored, pictures))
+
+
+def _opened(
+    tasks: Sequence[Task], complain: Complain, *, most_images: int
+) -> Iterator[list[tuple[Task, ImageRows]]]:
+    """The readable images, in chunks of at most so many.
+
+    A chunk is emptied when the next one is asked for: images of two are never in memory.
+    """
     chunk, pixels = [], 0
     for task in tasks:
-        try:
-            image = decode_image(task.image)
-        except InputError as error:
-            complain(str(error))
+        # An image that is scored by itself and not drawn need not be in memory as a whole.
+        rows = _open(task, complain, in_memory=most_images > 1 or task.picture is not None)
+        if rows is None:
             continue
-        size = image.shape[0] * image.shape[1]
-        if chunk and (len(chunk) == BATCH_SIZE or pixels + size > _MOST_PIXELS):
+        size = rows.size[0] * rows.size[1]
+        if chunk and pixels + size > _MOST_PIXELS:
             yield chunk
-            chunk, pixels = [], 0
-        chunk.append((task, image))
+            chunk.clear()
+            pixels = 0
+        chunk.append((task, rows))
         pixels += size
+        del rows
+        if len(chunk) == most_images or pixels >= _MOST_PIXELS:
+            yield chunk
+            chunk.clear()
+            pixels = 0
     if chunk:
         yield chunk
+
+
+def _open(task: Task, complain: Complain, *, in_memory: bool) -> ImageRows | None:
+    """An image, decoded or to be read in parts; None if it cannot be read."""
+    try:
+        rows = None if in_memory else rows_of_file(task.image)
+        return rows or rows_of_array(decode_image(task.image))
+    except TooManyPixelsError as error:
+        complain(f"{error}; --max-pixels accepts larger ones")
+    except InputError as error:
+        complain(str(error))
+    except MemoryError:
+        complain(_no_memory(f"image {task.image}", "its pixels"))
+    return None
+
+
+def _scored(
+    detector: Detector,
+    chunk: list[tuple[Task, ImageRows]],
+    complain: Complain,
+    *,
+    overlap: int | None,
+) -> Iterator[_Scored]:
+    """The images of a chunk with their scores, and maps for those that are drawn."""
+    if overlap is None:
+        input_size = detector.spec.input_size
+        resized = [resize_image(rows.read(0, rows.size[0]), *input_size) for _, rows in chunk]
+        sizes = [input_size if task.picture is None else rows.size for task, rows in chunk]
+        detections = detector.detect_resized(np.stack(resized), sizes)
+        for (task, rows), detection in zip(chunk, detections, strict=True):
+            drawn = None if task.picture is None else detection.anomaly_map
+            yield _Scored(task, rows, detection.score, drawn)
+        return
+    for task, rows in chunk:
+        try:
+            tiled = compute_tiled_maps(detector, rows, overlap)
+        except InputError as error:  # of a file that is cut off and read tile by tile
+            complain(str(error))
+            continue
+        drawn = None if task.picture is None else enlarge(detector, tiled, tiled.combined)
+        yield _Scored(task, rows, tiled.score, drawn)
+
+
+def _draw_picture(scored: _Scored, complain: Complain, *, low: float, high: float) -> str:
+    """Writes an image's picture; returns its name, empty if there is none.
+
+    Raises:
+      OSError: no picture can be written.
+    """
+    picture = scored.task.picture
+    if picture is None or scored.anomaly_map is None:
+        return ""
+    pixels = scored.image.read(0, scored.image.size[0])
+    try:
+        save_picture(picture, pixels, [scored.anomaly_map], low=low, high=high)
+    except OSError as error:
+        if stops_all_writing(error):
+            raise
+        complain(str(InputError(f"{picture}: {error.strerror}")))
+        return ""
+    except MemoryError:
+        complain(_no_memory(str(picture), "the picture"))
+        return ""
+    return str(picture)
+
+
+def _no_memory(name: str, need: str) -> str:
+    return str(InputError(f"{name}: not enough memory for {need}; --no-pictures needs less"))
+
+
+def _rows(
+    threshold: Threshold | None, scored: Sequence[_Scored], pictures: Sequence[str]
+) -> list[_Row]:
+    """The lines of the CSV file; `pictures` may be fewer, if drawing was interrupted."""
+    rows = []
+    for each, picture in zip_longest(scored, pictures, fillvalue=""):
+        verdict = is_anomalous(threshold, each.score)
+        anomalous = "" if verdict is None else str(int(verdict))
+        rows.append((str(each.task.image), f"{each.score:.6g}", picture, anomalous))
+    return rows
+
+
+def _row_writer(file: Path) -> Callable[[list[_Row]], None]:
+    """A function that adds lines to a CSV file, which its first call replaces by a new one.
+
+    Raises:
+      OSError: from that function, if the lines cannot be written; the file is as it was before.
+    """
+    is_new = True
+
+    def write(rows: list[_Row]) -> None:
+        nonlocal is_new
+        lines = io.StringIO()
+        csv.writer(lines).writerows([_COLUMNS, *rows] if is_new else rows)
+        content = os.fsencode(lines.getvalue())  # A name that is not UTF-8 keeps its bytes.
+        if is_new:
+            write_atomically(file, content)
+            is_new = False
+        elif content:
+            _append(file, content)
+
+    return write
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Appends to a file; what cannot be written as a whole is removed again."""
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except BaseException as error:
+            file.truncate(size)
+            if isinstance(error, OSError):  # That of a full disk names no file.
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise

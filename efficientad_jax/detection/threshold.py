@@ -11,6 +11,11 @@ nothing about the distribution of scores, only that future images are drawn as t
 The maps' quantiles come from the same images. Without an autoencoder they do not change the order
 of scores, and all of this is exact. With one they also weight the two maps, by all pixels of all
 images.
+
+The same image does not have the same score everywhere: another kind of processor, another number of
+images in a batch or another way to compute convolutions adds up the same products in another order.
+An image therefore counts as anomalous from a little above the threshold, by a margin, so that
+the images that the threshold was chosen on are below it wherever they are scored.
 """
 
 import logging
@@ -29,6 +34,12 @@ _log = logging.getLogger(__name__)
 # The probability that the interval contains the true rate.
 CONFIDENCE = 0.95
 
+# The margin of a threshold of 0, and how much it grows per unit of the threshold. In float32 the
+# scores of one image differ by 1e-8 to 3e-5 between batches, ways to compute convolutions and
+# processors. Those of two normal images differ by 0.01 and more: 0.1 is the `q_b`-quantile of
+# normal pixels.
+MARGIN = 1e-4
+
 # Products such as 0.29 * 100 are slightly below the integer that is meant.
 _ROUNDING = 1e-9
 
@@ -37,11 +48,13 @@ class Threshold(NamedTuple):
     """A threshold on image scores, and the rate of false alarms to expect from it.
 
     Attributes:
-      value: a score >= value counts as anomalous.
+      value: just above the score that it was chosen by.
       false_alarm_rate: the target fraction of the normal images that count as anomalous, in (0, 1).
       low: lower bound of the true rate, in [0, 1].
       high: its upper bound: with 95 % probability the rate lies between the two.
       images: the number of validation images that the threshold was chosen on.
+      margin: above the differences that rounding makes to the score of one image; 0 in detectors
+        of versions that had none.
     """
 
     value: float
@@ -49,6 +62,12 @@ class Threshold(NamedTuple):
     low: float
     high: float
     images: int
+    margin: float = 0.0
+
+    @property
+    def limit(self) -> float:
+        """A score >= limit counts as anomalous."""
+        return self.value + self.margin
 
 
 class VerdictCounts(NamedTuple):
@@ -73,9 +92,9 @@ def choose_threshold(
     """The lowest threshold whose mean false-alarm rate is at most the target.
 
     It is the next float32 above the k-th highest score, `k = floor(rate * (n + 1))`, so that the
-    rate also holds where scores are equal. With fewer than `1 / rate` images no threshold is known
-    to keep the rate: the one above all scores is returned, with a warning. The interval is that of
-    the Beta distribution with 2.5 % on either side.
+    rate also holds where scores are equal. The margin is `MARGIN * (1 + |value|)`. With fewer than
+    `1 / rate` images no threshold is known to keep the rate: the one above all scores is returned,
+    with a warning. The interval is that of the Beta distribution with 2.5 % on either side.
 
     Args:
       scores: finite scores of normal images that were held out of training.
@@ -99,7 +118,8 @@ def choose_threshold(
     tail = (1 - CONFIDENCE) / 2
     low, high = (float(betaincinv(rank, count - rank + 1, q)) for q in (tail, 1 - tail))
     value = float(np.nextafter(ordered[rank - 1], np.float32(np.inf)))
-    threshold = Threshold(value, false_alarm_rate, low, high, count)
+    margin = MARGIN * (1 + abs(value))
+    threshold = Threshold(value, false_alarm_rate, low, high, count, margin=margin)
     if false_alarm_rate * count < 1 - _ROUNDING:
         _log.warning(
             "threshold: too few validation images for a false-alarm rate of %s: %d, expected at "
@@ -118,11 +138,11 @@ def count_verdicts(
     """Counts the verdicts by a threshold on labeled images.
 
     Args:
-      threshold: a score >= its value counts as anomalous.
+      threshold: a score >= its limit counts as anomalous.
       scores: of the images.
       labels: 0 for normal, 1 for anomalous.
     """
-    alarmed, anomalous = scores >= threshold.value, labels == 1
+    alarmed, anomalous = scores >= threshold.limit, labels == 1
     return VerdictCounts(
         false_alarms=int((alarmed & ~anomalous).sum()),
         normal=int((~anomalous).sum()),
@@ -145,8 +165,12 @@ def percent(part: float) -> str:
     return f"{100 * part:.2g} %" if part < 0.995 else f"{100 * part:.4g} %"
 
 
-def checked_threshold(stored: dict[str, Any] | None) -> Threshold | None:
+def checked_threshold(stored: dict[str, Any] | None, margin: Any = 0.0) -> Threshold | None:
     """A threshold from `detector.json`, which may come from anyone.
+
+    Args:
+      stored: its fields without the margin; None for no threshold.
+      margin: is stored separately, as versions without a margin read the other fields too.
 
     Raises:
       TypeError: it has other fields.
@@ -154,16 +178,17 @@ def checked_threshold(stored: dict[str, Any] | None) -> Threshold | None:
     """
     if stored is None:
         return None
-    threshold = Threshold(**stored)
-    floats = threshold[:-1]
+    threshold = Threshold(**stored, margin=margin)
+    *floats, images, _ = threshold
     if not (
-        all(type(number) is float and math.isfinite(number) for number in floats)
+        all(type(number) is float and math.isfinite(number) for number in (*floats, margin))
         and 0 < threshold.false_alarm_rate < 1
         and 0 <= threshold.low <= threshold.high <= 1
-        and type(threshold.images) is int
-        and threshold.images >= 1
+        and type(images) is int
+        and images >= 1
+        and margin >= 0
     ):
-        raise ValueError(f"no threshold can be made of {str(stored)[:200]}")
+        raise ValueError(f"no threshold can be made of {str(stored)[:200]}, margin {margin!r:.20}")
     return threshold
 
 
@@ -187,7 +212,7 @@ WORDS = {True: "anomalous", False: "normal", None: "no verdict"}
 
 def is_anomalous(threshold: Threshold | None, score: float) -> bool | None:
     """Whether the score reaches the threshold, None without one."""
-    return None if threshold is None else score >= threshold.value
+    return None if threshold is None else score >= threshold.limit
 
 
 def score_fields(threshold: Threshold | None, score: float) -> dict[str, Any]:
@@ -195,5 +220,5 @@ def score_fields(threshold: Threshold | None, score: float) -> dict[str, Any]:
     return {
         "score": score,
         "verdict": is_anomalous(threshold, score),
-        "threshold": None if threshold is None else threshold.value,
+        "threshold": None if threshold is None else threshold.limit,
     }

@@ -12,13 +12,16 @@ A cell is one value of the map and covers 4x4 pixels. An unpadded network does n
 border of the image, as in an image that is not tiled.
 """
 
-from itertools import product
+from collections.abc import Iterator
+from itertools import islice, product
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
+from efficientad_jax.data.image_rows import ImageRows, rows_of_array
 from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.maps import resize_map
 from efficientad_jax.detection.spec import DetectorSpec
@@ -49,21 +52,60 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
     Raises:
       InputError: the image cannot be decoded, or the overlap does not suit.
     """
+    tiled = compute_tiled_maps(detector, rows_of_array(decode_image(image)), overlap)
+    anomaly_map = enlarge(detector, tiled, tiled.combined)
+    parts = [enlarge(detector, tiled, part) for part in tiled.parts]
+    local, global_ = parts or (anomaly_map, None)
+    return Detection(tiled.score, anomaly_map, local, global_)
+
+
+class TiledMaps(NamedTuple):
+    """The maps of all tiles of an image together, a value for each cell.
+
+    Attributes:
+      score: maximum of the combined map.
+      combined: the combined map, with the outer cells that an unpadded network does not compute.
+      parts: the local and the global map; none without an autoencoder, where the combined map is
+        the local one.
+      tiled_size: height and width of the image that was cut into tiles.
+      size: height and width of the image.
+    """
+
+    score: float
+    combined: Float32[np.ndarray, "c d"]
+    parts: list[Float32[np.ndarray, "c d"]]
+    tiled_size: tuple[int, int]
+    size: tuple[int, int]
+
+
+def compute_tiled_maps(
+    detector: Detector, image: ImageRows, overlap: int | None = None
+) -> TiledMaps:
+    """The maps of `detect_tiled` at a quarter of the image's size.
+
+    Of the image it reads the rows of one row of tiles at a time. If a side is shorter than the
+    input's, it reads the whole image, to resize it.
+
+    Raises:
+      InputError: the image cannot be read, or the overlap does not suit.
+    """
     overlap = chosen_overlap(detector.spec, overlap)
-    pixels = decode_image(image)
-    size, tile = pixels.shape[:2], detector.spec.input_size
-    pixels = resize_image(pixels, max(size[0], tile[0]), max(size[1], tile[1]))
-    rows, columns = (tile_offsets(pixels.shape[i], tile[i], overlap) for i in (0, 1))
+    size, tile = image.size, detector.spec.input_size
+    if size[0] < tile[0] or size[1] < tile[1]:
+        pixels = image.read(0, size[0])
+        image = rows_of_array(resize_image(pixels, max(size[0], tile[0]), max(size[1], tile[1])))
+    rows, columns = (tile_offsets(image.size[i], tile[i], overlap) for i in (0, 1))
     shares_down, shares_across = blend_shares(rows, tile[0]), blend_shares(columns, tile[1])
     shape = ((rows[-1] + tile[0]) // STRIDE, (columns[-1] + tile[1]) // STRIDE)
     combined = np.zeros(shape, np.float32)
     # Without an autoencoder the combined map is the local one.
     parts = [np.zeros(shape, np.float32) for _ in range(2 if detector.spec.autoencoder else 0)]
     places = list(product(range(len(rows)), range(len(columns))))
+    cut = _cut_tiles(image, rows, columns, tile=tile)
     batch = detector.batch_size(len(places))
     for start in range(0, len(places), batch):
         chosen = places[start : start + batch]
-        tiles = [cut_tile(pixels, rows[i], columns[j], tile=tile) for i, j in chosen]
+        tiles = list(islice(cut, len(chosen)))
         tiles += tiles[-1:] * (batch - len(tiles))
         anomalies = jax.device_get(detector.detect_tiles(np.stack(tiles)))
         for k, (i, j) in enumerate(chosen):  # the tiles that pad the batch are left out
@@ -73,7 +115,28 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
             combined[window] += share * anomalies.combined[k]
             for part, of_tiles in zip(parts, (anomalies.local, anomalies.global_), strict=False):
                 part[window] += share * of_tiles[k]
-    return _detection(detector, combined, parts, pixels.shape[:2], size)
+    scored = combined[_inner(detector, combined)]
+    if detector.calibration.upsample_first:
+        scored = resize_map(scored, image.size)
+    return TiledMaps(float(scored.max()), combined, parts, image.size, size)
+
+
+def enlarge(
+    detector: Detector, tiled: TiledMaps, cells: Float32[np.ndarray, "c d"]
+) -> Float32[np.ndarray, "h w"]:
+    """One of the maps at the image's own size.
+
+    Args:
+      detector: that computed them.
+      tiled: result of `compute_tiled_maps`.
+      cells: its combined map or one of its parts.
+    """
+    if detector.calibration.upsample_first:
+        inner = cells[_inner(detector, cells)]
+        return resize_map(resize_map(inner, tiled.tiled_size), tiled.size)
+    # A cell stands for 4x4 pixels, also where the last ones reach beyond the image.
+    height, width = tiled.tiled_size
+    return resize_map(cells, tiled.size, (0.0, 0.0, width / STRIDE, height / STRIDE))
 
 
 def chosen_overlap(spec: DetectorSpec, overlap: int | None) -> int:
@@ -139,26 +202,17 @@ def cut_tile(
     return np.pad(part, (*missing, (0, 0)), mode="edge")
 
 
-def _detection(
-    detector: Detector,
-    combined: Float32[np.ndarray, "c d"],
-    parts: list[Float32[np.ndarray, "c d"]],
-    tiled_size: tuple[int, int],
-    size: tuple[int, int],
-) -> Detection:
-    """Score and maps at the image's own size by maps of cells of the image that was tiled."""
+def _cut_tiles(
+    image: ImageRows, rows: list[int], columns: list[int], *, tile: tuple[int, int]
+) -> Iterator[UInt8[np.ndarray, "th tw 3"]]:
+    """The tiles of an image, row by row. It holds only the rows of one row of tiles."""
+    for top in rows:
+        band = image.read(top, min(top + tile[0], image.size[0]))
+        for left in columns:
+            yield cut_tile(band, 0, left, tile=tile)
+
+
+def _inner(detector: Detector, cells: Float32[np.ndarray, "c d"]) -> tuple[slice, slice]:
+    """The cells that the detector's networks compute."""
     margin = 0 if detector.spec.padding else MARGIN
-    inner = np.s_[margin : combined.shape[0] - margin, margin : combined.shape[1] - margin]
-
-    def enlarge(cells: np.ndarray) -> np.ndarray:
-        if detector.calibration.upsample_first:
-            return resize_map(resize_map(cells[inner], tiled_size), size)
-        # A cell stands for 4x4 pixels, also where the last ones reach beyond the image.
-        return resize_map(cells, size, (0.0, 0.0, tiled_size[1] / STRIDE, tiled_size[0] / STRIDE))
-
-    scored = combined[inner]
-    if detector.calibration.upsample_first:
-        scored = resize_map(scored, tiled_size)
-    anomaly_map = enlarge(combined)
-    local, global_ = map(enlarge, parts) if parts else (anomaly_map, None)
-    return Detection(float(scored.max()), anomaly_map, local, global_)
+    return np.s_[margin : cells.shape[0] - margin, margin : cells.shape[1] - margin]

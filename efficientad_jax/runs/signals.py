@@ -1,5 +1,9 @@
-"""Handles Ctrl-C and SIGTERM: loops stop after a step, commands exit with one line and a status."""
+"""Ends commands with one line and an exit status: after errors, Ctrl-C and SIGTERM.
 
+Loops stop after the current step.
+"""
+
+import errno
 import os
 import signal
 import sys
@@ -10,7 +14,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from efficientad_jax.errors import DivergenceError, InputError, StoppedError
+from efficientad_jax.errors import DivergenceError, InputError, StoppedError, first_line, printable
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,11 +60,16 @@ class _Terminated(SystemExit):
 
 
 @contextmanager
-def exit_with_one_line() -> Iterator[None]:
+def exit_with_one_line(
+    memory_hint: str = "use a machine with more memory",
+) -> Iterator[None]:
     """Turns an error or a signal inside the context into one line on stderr and an exit status.
 
-    The status is 2 for input that cannot be used and files that cannot be written, 130 after Ctrl-C
-    and 75 after SIGTERM.
+    The status is 2 for input that cannot be used, files that cannot be written and a lack of
+    memory, 130 after Ctrl-C and 75 after SIGTERM.
+
+    Args:
+      memory_hint: what to do if memory runs out.
 
     Raises:
       SystemExit: with that status.
@@ -79,8 +88,34 @@ def exit_with_one_line() -> Iterator[None]:
         _exit("stopped by SIGTERM", PREEMPTED)
     except KeyboardInterrupt:
         _exit("stopped by SIGINT", STOPPED)
-    except OSError as error:  # a full disk, a folder that cannot be written
-        _exit(f"error: {error.filename or 'file'}: {error.strerror or error}", 2)
+    except Exception as error:
+        if is_out_of_memory(error):
+            _exit(f"error: out of memory ({printable(_short(error))}); {memory_hint}", 2)
+        if isinstance(error, OSError):  # a full disk, a folder that cannot be written
+            _exit(f"error: {error.filename or 'file'}: {error.strerror or error}", 2)
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of this process or of a device does not suffice.
+
+    It may be of Python, NumPy, the operating system, or XLA. XLA's is recognized by its name and
+    message, as commands without JAX do not import it.
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError):
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    words = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "out of memory", "Out of memory")
+    return bool(names & {"JaxRuntimeError", "XlaRuntimeError"}) and any(
+        word in str(error) for word in words
+    )
+
+
+def _short(error: Exception) -> str:
+    """The first line of the message, without XLA's name of the status."""
+    return first_line(error).removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
 
 
 def _terminate(signal_number: int, frame: FrameType | None) -> None:

@@ -1,13 +1,16 @@
 """Reads PyTorch's state dicts without PyTorch and without running any code in them.
 
 A `.pth` file is a pickle, and a pickle is a program. The unpickler in this module accepts only the
-few names that a state dict needs, maps them to functions of this module, and refuses all others.
+few names that state dicts need, and those of objects that training libraries store next to them. It
+maps the first to functions of this module, the second to a class without any behavior, and refuses
+all others.
 """
 
 import io
 import math
 import pickle
 import pickletools
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -35,6 +38,58 @@ _DTYPES = {
 # The largest file that is read; WideResNet-101-2 has 500 million bytes.
 _MOST_BYTES = 4 << 30
 
+# Where training libraries, and scripts that save a whole training, define the objects that they
+# store next to the parameters. Nothing of them is imported: `_Ignored` takes their places.
+_IGNORED_PACKAGES = frozenset(
+    {
+        "anomalib",
+        "jsonargparse",
+        "lightning",
+        "lightning_fabric",
+        "omegaconf",
+        "pytorch_lightning",
+        "torchmetrics",
+        "torchvision",
+    }
+)
+_IGNORED_NAMES = frozenset(
+    {
+        ("_codecs", "encode"),
+        ("argparse", "Namespace"),
+        ("builtins", "bool"),
+        ("builtins", "complex"),
+        ("builtins", "dict"),
+        ("builtins", "float"),
+        ("builtins", "int"),
+        ("builtins", "list"),
+        ("builtins", "set"),
+        ("builtins", "str"),
+        ("collections", "Counter"),
+        ("datetime", "datetime"),
+        ("datetime", "timedelta"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+        ("pathlib", "Path"),
+        ("pathlib", "PosixPath"),
+        ("pathlib", "PurePosixPath"),
+        ("pathlib", "WindowsPath"),
+        ("torch", "Size"),
+        ("torch", "device"),
+        ("torch", "dtype"),
+        ("typing", "Any"),
+    }
+)
+# torch.save pickles dtypes by such names: torch.float32.
+_TORCH_DTYPES = re.compile(r"(b?float|u?int|complex|bool)\d*")
+
+# Limits of nested dicts: a pickle can let a few dicts contain each other any number of times.
+_MOST_NESTED = 8
+_MOST_ENTRIES = 100_000
+
 # The first value in files of torch.save before version 1.6, which are not zip files.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -55,17 +110,19 @@ class _View(NamedTuple):
 
 
 def read_torch_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a state dict, in either of torch.save's formats.
+    """Reads the tensors of a state dict or a checkpoint, in either of torch.save's formats.
 
     Args:
-      path: a `.pth` or `.pt` file that holds a dict from names to tensors.
+      path: a `.pth`, `.pt` or `.ckpt` file that holds a dict from names to tensors, or to other
+        such dicts.
 
     Returns:
-      The tensors by name, as separate arrays. Entries that are not tensors are omitted.
+      The tensors by name, as separate arrays. The names of nested dicts are joined by dots:
+      `state_dict.conv1.weight`. Everything else, and tensors in lists, are omitted.
 
     Raises:
-      InputError: the file cannot be read, holds something other than a dict of tensors, uses a
-        name that a state dict does not need, or has tensors that exceed its storages.
+      InputError: the file cannot be read, holds no dict of tensors, uses a name that is not
+        accepted, or has tensors that exceed its storages.
     """
     path = Path(path)
     require_regular_file(path, f"checkpoint {path}", _MOST_BYTES)
@@ -96,24 +153,75 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _new_dict(*_: Any) -> dict[Any, Any]:
+    """Stands in for `defaultdict`, whose default nobody asks for."""
+    return {}
+
+
+class _Ignored:
+    """Takes the place of an object of any other class. It keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def add(self, value: Any) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return 0
+
+
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): _new_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     # Names, as a pickle can modify the objects that it gets, and all arrays share one dtype object.
 } | {("torch", name): name for name in _DTYPES}
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Accepts only `_GLOBALS` and the persistent ids of storages."""
+    """Accepts only `_GLOBALS`, names to ignore, and the persistent ids of storages.
+
+    Attributes:
+      dtypes: of the storages, by their keys.
+    """
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.dtypes: dict[str, np.dtype] = {}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        try:
-            return _GLOBALS[module_name, global_name]
-        except KeyError:
-            raise InputError(
-                f"uses {module_name}.{global_name}, which a state dict does not need: refused"
-            ) from None
+        # Protocol 2, which torch.save uses, has Python 2's name of the module.
+        name = (module_name.replace("__builtin__", "builtins"), global_name)
+        if name in _GLOBALS:
+            return _GLOBALS[name]
+        if (
+            name in _IGNORED_NAMES
+            or module_name.split(".")[0] in _IGNORED_PACKAGES
+            or (module_name == "torch" and _TORCH_DTYPES.fullmatch(global_name))
+        ):
+            return _Ignored
+        raise InputError(
+            f"uses {module_name}.{global_name}, which a state dict does not need: refused; save "
+            "only the state dict, torch.save(module.state_dict(), FILE)"
+        )
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         kind, name, key, _, size = pid[:5]
@@ -121,14 +229,18 @@ class _StateDictUnpickler(pickle.Unpickler):
             raise InputError(f"an unknown kind of persistent object, {kind!r}")
         if len(pid) > 5 and pid[5] is not None:
             raise InputError("a storage that is a view of another, which PyTorch 1.6 abolished")
+        self.dtypes[str(key)] = _DTYPES[name]
         return _Storage(str(key), _DTYPES[name], int(size))
 
 
-def _unpickle(stream: io.BytesIO) -> Any:
+def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, np.dtype]]:
     """Loads the pickle at the position of a stream, after a check of its memory claims.
 
     An unpickler allocates memory for its memo and for byte strings before it reads them: without
     the check, a few bytes could claim all memory of the machine.
+
+    Returns:
+      The object, and the dtypes of its storages by their keys.
     """
     start, size = stream.tell(), stream.getbuffer().nbytes
     for opcode, argument, _ in pickletools.genops(stream):
@@ -136,7 +248,8 @@ def _unpickle(stream: io.BytesIO) -> Any:
         if is_put and (argument is None or not 0 <= argument <= size):
             raise InputError(f"a pickle with the memo index {argument}, expected 0 to {size}")
     stream.seek(start)
-    return _StateDictUnpickler(stream).load()
+    unpickler = _StateDictUnpickler(stream)
+    return unpickler.load(), unpickler.dtypes
 
 
 def _check_total(views: dict[str, _View], size: int) -> None:
@@ -155,9 +268,28 @@ def _check_total(views: dict[str, _View], size: int) -> None:
 def _views(unpickled: Any) -> dict[str, _View]:
     if not isinstance(unpickled, dict):
         raise InputError(f"holds a {type(unpickled).__name__}, expected a dict of tensors")
-    views = {str(name): v for name, v in unpickled.items() if isinstance(v, _View)}
+    views: dict[str, _View] = {}
+    entries = 0
+
+    def collect(names: dict[Any, Any], prefix: str, depth: int) -> None:
+        nonlocal entries
+        entries += len(names)
+        if depth > _MOST_NESTED or entries > _MOST_ENTRIES:
+            raise InputError(
+                f"dicts in dicts: expected at most {_MOST_NESTED} levels, {_MOST_ENTRIES} entries"
+            )
+        for name, value in names.items():
+            full = f"{prefix}{name}"
+            if isinstance(value, dict):
+                collect(value, f"{full}.", depth + 1)
+            elif isinstance(value, _View):
+                if full in views:
+                    raise InputError(f"two tensors of the name {full!r}")
+                views[full] = value
+
+    collect(unpickled, "", 1)
     if not views:
-        raise InputError("holds no tensors in its outermost dict, expected a state dict")
+        raise InputError("holds no tensors in its dicts, expected a state dict")
     return views
 
 
@@ -169,24 +301,28 @@ def _read_zip(content: bytes) -> tuple[dict[str, _View], dict[str, bytes]]:
             raise InputError("compressed members, which torch.save does not write")
         if sum(info.file_size for info in archive.infolist()) > len(content):
             raise InputError("members that together are larger than the file")
-        views = _views(_unpickle(io.BytesIO(archive.read(pickled))))
+        views = _views(_unpickle(io.BytesIO(archive.read(pickled)))[0])
         keys = {view.storage.key for view in views.values()}
         return views, {key: archive.read(f"{folder}data/{key}") for key in keys}
 
 
 def _read_legacy(content: bytes) -> tuple[dict[str, _View], dict[str, bytes]]:
     stream = io.BytesIO(content)
-    magic, _, _ = (_unpickle(stream) for _ in range(3))
+    magic, _, _ = (_unpickle(stream)[0] for _ in range(3))
     if magic != _LEGACY_MAGIC:
         raise InputError("not a file that torch.save wrote")
-    views = _views(_unpickle(stream))
-    dtypes = {view.storage.key: view.storage.dtype for view in views.values()}
+    unpickled, dtypes = _unpickle(stream)
+    views = _views(unpickled)
+    needed = {view.storage.key for view in views.values()}
     storages = {}
-    for key in _unpickle(stream):
+    for key in _unpickle(stream)[0]:
         if key not in dtypes:
             raise InputError(f"storage {key!r} belongs to no tensor of the dict")
         size = int.from_bytes(stream.read(8), "little") * dtypes[key].itemsize
-        storages[key] = stream.read(size)
+        if key in needed:
+            storages[key] = stream.read(size)
+        else:  # of a tensor that is omitted
+            stream.seek(size, io.SEEK_CUR)
     return views, storages
 
 

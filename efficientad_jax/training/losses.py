@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from efficientad_jax.errors import InputError
+
 _Features = Float[Array, "n h w c"]
+
+# XLA selects the largest by 32-bit indices.
+_MOST_FEATURES = 2**31 - 1
 
 
 class Losses(NamedTuple):
@@ -84,10 +89,19 @@ def hard_feature_mask(
 
     The quantile is interpolated linearly between order statistics. They are found by selecting the
     largest elements (one in a thousand at 0.999), without sorting all of them.
+
+    Raises:
+      ValueError: `p_hard` lies outside [0, 1).
+      InputError: there are more than 2^31 - 1 elements.
     """
     if not 0 <= p_hard < 1:
         raise ValueError(f"p_hard = {p_hard}: expected a number in [0, 1)")
     values = jax.lax.stop_gradient(squared_differences).reshape(-1)
+    if values.size > _MOST_FEATURES:
+        raise InputError(
+            f"training: {values.size} features in a step, expected at most {_MOST_FEATURES}; lower "
+            "config.train.batch_size, config.model.input_height or config.model.input_width"
+        )
     position = p_hard * (values.size - 1)
     below = math.floor(position)
     largest, _ = jax.lax.top_k(values, values.size - below)

@@ -1,6 +1,9 @@
 """Algorithm 2 against NumPy, calibration, and what happens at the borders."""
 
+from functools import partial
+
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -155,3 +158,44 @@ def test_a_defect_20_pixels_from_the_border_is_seen_there():
     assert found.scores[0] > 0
     assert abs(4 * row + 2 - 62) <= 16
     assert abs(4 * column + 2 - 22) <= 16
+
+
+def precisions(function, *arguments):
+    """The precisions of all products and convolutions that a function computes."""
+    found = set()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                found.add(equation.params["precision"])
+            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+                if is_jaxpr(value):
+                    visit(getattr(value, "jaxpr", value))
+
+    def is_jaxpr(value):
+        return isinstance(value, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
+
+    visit(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found
+
+
+@pytest.mark.parametrize("convolution", ["direct", "products"])
+@pytest.mark.parametrize("upsample_first", [False, True])
+def test_detection_and_calibration_round_no_float32_factors_on_any_device(
+    convolution, upsample_first
+):
+    networks = create_networks("small", 6, SIZE, convolution=convolution)
+    params, images = detector_params(), jnp.asarray(uint8_images(2, SIZE))
+    highest = {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
+    maps = partial(raw_maps, networks, params, upsample_first=upsample_first)
+    calibration = CALIBRATION._replace(upsample_first=upsample_first)
+    assert precisions(maps, images) == highest
+    assert precisions(partial(detect, networks, params, calibration), images) == highest
+
+
+def test_other_dtypes_and_training_keep_the_default_precision():
+    rounding = create_networks("small", 6, SIZE, convolution="direct", dtype="bfloat16")
+    params, images = detector_params(), jnp.asarray(uint8_images(1, SIZE))
+    assert precisions(partial(raw_maps, rounding, params), images) == {None}
+    x = jnp.zeros((1, *SIZE, 3))
+    assert precisions(partial(NETWORKS.student.apply, params.student), x) == {None}

@@ -1,17 +1,26 @@
 """The threshold against its definition, simulation and the binomial distribution."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from configs import elpv, paper
-from efficientad_jax import Detector, InputError, choose_threshold
+from efficientad_jax import Detector, InputError, choose_threshold, detect_tiled
 from efficientad_jax.config import read_config
-from efficientad_jax.detection.threshold import count_verdicts, summary
-from tests.helpers.detectors import random_detector
+from efficientad_jax.detection.calibration import calibrate
+from efficientad_jax.detection.inference import detect
+from efficientad_jax.detection.threshold import MARGIN, count_verdicts, is_anomalous, summary
+from efficientad_jax.networks.model import create_networks
+from tests.helpers.command import REPOSITORY
+from tests.helpers.detectors import SPEC, random_detector
+from tests.helpers.images import picture
 
 
 def ranks_alarmed(count, rate):
@@ -133,6 +142,111 @@ def test_a_detector_without_scores_has_no_threshold(detector, tmp_path):
     assert (loaded.threshold, loaded.validation_scores) == (None, ())
     with pytest.raises(InputError, match="holds no scores of validation images"):
         loaded.with_threshold(0.1)
+
+
+@cache
+def calibrated(autoencoder=False, upsample_first=False):
+    """A detector whose threshold is chosen on these images, for a rate of 20 %."""
+    spec = SPEC._replace(out_channels=4, autoencoder=autoencoder)
+    plain = random_detector(spec)
+    images = np.stack([picture(128, 128, seed) for seed in range(13)])
+    calibration, scores = calibrate(
+        plain.networks, plain.params, images, upsample_first=upsample_first
+    )
+    detector = replace(plain, calibration=calibration, validation_scores=tuple(scores.tolist()))
+    return detector.with_threshold(0.2), images
+
+
+def scores_by(path, detector, images):
+    """Scores of images of the input's size in one of the ways that a detector has."""
+    match path.split():
+        case ["image"]:
+            return [detector(image).score for image in images]
+        case ["list"]:
+            return [detection.score for detection in detector(list(images))]
+        case ["tiles"]:
+            return [detect_tiled(detector, image).score for image in images]
+        case ["resized", count]:
+            batches = np.split(images, range(int(count), len(images), int(count)))
+            sizes = [(50, 60)] * int(count)
+            return [d.score for b in batches for d in detector.detect_resized(b, sizes[: len(b)])]
+        case ["batch", count]:
+            batches = np.split(images, range(int(count), len(images), int(count)))
+            return np.concatenate([detector.detect(batch).scores for batch in batches])
+        case [method]:
+            spec = detector.spec
+            networks = create_networks(
+                spec.size, spec.out_channels, spec.input_size, convolution=method
+            )
+            return detect(networks, detector.params, detector.calibration, images).scores
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("image", "list", "tiles", "direct", "products"),
+        *("resized 1", "resized 5", "resized 13", "batch 1", "batch 2", "batch 8", "batch 13"),
+    ],
+)
+@pytest.mark.parametrize("kind", [{}, {"autoencoder": True}, {"upsample_first": True}])
+def test_images_that_a_threshold_is_chosen_on_reach_it_no_more_often_than_its_rate(kind, path):
+    detector, images = calibrated(**kind)
+    threshold = detector.threshold
+    # k = floor(0.2 * 14) = 2: the second highest is the lowest that may not reach the limit.
+    highest = np.sort(detector.validation_scores)[::-1]
+    assert threshold.value == np.nextafter(np.float32(highest[1]), np.float32(np.inf))
+    scores = np.asarray(scores_by(path, detector, images), np.float64)
+    # Rounding makes less of a difference than the margin, and images more.
+    assert np.abs(scores - detector.validation_scores).max() < 0.5 * threshold.margin
+    assert highest[0] - highest[1] > 2 * threshold.margin
+    assert [is_anomalous(threshold, score) for score in scores.tolist()].count(True) == 1
+    counts = count_verdicts(threshold, scores, np.zeros(len(scores), int))
+    assert counts.false_alarms == 1
+
+
+WITH_OPTIMIZATIONS = """
+import numpy as np
+from tests.detection.test_threshold import calibrated
+
+detector, images = calibrated(autoencoder=True)
+print([d.score for d in detector(list(images))] == list(detector.validation_scores))
+"""
+
+
+@pytest.mark.slow
+def test_detection_computes_the_scores_of_calibration():
+    """Bit for bit, also with the optimizations that tests switch off."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_OPTIMIZATIONS],
+        cwd=REPOSITORY,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_the_margin_is_stored_apart_and_earlier_detectors_have_none(tmp_path):
+    detector, _ = calibrated()
+    assert detector.threshold.margin == pytest.approx(MARGIN * (1 + detector.threshold.value))
+    assert detector.threshold.limit == detector.threshold.value + detector.threshold.margin
+    detector.save(tmp_path / "detector")
+    assert Detector.load(tmp_path / "detector").threshold == detector.threshold
+    file = tmp_path / "detector" / "detector.json"
+    record = json.loads(file.read_text())
+    # The fields that earlier versions read, and no others.
+    assert list(record["threshold"]) == ["value", "false_alarm_rate", "low", "high", "images"]
+    assert record["threshold"]["value"] == detector.threshold.value
+    assert record.pop("threshold_margin") == detector.threshold.margin
+    file.write_text(json.dumps(record))
+    earlier = Detector.load(tmp_path / "detector").threshold
+    assert earlier == detector.threshold._replace(margin=0.0)
+    assert is_anomalous(earlier, earlier.value)
+    for margin in (-1.0, float("nan"), "0", None, 1):
+        file.write_text(json.dumps(record | {"threshold_margin": margin}))
+        with pytest.raises(InputError, match="detector"):
+            Detector.load(tmp_path / "detector")
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])

@@ -1,5 +1,7 @@
 """Compares imported and exported teachers with PyTorch modules of the usual layouts."""
 
+from collections import Counter, OrderedDict
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,86 @@ def test_commands_import_what_they_exported(tmp_path):
         ours, theirs = load_teacher(imported), load_teacher()
         pairs = zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def lightning(state, prefix, **more):
+    """A checkpoint like Lightning's, with other networks and the optimizer's state in it."""
+    _, other = module_and_state("small", "named")
+    other = {name: value * 2 for name, value in other.items()}
+    ae = {"model.ae.encoder.enconv1.weight": torch.zeros(32, 3, 4, 4)}
+    moments = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(8)}
+    return {
+        "epoch": 3,
+        "global_step": 70_000,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": OrderedDict(prefixed(state, prefix) | prefixed(other, "model.student.") | ae),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 4}}}},
+        "callbacks": {"EarlyStopping{'monitor': 'x'}": {"best_score": torch.tensor(0.5)}},
+        "optimizer_states": [{"state": {0: moments}, "param_groups": [{"lr": 1e-4}]}],
+        "lr_schedulers": [{"last_epoch": 3, "milestones": Counter({5: 1})}],
+    } | more
+
+
+WRAPPED = {
+    "state_dict": lambda state: {"state_dict": state},
+    "model": lambda state: {"epoch": 3, "model": state, "optimizer": {"state": {}}},
+    "nested": lambda state: {"networks": {"teacher": state, "student": state}},
+    "module.": lambda state: prefixed(state, "module."),
+    "model.teacher.": lambda state: prefixed(state, "model.teacher."),
+    "teacher.": lambda state: prefixed(state, "teacher."),
+    "compiled": lambda state: {"state_dict": prefixed(state, "_orig_mod.module.")},
+    "Lightning": lambda state: lightning(state, "model.teacher."),
+    "Lightning, wrapped": lambda state: lightning(state, "model.teacher.module."),
+}
+
+
+@LAYOUTS
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_a_teacher_is_found_in_a_checkpoint(wrapped, zipped, layout, tmp_path):
+    _, state = module_and_state("small", layout)
+    file, plain = tmp_path / "model.ckpt", tmp_path / "plain.pth"
+    torch.save(WRAPPED[wrapped](state), file, _use_new_zipfile_serialization=zipped)
+    torch.save(state, plain)
+    found, expected = read_torch_teacher(file), read_torch_teacher(plain)
+    assert (found.size, found.out_channels) == (expected.size, expected.out_channels)
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert found.record["imported_from"] == "model.ckpt"
+    assert "teacher" in found.record["prefix"] or "teacher" not in wrapped.lower()
+    assert expected.record == {"imported_from": "plain.pth", "layout": layout}
+
+
+def test_a_prefix_is_removed_in_safetensors_too(tmp_path):
+    _, state = module_and_state("medium", "sequential")
+    state = {name: value.numpy() for name, value in state.items()}
+    save_file(prefixed(state, "module.teacher."), tmp_path / "a.safetensors")
+    assert read_torch_teacher(tmp_path / "a.safetensors").size == "medium"
+
+
+def test_what_is_missing_is_named(tmp_path):
+    _, state = module_and_state("small", "named")
+    state = {name: value.numpy() for name, value in state.items()}
+    teacher = prefixed(state, "model.teacher.")
+    cut = {name: value for name, value in teacher.items() if "conv3.b" not in name}
+    assert "missing are model.teacher.conv3.bias;" in refused(tmp_path, cut)
+    more = teacher | {"model.teacher.bn.weight": state["conv1.bias"]}
+    assert "not of a PDN are model.teacher.bn.weight;" in refused(tmp_path, more)
+
+
+def test_a_student_is_not_taken_for_a_teacher_nor_one_of_several(tmp_path):
+    _, state = module_and_state("small", "named")
+    state = {name: value.numpy() for name, value in state.items()}
+    student = prefixed(state, "model.student.")
+    assert "the networks 'model.student.', expected" in refused(tmp_path, student)
+    both = prefixed(state, "a.") | prefixed(state, "b.")
+    assert "the networks 'a.', 'b.', expected" in refused(tmp_path, both)
+    both = prefixed(state, "ema.teacher.") | prefixed(state, "model.teacher.")
+    assert "give a file with only the teacher's state dict" in refused(tmp_path, both)
 
 
 def refused(tmp_path, tensors):

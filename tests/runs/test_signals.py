@@ -1,14 +1,17 @@
 """Tests that a signal ends a command at any point."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from efficientad_jax.errors import InputError, first_line
 from efficientad_jax.runs.processes import join_processes
+from efficientad_jax.runs.signals import is_out_of_memory
 from tests.helpers.command import REPOSITORY
 
 # The signal arrives in a callback of the garbage collector, where Python drops exceptions.
@@ -55,3 +58,67 @@ def test_the_first_line_of_another_librarys_error_is_reported(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(InputError, match=r"^--coordinator=auto: cannot join \(RuntimeError\)$"):
         join_processes("auto", 1, 0)
+
+
+class XlaRuntimeError(RuntimeError):
+    """As XLA's, which has this name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (np._core._exceptions._ArrayMemoryError((3, 2**40), np.dtype(np.uint8)), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes."), True),
+        (XlaRuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory"), True),
+        (XlaRuntimeError("INTERNAL: something else"), False),
+        (RuntimeError("out of memory"), False),
+    ],
+)
+def test_a_lack_of_memory_is_recognized(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+# Arguments: the name of the file that runs, and what it does.
+OUT_OF_MEMORY = """
+import sys
+from absl import flags
+import numpy as np
+
+name, work = sys.argv[1:]
+sys.argv = [name]
+
+def main():
+    import jax.numpy as jnp
+    exec(work)
+
+from experiments import run
+run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "work", "parts"),
+    [
+        ("train.py", "jnp.ones(1 << 48, jnp.uint8)", ("Out of memory", "config.train.batch_size")),
+        ("distill.py", "np.ones(1 << 48, np.uint8)", ("Unable to allocate", "config.batch_size")),
+        ("benchmark.py", "raise MemoryError", ("(MemoryError)", "lower --batch")),
+    ],
+)
+def test_a_lack_of_memory_ends_a_command_with_what_to_lower(name, work, parts):
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, name, work],
+        cwd=REPOSITORY,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: out of memory (")
+    assert all(part in line for part in parts)

@@ -1,8 +1,12 @@
+import datetime
 import io
 import os
+import pathlib
 import pickle
 import sys
+import types
 import zipfile
+from collections import OrderedDict, defaultdict
 
 import ml_dtypes
 import numpy as np
@@ -212,6 +216,86 @@ def test_compressed_members_are_refused(tmp_path):
         archive.writestr("archive/data/0", bytes(16))
     with pytest.raises(InputError, match="compressed"):
         read_torch_checkpoint(path)
+
+
+@FORMATS
+def test_nested_dicts_have_names_with_dots_and_lists_are_omitted(tmp_path, zipped):
+    value = {
+        "epoch": 3,
+        "state_dict": OrderedDict({"a.weight": torch.ones(2), "b": torch.zeros(3)}),
+        "optimizer": {"state": {0: {"exp_avg": torch.full((4,), 2.0)}}},
+        "moments": [torch.ones(5)],
+        "factory": defaultdict(dict, {"c": torch.ones(1)}),
+    }
+    arrays = read_torch_checkpoint(_save(value, tmp_path / "a.pth", zipped))
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        "state_dict.a.weight": [1, 1],
+        "state_dict.b": [0, 0, 0],
+        "optimizer.state.0.exp_avg": [2, 2, 2, 2],
+        "factory.c": [1],
+    }
+
+
+class _Module:
+    """Makes objects whose class is in a module that is there only while they are pickled."""
+
+    def __init__(self, monkeypatch, name, class_name, base=object):
+        self.kind = type(class_name, (base,), {"__module__": name})
+        module = types.ModuleType(name)
+        setattr(module, class_name, self.kind)
+        for depth in range(1, name.count(".") + 1):
+            parent = name.rsplit(".", depth)[0]
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@FORMATS
+def test_objects_that_libraries_store_are_ignored_and_not_imported(tmp_path, zipped, monkeypatch):
+    with monkeypatch.context() as context:
+        attributes = _Module(context, "lightning.fabric.utilities.data", "AttributeDict", dict).kind
+        hyper = attributes(lr=1e-4)
+        callback = _Module(context, "anomalib.callbacks", "Timer").kind()
+        callback.started = pathlib.PurePosixPath("/tmp")
+        listed = _Module(context, "omegaconf.listconfig", "ListConfig", list).kind([1, 2])
+        value = {
+            "hyper_parameters": hyper,
+            "callbacks": [callback, listed, {callback: 1}],
+            "others": [torch.float32, torch.Size([1, 2]), torch.device("cpu"), {1, 2}],
+            "numpy": [np.float64(0.5), np.ones(2)],
+            "time": datetime.datetime(2024, 1, 2),
+            "state_dict": {"a": torch.ones(2)},
+        }
+        path = _save(value, tmp_path / "a.pth", zipped)
+    assert "lightning.fabric.utilities.data" not in sys.modules
+    monkeypatch.setitem(sys.modules, "lightning", None)  # importing it now fails
+    monkeypatch.setitem(sys.modules, "anomalib", None)
+    assert list(read_torch_checkpoint(path)) == ["state_dict.a"]
+
+
+@FORMATS
+def test_a_call_next_to_tensors_is_refused_and_not_made(tmp_path, zipped):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    value = {"state_dict": {"a": torch.ones(2)}, "hyper_parameters": Evil()}
+    path = _save(value, tmp_path / "a.pth", zipped)
+    with pytest.raises(InputError, match=r"mkdir.*refused; save only the state dict"):
+        read_torch_checkpoint(path)
+    assert not (tmp_path / "made").exists()
+
+
+@FORMATS
+def test_dicts_that_contain_each_other_take_no_time(tmp_path, zipped):
+    value = {"a": torch.ones(1)}
+    circle = {"b": value}
+    circle["self"] = circle
+    with pytest.raises(InputError, match="dicts in dicts"):
+        read_torch_checkpoint(_save(circle, tmp_path / "a.pth", zipped))
+    for _ in range(7):
+        value = dict.fromkeys(map(str, range(30)), value)
+    with pytest.raises(InputError, match="dicts in dicts"):
+        read_torch_checkpoint(_save(value, tmp_path / "a.pth", zipped))
 
 
 @FORMATS

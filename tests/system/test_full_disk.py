@@ -13,7 +13,9 @@ from PIL import Image
 from efficientad_jax import Detector, InputError
 from efficientad_jax.config import Config
 from efficientad_jax.data.datasets.archive import Archive, extract
+from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.loading import load_dataset
+from efficientad_jax.detection import predict_files as predict_files_module
 from efficientad_jax.detection.predict_files import Task, predict_files
 from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from efficientad_jax.runs.checkpoints import open_checkpoints
@@ -197,6 +199,29 @@ def test_an_extracted_archive(disk, tmp_path):
     with pytest.raises(OSError, match=REASON):
         extract(tmp_path / "a.tar", Archive("http://x/b.tar", "0" * 64, ""), disk.folder / "d/e")
     assert disk.listing() == before
+
+
+def test_scores_that_are_there_when_the_disk_becomes_full_stay(disk, tmp_path, monkeypatch):
+    image, scores = tmp_path / "a.png", disk.folder / "scores.csv"
+    Image.fromarray(RNG.integers(0, 256, (90, 80, 3), np.uint8)).save(image)
+    decoded = []
+
+    def decode(source, *rest):
+        decoded.append(source)
+        if len(decoded) == 9:  # eight are scored at a time
+            disk.close()
+        return decode_image(source, *rest)
+
+    monkeypatch.setattr(predict_files_module, "decode_image", decode)
+    tasks = [Task(image, None)] * 12
+    with pytest.raises(OSError, match=REASON) as caught:
+        predict_files(random_detector(), tasks, scores, low=0.0, high=1.0, complain=print)
+    assert caught.value.filename == str(scores)
+    lines = scores.read_text().splitlines(keepends=True)
+    # What was left of the file's last block on the full disk may have been enough for more.
+    assert len(lines) in (9, 13)
+    assert len(set(lines)) == 2
+    assert lines[-1].endswith("\n")
 
 
 def test_pictures_and_scores(disk, tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax import hard_feature_loss
+from efficientad_jax import InputError, hard_feature_loss
 from efficientad_jax.training.losses import hard_feature_mask
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
@@ -71,3 +71,10 @@ def test_xla_selects_and_does_not_sort(differentiate):
     compiled = jax.jit(f).lower(jnp.ones((1, 56, 56, 8))).compile().as_text()
     assert "TopK" in compiled
     assert " sort(" not in compiled
+
+
+def test_more_features_than_can_be_counted_are_refused_before_they_are_computed():
+    # 20,000 images of 56x56 patches with 384 features.
+    features = jax.ShapeDtypeStruct((20_000, 56, 56, 384), jnp.float32)
+    with pytest.raises(InputError, match=r"24084480000 features .*; lower config\.train\.batch_s"):
+        jax.eval_shape(hard_feature_mask, features)
