@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -121,7 +121,7 @@ def rows_of_file(path: Path) -> ImageRows | None:
 
 def _arguments(of_decoder: object) -> tuple[str, int, int]:
     """Pixel format, bytes per row (0: no padding) and direction, of which any may be missing."""
-    given = of_decoder if isinstance(of_decoder, tuple) else (of_decoder,)
+    given: tuple[Any, ...] = of_decoder if isinstance(of_decoder, tuple) else (of_decoder,)
     rawmode, stride, direction = (*given, *("", 0, 1)[len(given) :])
     return str(rawmode), int(stride), int(direction)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
+from efficientad_jax.data.decoding import WHITE_LEVEL, ImageSource, decode_image, resize_image
 from efficientad_jax.detection.file import (
     SavedArrays,
     calibration_fields,
@@ -119,12 +119,28 @@ class Detector:
         """
         if not isinstance(images, list | tuple):
             return self([images])[0]  # pyright: ignore
-        decoded = [decode_image(image) for image in images]
+        decoded = [self.decode(image) for image in images]
         if not decoded:
             return []
         height, width = self.spec.input_size
         resized = np.stack([resize_image(image, height, width) for image in decoded])
         return self.detect_resized(resized, [image.shape[:2] for image in decoded])
+
+    def decode(
+        self, image: ImageSource, name: str = "", most_pixels: int | None = None
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Decodes an image with the white level of the training images; see `decode_image`."""
+        return decode_image(image, name, most_pixels, white_level=self.white_level)
+
+    @property
+    def white_level(self) -> int:
+        """The value of 16-bit pixels that becomes 255: `dataset.white_level` of the training.
+
+        Detectors of versions without that field have 65535. So have those whose field is damaged.
+        """
+        dataset = self.config.get("dataset")
+        level = dataset.get("white_level") if isinstance(dataset, dict) else None
+        return level if isinstance(level, int) and level >= 1 else WHITE_LEVEL
 
     def detect_resized(
         self,

@@ -5,14 +5,13 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-from efficientad_jax.data.decoding import decode_image, resize_image
+from efficientad_jax.data.decoding import resize_image
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
@@ -139,7 +138,7 @@ def predict_files(
         failed += 1
         complain(line)
 
-    for chunk in _opened(tasks, note, most_images=BATCH_SIZE if overlap is None else 1):
+    for chunk in _opened(detector, tasks, note, most_images=BATCH_SIZE if overlap is None else 1):
         _predict_chunk(detector, chunk, write_rows, note=note, low=low, high=high, overlap=overlap)
     write_rows([])
     return failed
@@ -181,7 +180,7 @@ def _predict_chunk(
 
 
 def _opened(
-    tasks: Sequence[Task], complain: Complain, *, most_images: int
+    detector: Detector, tasks: Sequence[Task], complain: Complain, *, most_images: int
 ) -> Iterator[list[tuple[Task, ImageRows]]]:
     """The readable images, in chunks of at most so many.
 
@@ -190,7 +189,9 @@ def _opened(
     chunk, pixels = [], 0
     for task in tasks:
         # An image that is scored by itself and not drawn need not be in memory as a whole.
-        rows = _open(task, complain, in_memory=most_images > 1 or task.picture is not None)
+        rows = _open(
+            detector, task, complain, in_memory=most_images > 1 or task.picture is not None
+        )
         if rows is None:
             continue
         size = rows.size[0] * rows.size[1]
@@ -209,11 +210,13 @@ def _opened(
         yield chunk
 
 
-def _open(task: Task, complain: Complain, *, in_memory: bool) -> ImageRows | None:
+def _open(
+    detector: Detector, task: Task, complain: Complain, *, in_memory: bool
+) -> ImageRows | None:
     """An image, decoded or to be read in parts; None if it cannot be read."""
     try:
         rows = None if in_memory else rows_of_file(task.image)
-        return rows or rows_of_array(decode_image(task.image))
+        return rows or rows_of_array(detector.decode(task.image))
     except TooManyPixelsError as error:
         complain(f"{error}; --max-pixels accepts larger ones")
     except InputError as error:
@@ -282,7 +285,8 @@ def _rows(
 ) -> list[_Row]:
     """The lines of the CSV file; `pictures` may be fewer, if drawing was interrupted."""
     rows = []
-    for each, picture in zip_longest(scored, pictures, fillvalue=""):
+    missing = [""] * (len(scored) - len(pictures))
+    for each, picture in zip(scored, [*pictures, *missing], strict=True):
         verdict = is_anomalous(threshold, each.score)
         anomalous = "" if verdict is None else str(int(verdict))
         rows.append((str(each.task.image), f"{each.score:.6g}", picture, anomalous))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from efficientad_jax.data.decoding import ImageSource, decode_image, resize_image
+from efficientad_jax.data.decoding import ImageSource, resize_image
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array
 from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.maps import resize_map
@@ -52,7 +52,7 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
     Raises:
       InputError: the image cannot be decoded, or the overlap does not suit.
     """
-    tiled = compute_tiled_maps(detector, rows_of_array(decode_image(image)), overlap)
+    tiled = compute_tiled_maps(detector, rows_of_array(detector.decode(image)), overlap)
     anomaly_map = enlarge(detector, tiled, tiled.combined)
     parts = [enlarge(detector, tiled, part) for part in tiled.parts]
     local, global_ = parts or (anomaly_map, None)
