@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from efficientad_jax import InputError, MapQuantiles, fit
+from efficientad_jax.config import Config
 from efficientad_jax.detection.calibration import calibrate
 from efficientad_jax.detection.inference import Calibration, DetectorParams, detect, raw_maps
 from efficientad_jax.errors import DivergenceError
 from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from efficientad_jax.networks.teacher import Teacher
 from tests.helpers.detectors import random_params
 from tests.helpers.images import uint8_images
 
@@ -135,8 +137,9 @@ def test_a_constant_channel_of_the_teacher_is_reported_and_not_divided_by(caplog
     last = params["params"]["conv4"]
     last["kernel"] = last["kernel"].at[..., 3].set(0)
     last["bias"] = last["bias"].at[3].set(5.0)
+    teacher = Teacher("small", 6, params, {})
     normalized, features = fit._normalize_over_images(
-        NETWORKS.teacher, params, uint8_images(2, SIZE), cache_gb=1.0
+        NETWORKS.teacher, teacher, uint8_images(2, SIZE), config=Config(), disk_cache_gb=0.0
     )
     assert "1 of 6 channels are constant on all training images (3)" in caplog.text
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((normalized, features)))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from efficientad_jax.commands import predict
 from efficientad_jax.commands.command_line import Parser
+from efficientad_jax.detection import detector as detector_module
 from efficientad_jax.detection import predict_files as module
 from efficientad_jax.detection.predict_files import Task, plan_pictures, predict_files
 from tests.helpers.detectors import random_detector
@@ -60,15 +61,15 @@ def test_an_interruption_keeps_the_scores_of_all_images_before_it(
     detector, tmp_path, monkeypatch, overlap
 ):
     tasks = write_tasks(tmp_path, 12)
-    decode, decoded = module.decode_image, []
+    decode, decoded = detector_module.decode_image, []
 
-    def interrupt(source, *rest):
+    def interrupt(source, *rest, **options):
         decoded.append(source)
         if len(decoded) == 10:
             raise KeyboardInterrupt
-        return decode(source, *rest)
+        return decode(source, *rest, **options)
 
-    monkeypatch.setattr(module, "decode_image", interrupt)
+    monkeypatch.setattr(detector_module, "decode_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(detector, tasks, tmp_path / "scores.csv", overlap=overlap)
     # Images are scored eight at a time, the ninth had not been scored; tiled ones one at a time.
@@ -108,7 +109,7 @@ def test_memory_that_suffices_for_no_picture_costs_no_score(detector, tmp_path, 
     assert run(detector, tasks, tmp_path / "scores.csv", lines) == 2
     assert all("not enough memory for the picture; --no-pictures" in line for line in lines)
     assert len(rows_of(tmp_path / "scores.csv")) == 2
-    monkeypatch.setattr(module, "decode_image", fail)
+    monkeypatch.setattr(detector_module, "decode_image", fail)
     assert run(detector, tasks, tmp_path / "scores.csv", lines) == 2
     assert f"image {tasks[1].image}: not enough memory for its pixels" in lines[-1]
     assert rows_of(tmp_path / "scores.csv") == []
@@ -185,10 +186,10 @@ def test_an_image_read_by_rows_has_the_same_score(detector, tmp_path, monkeypatc
     file.write_bytes(encoded(picture(301, 270), file_format))
     run(detector, [Task(file, tmp_path / "a_heatmap.png")], tmp_path / "whole.csv", overlap=32)
 
-    def refuse(*arguments):
+    def refuse(*arguments, **options):
         raise AssertionError("the image was decoded as a whole")
 
-    monkeypatch.setattr(module, "decode_image", refuse)
+    monkeypatch.setattr(detector_module, "decode_image", refuse)
     run(detector, [Task(file, None)], tmp_path / "rows.csv", overlap=32)
     (whole,), (by_rows,) = rows_of(tmp_path / "whole.csv"), rows_of(tmp_path / "rows.csv")
     assert by_rows == whole | {"heatmap": ""}
