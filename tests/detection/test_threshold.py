@@ -1,9 +1,6 @@
 """The threshold against its definition, simulation and the binomial distribution."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 
@@ -15,10 +12,9 @@ from configs import elpv, paper
 from efficientad_jax import Detector, InputError, choose_threshold, detect_tiled
 from efficientad_jax.config import read_config
 from efficientad_jax.detection.calibration import calibrate
-from efficientad_jax.detection.inference import detect
+from efficientad_jax.detection.inference import jitted_detect
 from efficientad_jax.detection.threshold import MARGIN, count_verdicts, is_anomalous, summary
 from efficientad_jax.networks.model import create_networks
-from tests.helpers.command import REPOSITORY
 from tests.helpers.detectors import SPEC, random_detector
 from tests.helpers.images import picture
 
@@ -178,17 +174,19 @@ def scores_by(path, detector, images):
             networks = create_networks(
                 spec.size, spec.out_channels, spec.input_size, convolution=method
             )
-            return detect(networks, detector.params, detector.calibration, images).scores
+            return jitted_detect(networks, detector.params, detector.calibration, images).scores
+
+
+PATHS = ("image", "list", "tiles", "direct", "products")
+BATCHES = ("resized 1", "resized 5", "resized 13", "batch 1", "batch 2", "batch 8", "batch 13")
+GLOBAL = {"autoencoder": True, "upsample_first": True}
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        *("image", "list", "tiles", "direct", "products"),
-        *("resized 1", "resized 5", "resized 13", "batch 1", "batch 2", "batch 8", "batch 13"),
-    ],
+    ("kind", "path"),
+    [({}, path) for path in (*PATHS, *BATCHES)]
+    + [(GLOBAL, path) for path in ("image", "tiles", "direct", "batch 13")],
 )
-@pytest.mark.parametrize("kind", [{}, {"autoencoder": True}, {"upsample_first": True}])
 def test_images_that_a_threshold_is_chosen_on_reach_it_no_more_often_than_its_rate(kind, path):
     detector, images = calibrated(**kind)
     threshold = detector.threshold
@@ -202,29 +200,6 @@ def test_images_that_a_threshold_is_chosen_on_reach_it_no_more_often_than_its_ra
     assert [is_anomalous(threshold, score) for score in scores.tolist()].count(True) == 1
     counts = count_verdicts(threshold, scores, np.zeros(len(scores), int))
     assert counts.false_alarms == 1
-
-
-WITH_OPTIMIZATIONS = """
-import numpy as np
-from tests.detection.test_threshold import calibrated
-
-detector, images = calibrated(autoencoder=True)
-print([d.score for d in detector(list(images))] == list(detector.validation_scores))
-"""
-
-
-@pytest.mark.slow
-def test_detection_computes_the_scores_of_calibration():
-    """Bit for bit, also with the optimizations that tests switch off."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITH_OPTIMIZATIONS],
-        cwd=REPOSITORY,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "True\n", done.stderr
 
 
 def test_the_margin_is_stored_apart_and_earlier_detectors_have_none(tmp_path):
