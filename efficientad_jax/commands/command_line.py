@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from efficientad_jax.errors import InputError
+from efficientad_jax.watching.address import without_addresses
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,12 +22,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Reports that the arguments cannot be used.
+        """Reports that the arguments cannot be used. A camera's address is not printed.
 
         Raises:
           InputError: always.
         """
-        raise InputError(f"{message}; see {self.prog} --help")
+        raise InputError(f"{without_addresses(message)}; see {self.prog} --help")
 
 
 def add_detector(parser: argparse.ArgumentParser) -> None:

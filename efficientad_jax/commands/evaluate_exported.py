@@ -2,11 +2,16 @@
 
     efficientad evaluate-exported DETECTOR detector.onnx detector_int8.onnx
 
-Prints the image AU-ROC of the detector itself and then that of each file.
+Prints the image AU-ROC of the detector itself and then that of each file, and how many images count
+as anomalous by the threshold that the file holds.
 """
 
 import argparse
+import logging
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from efficientad_jax.commands.command_line import add_detector
 from efficientad_jax.config import read_config
@@ -15,6 +20,8 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.metrics import evaluate
 from efficientad_jax.export.programs import Program, detector_program, open_program, run_in_batches
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +38,27 @@ def run(options: argparse.Namespace) -> int:
     test = load_configured_dataset(read_config(detector.config)).test
     if not test.names:
         raise InputError(f"detector {options.detector}: its dataset has no test images")
+    exported_from = programs[options.detector].arrays_sha256
     for name, program in programs.items():
-        metrics = evaluate(run_in_batches(program, test.images)["scores"], test.labels)
+        if program.arrays_sha256 not in (None, exported_from):
+            _log.warning("%s: was exported from another detector than %s", name, options.detector)
+        scores = run_in_batches(program, test.images)["scores"]
+        metrics = evaluate(scores, test.labels)
         if metrics.image_auroc is None:
             raise InputError(f"image AU-ROC: not defined, {metrics.image_reason}")
-        print(f"image AU-ROC {metrics.image_auroc:.4f}  {name}", flush=True)
+        verdicts = _verdicts(program.threshold, scores, test.labels)
+        print(f"image AU-ROC {metrics.image_auroc:.4f}{verdicts}  {name}", flush=True)
     return 0
+
+
+def _verdicts(
+    threshold: float | None, scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+) -> str:
+    """The part of a line that counts the verdicts, empty without a threshold."""
+    if threshold is None:
+        return ""
+    alarmed, anomalous = scores >= threshold, labels == 1
+    return (
+        f"  threshold {threshold:.4g}: false alarms {(alarmed & ~anomalous).sum()} of "
+        f"{(~anomalous).sum()}, found {(alarmed & anomalous).sum()} of {anomalous.sum()}"
+    )

@@ -5,9 +5,10 @@
     efficientad export DETECTOR --format=stablehlo --output=detector.stablehlo
 
 The file takes uint8 RGB images at the detector's input size and returns scores and anomaly maps.
-The 8-bit ranges of --int8 are measured on normal images: the validation images of the dataset that
-the detector was trained on, or those of --calibration-images. ONNX needs the extra `export` of the
-package.
+Threshold, input size and normalization are in the metadata of an ONNX file, and next to a StableHLO
+file in FILE.json. The 8-bit ranges and the threshold of --int8 are measured on normal images: the
+validation images of the dataset that the detector was trained on, or those of --calibration-images.
+ONNX needs the extra `export` of the package.
 """
 
 import argparse
@@ -16,6 +17,11 @@ from pathlib import Path
 from efficientad_jax.commands.command_line import add_detector
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
+from efficientad_jax.export.properties import (
+    export_properties,
+    properties_file,
+    write_properties,
+)
 from efficientad_jax.export.stablehlo import stablehlo_bytes
 from efficientad_jax.storage.atomic import write_atomically
 
@@ -46,12 +52,17 @@ def run(options: argparse.Namespace) -> int:
     if options.calibration_images and not options.int8:
         raise InputError("--calibration-images: is used with --int8 only; add --int8 or remove it")
     detector = Detector.load(options.detector)
-    if options.format == "stablehlo":
+    is_stablehlo = options.format == "stablehlo"
+    if is_stablehlo:
         content = stablehlo_bytes(detector)
     else:
         content = _onnx_bytes(detector, options.int8, options.calibration_images)
     write_atomically(options.output, content)
     print(f"{options.output}: {len(content) / 1e6:.1f} MB")
+    if is_stablehlo:
+        properties = export_properties(detector, detector.spec.dtype, detector.threshold)
+        write_properties(options.output, content, properties)
+        print(f"{properties_file(options.output)}: threshold, input size and others")
     return 0
 
 

@@ -16,7 +16,7 @@ from efficientad_jax.commands.command_line import (
     whole_number,
 )
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.serving.limits import Limits
+from efficientad_jax.serving.limits import KEEP_ALIVE_SECONDS, Limits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(1),
         help="how many requests may be in progress or wait at a time (default: %(default)s)",
     )
+    add(
+        "--keep-alive",
+        metavar="SECONDS",
+        default=KEEP_ALIVE_SECONDS,
+        type=whole_number(1, 86_400),
+        help="time after which an idle connection is closed; longer than that of a proxy in front "
+        "(default: %(default)s)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,5 +71,12 @@ def run(options: argparse.Namespace) -> int:
         raise missing_extra("serve", error) from error
     limits = Limits(options.max_bytes, options.max_pixels, options.max_requests)
     detector = Detector.load(options.detector)
-    serve(detector, options.host, options.port, limits=limits, report=print_line)
+    serve(
+        detector,
+        options.host,
+        options.port,
+        limits=limits,
+        report=print_line,
+        keep_alive=options.keep_alive,
+    )
     return 0

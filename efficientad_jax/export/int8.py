@@ -1,8 +1,10 @@
 """Converts a detector to an ONNX model with 8-bit convolutions, by ONNX Runtime's quantization.
 
 Kernels have one scale per output channel. Activations have one scale per layer, from their range
-on normal images. The autoencoder, with at most 6 % of the operations, stays in float32, and so does
-everything after the features: differences, means, and normalization by quantiles.
+on normal images and on disturbed copies of them. The ranges of normal images only would clip the
+activations of defects, which are larger, and with them their scores. The autoencoder, with at most
+6 % of the operations, stays in float32, and so does everything after the features: differences,
+means, and normalization by quantiles.
 """
 
 import tempfile
@@ -23,60 +25,80 @@ from efficientad_jax.detection.calibration import IDENTITY
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration
 from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles
+from efficientad_jax.detection.threshold import choose_threshold
 from efficientad_jax.errors import InputError
 from efficientad_jax.export.onnx_model import onnx_model, with_calibration
 from efficientad_jax.export.programs import onnx_program, run_in_batches
+from efficientad_jax.export.properties import as_texts, export_properties
 from efficientad_jax.networks.pdn import output_size
 
-_MOST_IMAGES = 100
+# Images from a folder, and those among them on which ranges and quantiles are measured.
+_MOST_LOADED, _MOST_MEASURED = 1000, 100
+
+# Factor of the contrast, and sides of the cells in pixels, of `_disturbed`.
+_CONTRAST = 3.0
+_CELLS = (2, 6, 16, 64)
 
 
 def int8_model(detector: Detector, images: UInt8[np.ndarray, "n h w 3"]) -> onnx.ModelProto:
     """Converts a detector to ONNX with 8-bit convolutions; inputs and outputs as in `onnx_model`.
 
     Rounding shifts and scales the maps. The quantiles of their normalization are adjusted, so that
-    the 8-bit maps of `images` have the same quantiles as the float32 maps.
+    the 8-bit maps have the same quantiles as the float32 maps. Both, and the ranges of the
+    activations, are measured on at most 100 of the images.
+
+    The scores still change, so the model gets a threshold of its own: it is chosen from the 8-bit
+    scores of all images, for the detector's false-alarm rate. A detector without a threshold gives
+    a model without one.
 
     Args:
       detector: a trained one.
-      images: normal images at the detector's input size.
+      images: normal images at the detector's input size that it was not trained on.
 
     Raises:
       InputError: the maps of the images are constant, so that they have no scale.
     """
     calibration = detector.calibration
+    measured = images[_evenly_spaced(len(images), _MOST_MEASURED)]
     identity = Calibration(IDENTITY, calibration.global_ and IDENTITY, calibration.upsample_first)
     exact = onnx_model(replace(detector, calibration=identity))
-    rounded = _quantized(exact, images)
-    before, after = (_raw_maps(model, detector, images) for model in (exact, rounded))
+    rounded = _quantized(exact, measured)
+    before, after = (_raw_maps(model, detector, measured) for model in (exact, rounded))
     local = _adjusted(calibration.local, before["local"], after["local"])
     global_ = calibration.global_ and _adjusted(
         calibration.global_, before["global"], after["global"]
     )
-    return with_calibration(rounded, calibration._replace(local=local, global_=global_))
+    model = with_calibration(rounded, calibration._replace(local=local, global_=global_))
+    threshold = None
+    if detector.threshold is not None:
+        scores = run_in_batches(onnx_program(model.SerializeToString()), images)["scores"]
+        threshold = choose_threshold(scores, detector.threshold.false_alarm_rate)
+    properties = export_properties(detector, "int8", threshold)
+    onnx.helper.set_model_props(model, as_texts(properties))
+    return model
 
 
 def calibration_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n h w 3"]:
-    """Loads normal images for `int8_model`: at most 100, evenly spaced among the available ones.
+    """Loads normal images for `int8_model`.
 
     Args:
       detector: the images are resized to its input size.
-      folder: of the images; '' takes the validation images of the dataset that the detector was
-        trained on.
+      folder: of the images; at most 1,000 are loaded, evenly spaced among them. '' takes all
+        validation images of the dataset that the detector was trained on.
 
     Raises:
       InputError: folder or dataset cannot be read.
     """
     if not folder:
-        images = load_configured_dataset(read_config(detector.config)).validation.images
-        return images[_evenly_spaced(len(images))]
+        return load_configured_dataset(read_config(detector.config)).validation.images
     files = list_images(Path(folder))
-    return load_images([files[i] for i in _evenly_spaced(len(files))], detector.spec.input_size)
+    chosen = [files[i] for i in _evenly_spaced(len(files), _MOST_LOADED)]
+    return load_images(chosen, detector.spec.input_size)
 
 
-def _evenly_spaced(count: int) -> Int[np.ndarray, " m"]:
-    """Computes evenly spaced indices of at most `_MOST_IMAGES` of `count` images."""
-    return np.linspace(0, count - 1, min(count, _MOST_IMAGES)).round().astype(int)
+def _evenly_spaced(count: int, most: int) -> Int[np.ndarray, " m"]:
+    """Computes evenly spaced indices of at most `most` of `count` images."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def _quantized(model: onnx.ModelProto, images: UInt8[np.ndarray, "n h w 3"]) -> onnx.ModelProto:
@@ -86,7 +108,7 @@ def _quantized(model: onnx.ModelProto, images: UInt8[np.ndarray, "n h w 3"]) -> 
         quantization.quantize_static(
             preprocessed,
             result,
-            _Images(iter(images)),
+            _Images(iter(np.concatenate([images, _disturbed(images)]))),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Relu", "AveragePool"],
             nodes_to_exclude=[
@@ -97,6 +119,26 @@ def _quantized(model: onnx.ModelProto, images: UInt8[np.ndarray, "n h w 3"]) -> 
             weight_type=quantization.QuantType.QInt8,
         )
         return onnx.load_model(result)
+
+
+def _disturbed(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Copies images with more contrast, and with squares of random black and white cells.
+
+    The activations of such images are about as large as those of any defect. Large cells resemble
+    blots, and small ones scratches.
+    """
+    pixels = images.astype(np.float32)
+    mean = pixels.mean((1, 2), keepdims=True)
+    copies = np.clip(mean + _CONTRAST * (pixels - mean), 0, 255).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    side = min(images.shape[1:3]) // 4
+    for copy in copies:
+        for cell in _CELLS * 2:
+            top, left = (rng.integers(size - side + 1) for size in copy.shape[:2])
+            cells = 255 * rng.integers(0, 2, (-(-side // cell),) * 2, np.uint8)
+            square = cells.repeat(cell, axis=0).repeat(cell, axis=1)[:side, :side]
+            copy[top : top + side, left : left + side] = square[..., None]
+    return copies
 
 
 class _Images(quantization.CalibrationDataReader):

@@ -8,13 +8,14 @@ from functools import partial
 import numpy as np
 import onnx
 from jaxtyping import Float32, PyTree
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration
 from efficientad_jax.detection.map_normalization import MapQuantiles
 from efficientad_jax.export.onnx_graph import Graph, apply, constant, halves, resize, to_model
 from efficientad_jax.export.onnx_networks import add_autoencoder, add_pdn
+from efficientad_jax.export.properties import as_texts, export_properties
 from efficientad_jax.networks.pdn import LAYERS, STRIDE, output_size
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
@@ -25,7 +26,7 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
     The input is 'images', any number of uint8 RGB images `[n, h, w, 3]` at the detector's input
     size. The outputs are those of `inference.Anomalies`: 'scores' `[n]`, and the maps 'combined',
     'local' and, with an autoencoder, 'global', all `[n, h / 4, w / 4]`, or `[n, h, w]` if the
-    detector upsamples maps first.
+    detector upsamples maps first. `metadata_props` has the `properties` of the detector.
     """
     spec, calibration = detector.spec, detector.calibration
     image_size, size = spec.input_size, output_size(*spec.input_size, padding=spec.padding)
@@ -53,9 +54,11 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
     for name, unpadded in {"combined": combined, **maps}.items():
         padded = apply(graph, "Pad", [unpadded, pads], name=f"{name}/padded")
         apply(graph, "Squeeze", [padded, channel], name=name)
-    return to_model(
-        graph, image_size, {"scores": ()} | dict.fromkeys(["combined", *maps], map_size)
-    )
+    outputs = {"scores": ()} | dict.fromkeys(["combined", *maps], map_size)
+    model = to_model(graph, image_size, outputs)
+    properties = export_properties(detector, "float32", detector.threshold)
+    helper.set_model_props(model, as_texts(properties))
+    return model
 
 
 def with_calibration(model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
@@ -73,8 +76,9 @@ def with_calibration(model: onnx.ModelProto, calibration: Calibration) -> onnx.M
 
 def _normalized_images(graph: Graph) -> str:
     """Adds the normalization of `preprocessing`; the result is channels first."""
-    x = apply(graph, "Transpose", ["images"], name="channels_first", perm=[0, 3, 1, 2])
-    x = apply(graph, "Cast", [x], name="pixels", to=onnx.TensorProto.FLOAT)
+    # TensorRT accepts uint8 inputs only into a cast.
+    x = apply(graph, "Cast", ["images"], name="pixels", to=onnx.TensorProto.FLOAT)
+    x = apply(graph, "Transpose", [x], name="channels_first", perm=[0, 3, 1, 2])
     mean = constant(graph, "mean", 255 * IMAGENET_MEAN.reshape(3, 1, 1))
     std = constant(graph, "std", 255 * IMAGENET_STD.reshape(3, 1, 1))
     centered = apply(graph, "Sub", [x, mean], name="centered")

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.inference import Anomalies
 from efficientad_jax.errors import InputError
+from efficientad_jax.export.properties import arrays_sha256, read_properties, stored_threshold
 from efficientad_jax.storage.regular import require_regular_file
 
 
@@ -22,10 +23,14 @@ class Program(NamedTuple):
       run: maps uint8 RGB images to 'scores' and the maps 'combined', 'local' and, with an
         autoencoder, 'global'.
       input_size: height and width of the images.
+      threshold: a score at or above it counts as anomalous; None without one.
+      arrays_sha256: of the detector that was exported; None in files of older versions.
     """
 
     run: Callable[[UInt8[np.ndarray, "n h w 3"]], dict[str, Float[np.ndarray, "..."]]]
     input_size: tuple[int, int]
+    threshold: float | None = None
+    arrays_sha256: str | None = None
 
 
 def named_outputs(anomalies: Anomalies) -> dict[str, Any]:
@@ -43,11 +48,21 @@ def detector_program(detector: Detector) -> Program:
     def run(images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Float[np.ndarray, "..."]]:
         return jax.device_get(named_outputs(detector.detect(images)))
 
-    return Program(run, detector.spec.input_size)
+    threshold = detector.threshold and detector.threshold.value
+    return Program(run, detector.spec.input_size, threshold, arrays_sha256(detector))
 
 
-def onnx_program(model: bytes) -> Program:
-    """Opens an ONNX model with ONNX Runtime, on CPU."""
+def onnx_program(model: bytes, name: str = "ONNX model") -> Program:
+    """Opens an ONNX model with ONNX Runtime, on CPU.
+
+    Args:
+      model: content of the file.
+      name: of the file, for messages.
+
+    Raises:
+      InputError: its threshold is not a number.
+      Exception: ONNX Runtime cannot read it.
+    """
     import onnxruntime
 
     session: Any = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -57,7 +72,9 @@ def onnx_program(model: bytes) -> Program:
     def run(images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Float[np.ndarray, "..."]]:
         return dict(zip(names, session.run(names, {"images": images}), strict=True))
 
-    return Program(run, (height, width))
+    properties = session.get_modelmeta().custom_metadata_map
+    threshold = stored_threshold(properties, name)
+    return Program(run, (height, width), threshold, properties.get("arrays_sha256"))
 
 
 def stablehlo_program(content: bytes) -> Program:
@@ -72,14 +89,24 @@ def open_program(file: Path) -> Program:
     """Opens an exported file: as ONNX if its name ends in '.onnx', otherwise as StableHLO.
 
     Raises:
-      InputError: there is no such file, its runtime is not installed, or it has another format.
+      InputError: there is no such file, its runtime is not installed, or it has another format; or
+        the properties of a StableHLO file are those of another file.
     """
     name = f"exported detector {file}"
     require_regular_file(file, name)
     is_onnx = file.suffix == ".onnx"
     try:
         content = file.read_bytes()
-        return onnx_program(content) if is_onnx else stablehlo_program(content)
+        if is_onnx:
+            return onnx_program(content, name)
+        program = stablehlo_program(content)
+        properties = read_properties(file, content)
+        return program._replace(
+            threshold=stored_threshold(properties, name),
+            arrays_sha256=properties.get("arrays_sha256"),
+        )
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(
             f"{name}: needs {error.name}, which is not installed; "

@@ -1,6 +1,11 @@
-"""Limits above which a server refuses a request."""
+"""Limits above which a server refuses a request or closes a connection."""
 
 from typing import NamedTuple
+
+# Time after which the server closes an idle connection. It has to be longer than the time for which
+# a proxy keeps one, 60 s in nginx and in AWS's load balancer: where the server closes first, the
+# request that the proxy is just sending fails with status 502.
+KEEP_ALIVE_SECONDS = 75
 
 
 class Limits(NamedTuple):

@@ -9,7 +9,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.runs.signals import interruption
 from efficientad_jax.serving.application import create_application
-from efficientad_jax.serving.limits import Limits
+from efficientad_jax.serving.limits import KEEP_ALIVE_SECONDS, Limits
 from efficientad_jax.serving.scoring import warm_up
 
 # Time for requests that are being processed when a signal stops the server.
@@ -17,7 +17,13 @@ _SECONDS_TO_STOP = 30
 
 
 def serve(
-    detector: Detector, host: str, port: int, *, limits: Limits, report: Callable[[str], None]
+    detector: Detector,
+    host: str,
+    port: int,
+    *,
+    limits: Limits,
+    report: Callable[[str], None],
+    keep_alive: int = KEEP_ALIVE_SECONDS,
 ) -> None:
     """Serves a detector until Ctrl-C or SIGTERM, then answers the requests being processed.
 
@@ -27,6 +33,7 @@ def serve(
       port: number of the port, 0 for any free one.
       limits: of requests.
       report: is called with a line that contains the address, as soon as the server listens.
+      keep_alive: seconds after which an idle connection is closed.
 
     Raises:
       InputError: the server cannot listen on this address and port.
@@ -41,6 +48,7 @@ def serve(
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_SECONDS_TO_STOP,
+            timeout_keep_alive=keep_alive,
         )
         url_host = f"[{host}]" if ":" in host else host
         address = f"http://{url_host}:{listener.getsockname()[1]}"

@@ -3,20 +3,18 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Generator
+from contextlib import closing
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from jaxtyping import UInt8
 
 from efficientad_jax.errors import InputError
-
-# Seconds between attempts to reopen a camera after its connection was lost.
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
-_SLEEP_SECONDS = 0.25
+from efficientad_jax.watching.address import public_name
+from efficientad_jax.watching.newest import NewFrame, newest_frames
 
 
 class Frame(NamedTuple):
@@ -31,14 +29,6 @@ class Frame(NamedTuple):
     image: UInt8[np.ndarray, "h w 3"]
 
 
-def public_name(source: str) -> str:
-    """The source without user name, password and query, which may be printed and stored."""
-    if "://" not in source:
-        return source
-    parts = urlsplit(source)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-
-
 def camera_frames(
     source: str,
     every: float,
@@ -46,68 +36,69 @@ def camera_frames(
     *,
     report_error: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """Yields frames of a source, until it is stopped or, for a video file, until its end.
 
-    The frames in between are read and dropped, so that each yielded frame is a current one. After a
+    A video file is read completely; its frames are as far apart as `every` says, however long the
+    caller takes for each. A camera or stream is read in a thread (see `newest`): the frames that
+    arrive before the next one is due are dropped, and one that is yielded has just arrived. After a
     lost connection the source is reopened: after 1 second, then after twice the time at each
     further attempt, at most 30 seconds.
 
     Args:
       source: an address (`rtsp://...`), a device (`/dev/video0`) or the path of a video file.
-      every: seconds between two yielded frames, 0 for all frames.
+      every: seconds between two yielded frames, 0 for all frames of a video file and for the newest
+        of a camera.
       stopped: whether to end.
-      report_error: is called with a line when the connection is lost.
+      report_error: is called with a line when the connection is lost, from the reading thread.
       sleep: waits for some seconds.
 
     Raises:
       InputError: OpenCV is not installed, or the source cannot be opened.
     """
     cv2 = _opencv()
-    name = public_name(source)
-    is_file = Path(source).is_file()
     capture = _open(cv2, source)
-    start = due = 0.0
-    count = 0
-    wait = _FIRST_WAIT
+    if os.path.isfile(source):
+        frames = _file_frames(cv2, capture, every, stopped=stopped)
+    else:
+        lost = f"source {public_name(source)}: no more frames, opening it again"
+        frames = newest_frames(
+            capture,
+            every,
+            stopped,
+            reopen=partial(_try_to_open, cv2, source),
+            report_loss=partial(report_error, lost),
+            sleep=sleep,
+        )
+    start = None
+    with closing(frames):
+        for seconds, pixels in frames:
+            start = seconds if start is None else start
+            yield Frame(seconds - start, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+def _file_frames(
+    cv2: ModuleType, capture: Any, every: float, *, stopped: Callable[[], bool]
+) -> Generator[NewFrame, None, None]:
+    """Yields the frames of a video file that are due, with their time in the video."""
+    due = -math.inf
     try:
-        while not stopped():
-            if capture is None or not capture.grab():
-                if is_file:
-                    return
-                if capture is not None:
-                    capture.release()
-                    report_error(f"source {name}: no more frames, opening it again")
-                _pause(wait, stopped, sleep)
-                wait = min(2 * wait, _LONGEST_WAIT)
-                capture = _try_to_open(cv2, source)
-                continue
-            now = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if is_file else time.monotonic()
-            if count and now < due:
+        while not stopped() and capture.grab():
+            now = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if now < due:
                 continue
             success, pixels = capture.retrieve()
-            if not success:
-                continue
-            wait = _FIRST_WAIT
-            start = start if count else now
-            due = now + every
-            count += 1
-            yield Frame(now - start, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+            if success:
+                due = now + every
+                yield NewFrame(now, pixels)
     finally:
-        if capture is not None:
-            capture.release()
-
-
-def _pause(seconds: float, stopped: Callable[[], bool], sleep: Callable[[float], None]) -> None:
-    """Sleeps in short intervals, because Python resumes a sleep that a signal interrupts."""
-    for _ in range(math.ceil(seconds / _SLEEP_SECONDS)):
-        if not stopped():
-            sleep(_SLEEP_SECONDS)
+        capture.release()
 
 
 def _opencv() -> ModuleType:
-    # The messages of OpenCV and FFmpeg about a bad source are less clear than the InputError.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    # OpenCV and FFmpeg print addresses with their passwords. These variables are therefore also set
+    # where the user has set them. -8 is FFmpeg's level for no messages.
+    os.environ |= {"OPENCV_FFMPEG_LOGLEVEL": "-8", "OPENCV_DUMP_ERRORS": "0"}
     try:
         import cv2
     except ImportError as error:
@@ -127,16 +118,22 @@ def _open(cv2: ModuleType, source: str) -> Any:
     """
     capture = _try_to_open(cv2, source)
     if capture is None:
+        encode = "; in its user name and password, write @ / ? # as %40 %2F %3F %23"
         raise InputError(
             f"source {public_name(source)}: OpenCV cannot open it, expected a camera's device, the "
             "address of a stream or a video file; check that it exists and is readable"
+            f"{encode if '://' in source else ''}"
         )
     return capture
 
 
 def _try_to_open(cv2: ModuleType, source: str) -> Any:
     """A `cv2.VideoCapture`, None if the source cannot be opened."""
-    capture = cv2.VideoCapture(source)
+    try:
+        source.encode()  # OpenCV crashes the process where this fails.
+        capture = cv2.VideoCapture(source)
+    except Exception:  # cv2.error and others, whose messages may contain the address
+        return None
     if capture.isOpened():
         return capture
     capture.release()

@@ -1,6 +1,8 @@
 """Scores each image that arrives, writes the result to the journal and reports it."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +12,9 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW, PICTURE_SUFFIX, save_picture
 from efficientad_jax.detection.threshold import WORDS, score_fields
 from efficientad_jax.errors import InputError, printable, stops_all_writing
+from efficientad_jax.watching.address import public_name
 from efficientad_jax.watching.arrivals import completed_files
-from efficientad_jax.watching.camera import camera_frames, public_name
+from efficientad_jax.watching.camera import camera_frames
 from efficientad_jax.watching.journal import append_line, read_arrivals
 
 JOURNAL = "results.jsonl"
@@ -85,14 +88,14 @@ def watch(
       OSError: results cannot be written.
     """
     journal = output / JOURNAL
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         inputs = _folder_inputs(Path(source), output, options, stopped=stopped)
-    elif "://" in source or Path(source).exists():
+    elif "://" in source or os.path.exists(source):
         inputs = _camera_inputs(source, output, options, stopped=stopped, report_error=report_error)
     else:
         raise InputError(
-            f"source {source!r}: no such folder, device or file, expected one of these or an "
-            "address such as rtsp://..."
+            f"source {public_name(source)}: no such folder, device or file, expected one of these "
+            "or an address such as rtsp://..."
         )
     scored = failed = 0
     for image in inputs:
@@ -139,7 +142,7 @@ def _score(
 
 def _folder_inputs(
     folder: Path, output: Path, options: Options, *, stopped: Callable[[], bool]
-) -> Iterator[_Input]:
+) -> Generator[_Input, None, None]:
     folder = folder.absolute()  # Paths in the journal do not depend on the current directory.
     seen = read_arrivals(output / JOURNAL)
     for arrival in completed_files(
@@ -162,10 +165,11 @@ def _camera_inputs(
     *,
     stopped: Callable[[], bool],
     report_error: ReportLine,
-) -> Iterator[_Input]:
+) -> Generator[_Input, None, None]:
     start = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     frames = camera_frames(source, options.every, stopped, report_error=report_error)
-    for number, frame in enumerate(frames):
-        picture = output / f"{start}_{number:06}{PICTURE_SUFFIX}"
-        origin = {"source": public_name(source), "frame": number, "seconds": frame.seconds}
-        yield _Input(f"frame {number} at {frame.seconds:.2f} s", frame.image, picture, origin)
+    with closing(frames):
+        for number, frame in enumerate(frames):
+            picture = output / f"{start}_{number:06}{PICTURE_SUFFIX}"
+            origin = {"source": public_name(source), "frame": number, "seconds": frame.seconds}
+            yield _Input(f"frame {number} at {frame.seconds:.2f} s", frame.image, picture, origin)

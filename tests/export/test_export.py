@@ -25,7 +25,7 @@ from efficientad_jax.export.programs import (
 from efficientad_jax.export.stablehlo import stablehlo_bytes
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.command import efficientad
-from tests.helpers.detectors import random_detector
+from tests.helpers.detectors import random_detector, with_threshold
 from tests.helpers.images import uint8_images
 from tests.helpers.torch_reference import torch_autoencoder, torch_params, torch_pdn
 
@@ -188,13 +188,15 @@ def test_int8_of_constant_maps_is_refused():
         int8_model(detector, constant)
 
 
-def test_calibration_images_are_spread_over_the_folder(detector, tmp_path):
+def test_calibration_images_are_spread_over_the_folder(detector, tmp_path, monkeypatch):
     for i in range(102):
         pixels = np.full((2, 2, 3), i, np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i:03}.png")
-    images = calibration_images(detector, str(tmp_path))
-    assert images.shape == (100, *SPEC.input_size, 3)
-    assert (images[0, 0, 0, 0], images[-1, 0, 0, 0]) == (0, 101)
+    for most, count in ((100, 100), (1000, 102)):
+        monkeypatch.setattr("efficientad_jax.export.int8._MOST_LOADED", most)
+        images = calibration_images(detector, str(tmp_path))
+        assert images.shape == (count, *SPEC.input_size, 3)
+        assert (images[0, 0, 0, 0], images[-1, 0, 0, 0]) == (0, 101)
     with pytest.raises(InputError, match="nowhere"):
         calibration_images(detector, "nowhere")
 
@@ -231,6 +233,7 @@ def test_export_and_evaluation_of_what_was_exported(tmp_path):
     }
     config = as_dict(replace(recipes.folder(), places))
     detector = random_detector(SPEC._replace(autoencoder=False), config=config)
+    detector = with_threshold(detector, 0.4)
     detector.save(tmp_path / "detector")
     int8, stablehlo = tmp_path / "new/int8.onnx", tmp_path / "a.stablehlo"
     result = efficientad(
@@ -239,7 +242,7 @@ def test_export_and_evaluation_of_what_was_exported(tmp_path):
     assert result.returncode == 0, result.stderr
     assert str(int8) in result.stdout
     assert [path.name for path in int8.parent.iterdir()] == ["int8.onnx"]
-    stablehlo.write_bytes(stablehlo_bytes(detector))
+    stablehlo.write_bytes(stablehlo_bytes(detector))  # without properties, as of older versions
     result = efficientad("evaluate-exported", tmp_path / "detector", int8, stablehlo)
     assert result.returncode == 0, result.stderr
     # Images as the dataset has them: by name, 'test/blot' before 'test/good'.
@@ -247,16 +250,28 @@ def test_export_and_evaluation_of_what_was_exported(tmp_path):
         [uint8_images(n, SPEC.input_size, seed, block=8) for n, seed in ((3, 2), (4, 3))]
     )
 
-    def line(model, name):
-        scores = onnx_program(model).run(images)["scores"]
-        return f"image AU-ROC {roc_auc_score([1, 1, 1, 0, 0, 0, 0], scores):.4f}  {name}"
+    def line(model, name, has_threshold=True):
+        program = onnx_program(model)
+        scores, verdicts = program.run(images)["scores"], ""
+        if has_threshold:
+            found, alarms = (scores[:3] >= program.threshold), (scores[3:] >= program.threshold)
+            verdicts = (
+                f"  threshold {program.threshold:.4g}: false alarms {alarms.sum()} of 4, "
+                f"found {found.sum()} of 3"
+            )
+        return f"image AU-ROC {roc_auc_score([1, 1, 1, 0, 0, 0, 0], scores):.4f}{verdicts}  {name}"
 
     exact = onnx_model(detector).SerializeToString()
+    assert result.stderr == ""
     assert result.stdout.splitlines() == [
         line(exact, tmp_path / "detector"),
         line(int8.read_bytes(), int8),
-        line(exact, stablehlo),
+        line(exact, stablehlo, has_threshold=False),
     ]
+    other = with_threshold(random_detector(detector.spec, seed=9), 0.4)
+    (tmp_path / "other.onnx").write_bytes(onnx_model(other).SerializeToString())
+    result = efficientad("evaluate-exported", tmp_path / "detector", tmp_path / "other.onnx")
+    assert "other.onnx: was exported from another detector" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ import zlib
 import httpx2
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from efficientad_jax import commands
 from efficientad_jax.detection.heatmap import HIGH, LOW, color_indices, palette
 from efficientad_jax.detection.threshold import is_anomalous
 from efficientad_jax.errors import InputError
@@ -350,3 +352,45 @@ def test_a_stopped_command_answers_the_requests_being_processed(detector, tmp_pa
     assert fields["score"] == pytest.approx(detector(picture()).score, rel=1e-4)
     output = process.communicate(timeout=60)
     assert (process.returncode, *output) == (0, "", "")
+
+
+def test_an_idle_connection_is_kept_as_long_as_asked_for(detector, monkeypatch, capsys):
+    """The server runs in the main thread, and its client in another, which ends the server."""
+    closed_after = []
+
+    def use(address):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b" 200 " in connection.recv(4096)
+            start = time.monotonic()
+            while connection.recv(4096):
+                pass
+            closed_after.append(time.monotonic() - start)
+
+    def start_client(line):
+        def run():
+            try:
+                use(line.removeprefix("listening on "))
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+
+        threading.Thread(target=run).start()
+
+    serve(detector, "127.0.0.1", 0, limits=Limits(), report=start_client, keep_alive=1)
+    (seconds,) = closed_after
+    assert 0.5 < seconds < 4.0
+
+
+def test_an_idle_connection_is_kept_longer_than_proxies_keep_it(detector, tmp_path, monkeypatch):
+    configs = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: configs.append(self.config))
+    monkeypatch.setattr("efficientad_jax.storage.cache.keep_compiled_programs", lambda: None)
+    detector.save(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        commands.main(["serve", str(tmp_path), "--port=0"])
+        commands.main(["serve", str(tmp_path), "--port=0", "--keep-alive=620"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [config.timeout_keep_alive for config in configs] == [75, 620]

@@ -13,7 +13,7 @@ import pytest
 from efficientad_jax import commands
 from efficientad_jax.errors import InputError
 from efficientad_jax.watching.arrivals import completed_files
-from efficientad_jax.watching.camera import camera_frames, public_name
+from efficientad_jax.watching.camera import camera_frames
 from efficientad_jax.watching.journal import append_line, read_arrivals
 from efficientad_jax.watching.watch import Options, watch
 from tests.helpers.detectors import random_detector, with_threshold
@@ -245,6 +245,7 @@ def test_a_camera_whose_connection_is_lost_is_reopened(monkeypatch):
             return self.left is not None
 
         def grab(self):
+            time.sleep(0.05)  # as long as a camera takes for its next frame
             self.left -= 1
             return self.left >= 0
 
@@ -264,9 +265,8 @@ def test_a_camera_whose_connection_is_lost_is_reopened(monkeypatch):
         next(frames)
     frames.close()
     assert opened == [source] * 4
-    assert errors == ["source rtsp://camera/stream: no more frames, opening it again"]
+    assert errors == ["source rtsp://camera: no more frames, opening it again"]
     assert sum(slept) == 1 + 2 + 4
-    assert public_name("/dev/video0") == "/dev/video0"
 
 
 @pytest.fixture

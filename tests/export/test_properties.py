@@ -1,0 +1,147 @@
+"""Exported files hold what is needed to use them, and it is read back."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from efficientad_jax import InputError, __version__, commands
+from efficientad_jax.detection.threshold import Threshold, choose_threshold
+from efficientad_jax.export.int8 import int8_model
+from efficientad_jax.export.onnx_model import onnx_model
+from efficientad_jax.export.programs import onnx_program, open_program, run_in_batches
+from efficientad_jax.export.properties import export_properties, write_properties
+from efficientad_jax.export.stablehlo import stablehlo_bytes
+from tests.helpers.detectors import random_detector
+from tests.helpers.images import uint8_images
+
+pytestmark = pytest.mark.slow
+
+THRESHOLD = Threshold(0.1416491568088531, 0.05, 0.001, 0.25, 30)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return replace(random_detector(), threshold=THRESHOLD)
+
+
+@pytest.fixture(scope="module")
+def images(detector):
+    return uint8_images(5, detector.spec.input_size, block=8)
+
+
+@pytest.fixture(scope="module")
+def int8(detector, images):
+    return int8_model(detector, images)
+
+
+def texts(model):
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def test_uint8_images_go_into_a_cast_first(detector, int8):
+    # TensorRT accepts uint8 inputs only there.
+    for model in (onnx_model(detector), int8):
+        readers = [node.op_type for node in model.graph.node if "images" in node.input]
+        assert readers == ["Cast"]
+
+
+def test_an_onnx_file_says_what_it_needs(detector, tmp_path):
+    folder, file = tmp_path / "detector", tmp_path / "a.onnx"
+    detector.save(folder)
+    assert commands.main(["export", str(folder), "--format=onnx", f"--output={file}"]) == 0
+    stored = texts(onnx.load(file))
+    record = json.loads((folder / "detector.json").read_text())
+    assert float(stored["threshold"]) == THRESHOLD.value
+    assert float(stored["false_alarm_rate"]) == 0.05
+    assert float(stored["false_alarm_rate_high"]) == 0.25
+    assert stored["threshold_images"] == "30"
+    assert (stored["input_height"], stored["input_width"]) == ("128", "128")
+    assert (stored["color_order"], stored["input_layout"]) == ("RGB", "NHWC")
+    assert json.loads(stored["normalization_mean"]) == [0.485, 0.456, 0.406]
+    assert json.loads(stored["normalization_std"]) == [0.229, 0.224, 0.225]
+    assert stored["precision"] == "float32"
+    assert stored["efficientad_jax_version"] == __version__
+    assert stored["arrays_sha256"] == record["arrays_sha256"]
+    program = open_program(file)
+    assert program.threshold == THRESHOLD.value
+    assert program.arrays_sha256 == record["arrays_sha256"]
+
+
+def test_an_int8_file_has_a_threshold_of_its_own(detector, int8, images):
+    scores = run_in_batches(onnx_program(int8.SerializeToString()), images)["scores"]
+    expected = choose_threshold(scores, THRESHOLD.false_alarm_rate)
+    stored = texts(int8)
+    assert float(stored["threshold"]) == expected.value
+    assert expected.value != THRESHOLD.value
+    assert stored["threshold_images"] == "5"
+    assert stored["precision"] == "int8"
+
+
+def test_the_threshold_of_int8_is_chosen_from_all_images(detector, images, monkeypatch):
+    monkeypatch.setattr("efficientad_jax.export.int8._MOST_MEASURED", 2)
+    assert texts(int8_model(detector, images))["threshold_images"] == "5"
+
+
+def test_without_a_threshold_none_is_stored(images):
+    detector = random_detector()
+    for model in (onnx_model(detector), int8_model(detector, images)):
+        assert "threshold" not in texts(model)
+        assert onnx_program(model.SerializeToString()).threshold is None
+
+
+def test_a_stablehlo_file_has_its_properties_next_to_it(detector, tmp_path, capsys):
+    folder, file = tmp_path / "detector", tmp_path / "new/a.stablehlo"
+    detector.save(folder)
+    commands.main(["export", str(folder), "--format=stablehlo", f"--output={file}"])
+    assert "a.stablehlo.json" in capsys.readouterr().out
+    assert {path.name for path in file.parent.iterdir()} == {"a.stablehlo", "a.stablehlo.json"}
+    path = file.with_name("a.stablehlo.json")
+    stored = json.loads(path.read_text())
+    assert stored == export_properties(detector, "float32", THRESHOLD) | {
+        "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest()
+    }
+    assert open_program(file).threshold == THRESHOLD.value
+
+    def refused(content, match):
+        path.write_text(content)
+        with pytest.raises(InputError, match=match) as error:
+            open_program(file)
+        assert "\n" not in str(error.value)
+
+    refused("{", "cannot be read as JSON")
+    refused("[]", "describes another file than a.stablehlo")
+    refused(json.dumps(stored | {"file_sha256": "0"}), "describes another file than a.stablehlo")
+    for threshold in ("high", [1], "nan"):
+        refused(json.dumps(stored | {"threshold": threshold}), "its threshold is")
+    path.unlink()
+    assert open_program(file).threshold is None
+
+
+def test_properties_of_an_older_file_are_refused(detector, tmp_path):
+    content = stablehlo_bytes(detector)
+    (tmp_path / "a.stablehlo").write_bytes(content)
+    properties = export_properties(detector, "float32", THRESHOLD)
+    write_properties(tmp_path / "a.stablehlo", content + b"older", properties)
+    with pytest.raises(InputError, match="describes another file"):
+        open_program(tmp_path / "a.stablehlo")
+
+
+def test_int8_does_not_clip_what_good_images_never_show(detector):
+    # Good images have some contrast; the defects are black and white.
+    rng = np.random.default_rng(0)
+    cells = rng.integers(90, 166, (4, 32, 32, 3)).astype(np.uint8)
+    good = cells.repeat(4, axis=1).repeat(4, axis=2)
+    checks, blot = good.copy(), good.copy()
+    checks[:, 40:80, 40:80] = np.kron(np.indices((10, 10)).sum(0) % 2 * 255, np.ones((4, 4)))[
+        ..., None
+    ]
+    blot[:, 40:60, 40:90] = 0
+    exact = onnx_program(onnx_model(detector).SerializeToString())
+    rounded = onnx_program(int8_model(detector, good).SerializeToString())
+    for images in (checks, blot, good):
+        expected = exact.run(images)["scores"]
+        np.testing.assert_allclose(rounded.run(images)["scores"], expected, rtol=0.15)
