@@ -145,13 +145,17 @@ def categories_of(name: str, root: str) -> list[str]:
     raise _no_dataset(name)
 
 
-def load_images(paths: Sequence[Path], image_size: tuple[int, int]) -> UInt8[np.ndarray, "n h w 3"]:
-    """Decodes and resizes image files.
+def load_images(
+    paths: Sequence[Path], image_size: tuple[int, int], *, white_level: int = WHITE_LEVEL
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Decodes and resizes image files; see `decode_image`.
 
     Raises:
       InputError: one cannot be decoded; it is named.
     """
-    dataset = grain.MapDataset.source(list(paths)).map(partial(_load_file, size=image_size))
+    dataset = grain.MapDataset.source(list(paths)).map(
+        partial(_load_file, size=image_size, white_level=white_level)
+    )
     return np.stack(list(dataset.to_iter_dataset(_READ)))
 
 
@@ -188,8 +192,10 @@ def _no_dataset(name: str) -> InputError:
     return InputError(f"dataset {name!r}: no such dataset, expected one of: {known}")
 
 
-def _load_file(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    return resize_image(decode_image(path), *size)
+def _load_file(
+    path: Path, size: tuple[int, int], *, white_level: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    return resize_image(decode_image(path, white_level=white_level), *size)
 
 
 def _load_folder(

@@ -93,7 +93,7 @@ def calibration_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n 
         return load_configured_dataset(read_config(detector.config)).validation.images
     files = list_images(Path(folder))
     chosen = [files[i] for i in _evenly_spaced(len(files), _MOST_LOADED)]
-    return load_images(chosen, detector.spec.input_size)
+    return load_images(chosen, detector.spec.input_size, white_level=detector.white_level)
 
 
 def _evenly_spaced(count: int, most: int) -> Int[np.ndarray, " m"]:

@@ -129,9 +129,7 @@ async def _score_upload(request: Request, service: _Service) -> Response:
         media_type = response_type(request)
         content = await read_upload(request, limits)
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
-        resized, size = await in_thread(
-            _decode_and_resize, content, limits.pixels, detector.spec.input_size
-        )
+        resized, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
         scored = await service.batcher.submit(resized)
         respond = partial(create_response, media_type, scored, detector.threshold, size=size)
         return await in_thread(respond)
@@ -140,11 +138,11 @@ async def _score_upload(request: Request, service: _Service) -> Response:
 
 
 def _decode_and_resize(
-    content: bytes, max_pixels: int, input_size: tuple[int, int]
+    content: bytes, max_pixels: int, detector: Detector
 ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
     """The image at the detector's input size, and its original height and width."""
-    image = decode_upload(content, max_pixels)
-    return resize_image(image, *input_size), (image.shape[0], image.shape[1])
+    image = decode_upload(content, max_pixels, detector.white_level)
+    return resize_image(image, *detector.spec.input_size), (image.shape[0], image.shape[1])
 
 
 async def _health(request: Request) -> Response:

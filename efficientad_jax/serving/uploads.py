@@ -51,15 +51,15 @@ async def _content(request: Request) -> bytes:
         return await files[0].read()
 
 
-def decode_upload(content: bytes, most_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes a posted image of at most `most_pixels` pixels.
+def decode_upload(content: bytes, most_pixels: int, white_level: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a posted image of at most `most_pixels` pixels; see `decode_image`.
 
     Raises:
       HTTPException: 413 for too many pixels, 415 for an unknown format, 422 for an image that is
         damaged or whose pixels cannot be used.
     """
     try:
-        return decode_image(content, "posted", most_pixels)
+        return decode_image(content, "posted", most_pixels, white_level=white_level)
     except TooManyPixelsError as error:
         raise HTTPException(413, str(error)) from error
     except UnknownFormatError as error:

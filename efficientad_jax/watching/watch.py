@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efficientad_jax.data.decoding import ImageSource, decode_image
+from efficientad_jax.data.decoding import ImageSource
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW, PICTURE_SUFFIX, save_picture
 from efficientad_jax.detection.threshold import WORDS, score_fields
@@ -125,7 +125,7 @@ def _score(
       InputError: the image cannot be used.
       OSError: the disk is full or read-only.
     """
-    pixels = decode_image(image.source, image.name)
+    pixels = detector.decode(image.source, image.name)
     detection = detector(pixels)
     result = score_fields(detector.threshold, detection.score)
     if pictures == "all" or (pictures == "anomalous" and result["verdict"]):
