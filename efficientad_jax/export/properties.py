@@ -1,4 +1,4 @@
-"""What an exported file says of itself: threshold, input, normalization and origin.
+"""The facts in an exported file: threshold, input, normalization and origin.
 
 An ONNX file holds its properties in `metadata_props`, as text. A StableHLO file has no place for
 them: they are in a JSON file next to it.
