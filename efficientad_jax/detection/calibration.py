@@ -112,7 +112,7 @@ def calibration_of_maps(
 def scores_of_maps(maps: RawMaps, calibration: Calibration) -> Float[np.ndarray, " n"]:
     """Image scores of given maps, as `inference.detect` returns them, up to the last bits.
 
-    The two are different programs, which XLA rounds differently; `threshold.MARGIN` is far above it.
+    XLA rounds the two programs differently; `threshold.MARGIN` is far above the difference.
     """
     combined, _, _ = combine_maps(maps, calibration)
     return np.asarray(combined.max((1, 2)))
