@@ -17,7 +17,7 @@ from efficientad_jax.runs.signals import exit_with_one_line
 from efficientad_jax.storage.cache import keep_compiled_programs
 from efficientad_jax.storage.home import expand_home
 
-# What to lower in a command that runs out of memory, by the name of its file.
+# Advice on what to lower in a command that runs out of memory, by the name of its file.
 _TRAINING = (
     "lower config.train.batch_size, config.model.input_height and config.model.input_width, or "
     "config.train.feature_cache_gb"

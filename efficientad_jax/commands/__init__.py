@@ -28,7 +28,7 @@ COMMANDS = {
     "clear-cache": "remove the teacher features that sweeps keep on disk",
 }
 
-# What helps a subcommand that runs out of memory; other subcommands get the first.
+# Advice for a subcommand that runs out of memory; the first is for the others.
 _MEMORY_HINT = "close other programs or use a machine with more memory"
 _MEMORY_HINTS = {
     "predict": "large images need less with --tile --no-pictures, smaller ones with --no-pictures",

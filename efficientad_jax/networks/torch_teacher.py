@@ -138,7 +138,7 @@ def _find_teacher(path: Path, tensors: Mapping[str, np.ndarray]) -> _Place:
 
 
 def _prefixes(names: Iterable[str], keys: Iterable[str]) -> list[str]:
-    """What stands before one of the keys in the names: '' or a text that ends with a dot."""
+    """The texts before one of the keys in the names: '' or a text that ends with a dot."""
     found = {name[: -len(key)] for name in names for key in keys if name.endswith(key)}
     return sorted(prefix for prefix in found if not prefix or prefix.endswith("."))
 
