@@ -45,7 +45,7 @@ def public_name(source: str) -> str:
 def without_addresses(text: str) -> str:
     """The text up to the first address in it; `user:password@` also begins one.
 
-    The text after the address is removed too, because its end cannot be found: a password may contain
-    spaces and quotes.
+    The text after the address is removed too, because its end cannot be found: a password may
+    contain spaces and quotes.
     """
     return re.sub(r"[\w+.-]*://.*|[^\s=]*:\S+@.*", "(address)", text, count=1, flags=re.DOTALL)

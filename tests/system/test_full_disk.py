@@ -15,7 +15,7 @@ from efficientad_jax.config import Config
 from efficientad_jax.data.datasets.archive import Archive, extract
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.loading import load_dataset
-from efficientad_jax.detection import predict_files as predict_files_module
+from efficientad_jax.detection import detector as detector_module
 from efficientad_jax.detection.predict_files import Task, predict_files
 from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from efficientad_jax.runs.checkpoints import open_checkpoints
@@ -206,13 +206,13 @@ def test_scores_that_are_there_when_the_disk_becomes_full_stay(disk, tmp_path, m
     Image.fromarray(RNG.integers(0, 256, (90, 80, 3), np.uint8)).save(image)
     decoded = []
 
-    def decode(source, *rest):
+    def decode(source, *rest, **options):
         decoded.append(source)
         if len(decoded) == 9:  # eight are scored at a time
             disk.close()
-        return decode_image(source, *rest)
+        return decode_image(source, *rest, **options)
 
-    monkeypatch.setattr(predict_files_module, "decode_image", decode)
+    monkeypatch.setattr(detector_module, "decode_image", decode)
     # More lines than fit into what is left of a block of 4,096 bytes on the full disk.
     tasks = [Task(image, None)] * 96
     with pytest.raises(OSError, match=REASON) as caught:
