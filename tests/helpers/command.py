@@ -21,6 +21,20 @@ def efficientad(*arguments, **variables):
     return _run("efficientad_jax", *arguments, **variables)
 
 
+# As where Ray is not installed.
+_WITHOUT_RAY = """
+import importlib.util, runpy
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "ray" else find_spec(name, *a)
+runpy.run_module("experiments.{name}", run_name="__main__", alter_sys=True)
+"""
+
+
+def without_ray(name):
+    """Arguments of Python that run `experiments.NAME` as where Ray is not installed."""
+    return ["-c", _WITHOUT_RAY.format(name=name)]
+
+
 def _run(module, *arguments, **variables):
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],

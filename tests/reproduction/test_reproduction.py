@@ -25,7 +25,7 @@ from efficientad_jax.reproduction.plan import (
 )
 from efficientad_jax.reproduction.results import Results
 from efficientad_jax.scheduling.job import Event, last_event
-from tests.helpers.command import REPOSITORY, command
+from tests.helpers.command import REPOSITORY, command, without_ray
 from tests.helpers.dataset_trees import write_mvtec_ad
 from tests.helpers.images import write_image
 
@@ -156,7 +156,7 @@ def test_a_killed_reproduction_resumes_and_repeats_nothing(tmp_path: Path) -> No
         tmp_path / "results" / Run("mvtec_ad", category, "small", FULL, 0).name
         for category in ("bottle", "cable")
     ]
-    reproduce = [sys.executable, "-m", "experiments.reproduce", *arguments(tmp_path)]
+    reproduce = [sys.executable, *without_ray("reproduce"), *arguments(tmp_path)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(reproduce, cwd=REPOSITORY, stdout=log, stderr=log)
         try:
@@ -171,7 +171,7 @@ def test_a_killed_reproduction_resumes_and_repeats_nothing(tmp_path: Path) -> No
     assert folders[0] / "metrics.json" in before
     assert not (folders[0] / "checkpoints").exists()
 
-    result = command("reproduce", *arguments(tmp_path))
+    result = subprocess.run(reproduce, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert states(folders[0]) == before
     assert re.search(r"cable/small/full/seed0: training from step [1-9]", result.stderr)
