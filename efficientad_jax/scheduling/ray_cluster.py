@@ -54,7 +54,9 @@ def _connect(address: str) -> None:
         if address not in ("", "auto"):  # Ray itself waits for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        ray.init(address or None, log_to_driver=False, logging_level=logging.ERROR)
+        # 'local' is a new cluster. Without an address Ray would join any that runs on this machine.
+        chosen = address or os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(chosen, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"--address={address}: no such Ray cluster ({first_line(error)}); start it with "
