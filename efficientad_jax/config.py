@@ -270,6 +270,7 @@ class DistillationConfig(_Checked):
       worker_count: number of processes that load and resize images, 0 for threads of this process.
       size: of the PDN, 'small' or 'medium'.
       channels: number of the teacher's features per patch.
+      dtype: of the computation of backbone and PDN; parameters are float32.
       start_from: a teacher's file with the initial parameters, '' for random parameters.
       backbone: names of the backbones, each with the height and width in pixels to which its views
         are resized, joined by `+`, such as 'lite2@256+resnet18@512'.
@@ -296,6 +297,8 @@ class DistillationConfig(_Checked):
       mixup_probability: probability that a view is a blend of two photographs.
       pool_views: number of views kept in memory with their targets, 3.3 MB each, from which the
         steps take crops; 0 creates new views and targets in each step.
+      views_on_device: whether the accelerator keeps all photographs in its memory, 0.25 MB each,
+        and makes the views itself, without a pool.
       new_views_per_round: number of views in the pool that are replaced per round.
       steps_per_round: steps between two checkpoints.
       steps_per_dispatch: steps per call of the compiled program.
@@ -308,6 +311,7 @@ class DistillationConfig(_Checked):
     worker_count: int = _at_least(0, 16)
     size: Size = "small"
     channels: int = _at_least(1, 384)
+    dtype: Dtype = "float32"
     start_from: str = ""
     backbone: str = "wide_resnet101"  # line 2
     backbone_weights: str = ""
@@ -333,6 +337,7 @@ class DistillationConfig(_Checked):
     turns: bool = False
     mixup_probability: float = _fraction(0.0)
     pool_views: int = _at_least(0, 0)
+    views_on_device: bool = False
     new_views_per_round: int = _at_least(0, 0)
     steps_per_round: int = _at_least(1, 2500)
     steps_per_dispatch: int = _at_least(1, 10)

@@ -3,12 +3,17 @@
     python -m experiments.distill_within --config=configs/distill_gpu.py:small \
         --config.images=PHOTOGRAPHS --workdir=runs/gpu_small --minutes=4
 
-Two short runs measure the time of a step and of a start. The actual run then has as many steps as
-fit into the remaining time, including the decay of the learning rate, and at most `config.steps`.
-This is for a machine that is available only for some minutes. The teacher is saved as
-`WORKDIR/run/teacher.safetensors`.
+The run makes steps at the constant learning rate until the time for the decay has come. The steps
+of the decay then take the time that is left. The teacher is the one that `experiments.distill`
+gives for as many steps. This is for a machine that is available only for some minutes. The teacher
+is saved as `WORKDIR/run/teacher.safetensors`.
 """
 
+import json
+import os
+import shutil
+import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +21,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from efficientad_jax.config import DistillationConfig, read_distillation
+from efficientad_jax.config import DistillationConfig, as_dict, read_distillation
 from efficientad_jax.distillation.loop import distill_teacher
+from efficientad_jax.distillation.target_projection import FILE as PROJECTION
+from efficientad_jax.errors import InputError, StoppedError
 from efficientad_jax.networks.teacher import save_teacher
+from efficientad_jax.runs.workdir import Workdir
+from efficientad_jax.storage.atomic import write_atomically
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -28,40 +37,72 @@ _MINUTES = flags.DEFINE_float(
     "minutes", None, "time limit, in minutes", required=True, lower_bound=0
 )
 
-# Steps of the two short runs.
-_SHORT, _LONGER = 20, 220
-# Fraction of the time that is used: rates vary, and the decay at the end must not be lost.
+# Fraction of the remaining time that the decay is planned for: rates vary, and a run that is ended
+# before its last step has no teacher.
 _PLANNED = 0.9
 
 
 def main() -> int:
-    """Measures, plans, distills."""
-    deadline = time.monotonic() + 60 * _MINUTES.value
-    workdir = Path(_WORKDIR.value)
+    """Distills at the constant rate, then with its decay."""
+    start = time.time()
     config = read_distillation(_CONFIG.value)
-    short, longer = (_with_steps(config, min(n, config.steps)) for n in (_SHORT, _LONGER))
-    first, second = (_seconds(short, workdir / "short"), _seconds(longer, workdir / "longer"))
-    per_step = max(second - first, 1e-3) / max(longer.steps - short.steps, 1)
-    left = _PLANNED * (deadline - time.monotonic()) - first
-    steps = int(min(max(left / per_step, longer.steps), config.steps))
-    print(f"{1 / per_step:.1f} steps/s, {first:.0f} s to start: {steps} steps", flush=True)
-    teacher = distill_teacher(_with_steps(config, steps), workdir / "run")
-    file = workdir / "run" / "teacher.safetensors"
+    if config.schedule != "warmup_stable_decay":
+        raise InputError(
+            f"config.schedule = {config.schedule!r}: expected 'warmup_stable_decay', whose decay "
+            "can begin at any step"
+        )
+    constant_steps = config.steps - config.decay_steps
+    workdir = Path(_WORKDIR.value).expanduser().absolute()
+    constant, final = Workdir(workdir / "constant"), Workdir(workdir / "run")
+    seconds = 60 * _MINUTES.value * constant_steps / config.steps
+    step = _distill_for(_with_steps(config, constant_steps, 0), constant.path, seconds)
+    if step < constant_steps:
+        rate, start_seconds = _rate(constant.checkpoints, start)
+        left = _PLANNED * (start + 60 * _MINUTES.value - time.time() - start_seconds)
+        decay = max(1, int(rate * left))
+        print(f"{rate:.1f} steps/s: {step} steps, then {decay} of decay", flush=True)
+        config = _with_steps(config, step, decay)
+    final.path.mkdir()
+    shutil.copytree(constant.checkpoints / str(step), final.checkpoints / str(step))
+    shutil.copy(constant.path / PROJECTION, final.path)
+    write_atomically(final.config, json.dumps(as_dict(config)).encode())
+    teacher = distill_teacher(config, final.path)
+    file = final.path / "teacher.safetensors"
     save_teacher(file, teacher)
-    print(f"held-out loss {teacher.record['held_out_loss']}: {file}")
+    loss = teacher.record["held_out_loss"]
+    print(f"{config.steps} steps in {time.time() - start:.0f} s, held-out loss {loss}: {file}")
     return 0
 
 
-def _with_steps(config: DistillationConfig, steps: int) -> DistillationConfig:
-    """The configuration with other `steps`, and a decay over the same fraction of them."""
-    decay = round(config.decay_steps * steps / config.steps)
-    return replace(config, steps=steps, decay_steps=decay)
+def _with_steps(config: DistillationConfig, constant: int, decay: int) -> DistillationConfig:
+    """The configuration with other numbers of steps before the decay and during it."""
+    return replace(config, steps=constant + decay, decay_steps=decay)
 
 
-def _seconds(config: DistillationConfig, workdir: Path) -> float:
-    start = time.monotonic()
-    distill_teacher(config, workdir)
-    return time.monotonic() - start
+def _distill_for(config: DistillationConfig, workdir: Path, seconds: float) -> int:
+    """Makes the steps that fit into `seconds`; returns their number."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        distill_teacher(config, workdir)
+    except StoppedError as stopped:
+        return stopped.step or 0
+    finally:
+        timer.cancel()
+    return config.steps
+
+
+def _rate(checkpoints: Path, start: float) -> tuple[float, float]:
+    """Steps per second between the checkpoints, and seconds from `start` to the first step."""
+    saved = sorted((int(p.name), p.stat().st_mtime) for p in checkpoints.iterdir())
+    (first, first_time), (last, last_time) = saved[0], saved[-1]
+    if last == first:
+        raise InputError(
+            f"--minutes={_MINUTES.value}: one checkpoint, of step {last}, expected at least two; "
+            "give more minutes or a lower config.steps_per_round"
+        )
+    rate = (last - first) / (last_time - first_time)
+    return rate, max(0.0, first_time - start - first / rate)
 
 
 if __name__ == "__main__":

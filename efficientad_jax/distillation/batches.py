@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, Shaped
 
 from efficientad_jax.config import DistillationConfig
 from efficientad_jax.distillation.photographs import Photographs
@@ -30,13 +30,11 @@ class Batch(NamedTuple):
     """This process's rows of the batch of a step.
 
     Attributes:
-      images: the PDN's images.
-      seen: their targets; from `fresh_batches` the backbone's images.
+      arrays: what the step computes images and targets from, see `step.BatchFunction`.
       seconds: time that the input pipeline by itself needs for the batch.
     """
 
-    images: UInt8[np.ndarray, "n h w 3"]
-    seen: Shaped[np.ndarray, "n _h _w _c"]
+    arrays: tuple[Shaped[np.ndarray, "n *_"], ...]
     seconds: float
 
 
@@ -44,15 +42,13 @@ class StepInputs(NamedTuple):
     """The batches of the `k` steps of a dispatch, divided among the `d` devices of this process.
 
     Attributes:
-      images: see `Batch`.
-      seen: see `Batch`.
+      arrays: see `Batch`.
       making: seconds that the input pipeline by itself needs for them.
       waiting: seconds that it took to get them.
       ready_at: `time.perf_counter()` when they were there.
     """
 
-    images: UInt8[np.ndarray, "d k n h w 3"]
-    seen: Shaped[np.ndarray, "d k n _h _w _c"]
+    arrays: tuple[Shaped[np.ndarray, "d k n *_"], ...]
     making: float
     waiting: float
     ready_at: float
@@ -61,11 +57,10 @@ class StepInputs(NamedTuple):
 def next_inputs(batches: Iterator[Batch], count: int) -> StepInputs:
     """Takes the batches of the next `count` steps."""
     start = time.perf_counter()
-    images, seen, seconds = zip(*islice(batches, count), strict=True)
+    arrays, seconds = zip(*islice(batches, count), strict=True)
     ready_at = time.perf_counter()
-    return StepInputs(
-        shard_batches(images), shard_batches(seen), sum(seconds), ready_at - start, ready_at
-    )
+    sharded = tuple(shard_batches(array) for array in zip(*arrays, strict=True))
+    return StepInputs(sharded, sum(seconds), ready_at - start, ready_at)
 
 
 def fresh_batches(
@@ -76,7 +71,7 @@ def fresh_batches(
     first_step: int,
     rows: slice,
 ) -> Generator[Batch]:
-    """Whole photographs, as in Algorithm 3, lines 15-19; the backbone sees them in the step.
+    """Whole photographs for the PDN and for the backbone, as in Algorithm 3, lines 15-19.
 
     Args:
       config: of the distillation.
@@ -88,12 +83,12 @@ def fresh_batches(
     size = config.batch_size
     ids = np.arange(first_step * size, config.steps * size).reshape(-1, size)[:, rows]
     batches = view_batches(
-        photographs, train, _recipe(config, 4), ids=ids, workers=config.worker_count
+        photographs, train, view_recipe(config, 4), ids=ids, workers=config.worker_count
     )
     with closing(batches):
         for views in batches:
             seconds = float(views.seconds.sum()) / parallel_views(config.worker_count)
-            yield Batch(views.small, views.large, seconds)
+            yield Batch((views.small, views.large), seconds)
 
 
 def pool_batches(
@@ -106,9 +101,10 @@ def pool_batches(
     rows: slice,
     folder: Path | None,
 ) -> Generator[Batch]:
-    """Crops of a pool of views, a part of which is renewed every `config.steps_per_round` steps.
+    """Crops of a pool of views and their targets.
 
-    The pool of a round holds the `config.pool_views` newest of all views made until then.
+    A part of the pool is renewed every `config.steps_per_round` steps. The pool of a round holds
+    the `config.pool_views` newest of all views made until then.
 
     Args:
       config: of the distillation.
@@ -128,7 +124,7 @@ def pool_batches(
     batches = view_batches(
         photographs,
         train,
-        _recipe(config, 3),
+        view_recipe(config, 3),
         ids=np.concatenate([local_view_ids(ids) for ids in new_ids]),
         workers=config.worker_count,
     )
@@ -139,8 +135,10 @@ def pool_batches(
             if step == first_step or step % config.steps_per_round == 0:
                 insert(pool, islice(views, len(new_ids.pop(0))))
             rng = np.random.default_rng((config.seed, 1, step))
-            images, seen = random_crops(pool, rng, config.batch_size, crop=config.crop, rows=rows)
-            yield Batch(images, seen, time.perf_counter() - start)
+            images, crop_targets = random_crops(
+                pool, rng, config.batch_size, crop=config.crop, rows=rows
+            )
+            yield Batch((images, crop_targets), time.perf_counter() - start)
             start = time.perf_counter()
 
 
@@ -156,7 +154,8 @@ def _new_ids(config: DistillationConfig, round_number: int) -> Int[np.ndarray, "
     return _pool_ids(config, round_number)[config.pool_views - new :]
 
 
-def _recipe(config: DistillationConfig, stream: int) -> ViewRecipe:
+def view_recipe(config: DistillationConfig, stream: int) -> ViewRecipe:
+    """How the views of an independent stream of random numbers are made."""
     return ViewRecipe(
         (config.seed, stream),
         config.smallest_area,
@@ -169,7 +168,7 @@ def _recipe(config: DistillationConfig, stream: int) -> ViewRecipe:
 
 
 def _whole_recipe(config: DistillationConfig, stream: int) -> ViewRecipe:
-    return _recipe(config, stream)._replace(
+    return view_recipe(config, stream)._replace(
         smallest_area=1.0, smallest_contrast=1.0, turns=False, mixup_probability=0.0
     )
 

