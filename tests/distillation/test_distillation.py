@@ -134,29 +134,27 @@ def assert_nearly_the_same(workdir, reference):
 
 
 @pytest.mark.slow
-def test_devices_and_processes_do_not_change_the_teacher(photographs, tmp_path):
-    finish(start(photographs, tmp_path / "one"))
+def test_devices_processes_and_kills_do_not_change_the_teacher(photographs, tmp_path):
+    single = tmp_path / "single"
+    finish(start(photographs, single))
+    assert not (single / "pool").exists()
+
     finish(start(photographs, tmp_path / "eight", devices=8))
     together = tmp_path / "together"
     finish(*start_two_processes(photographs, together))
     assert "8 x" in teacher(tmp_path / "eight").record["device"]
     assert "2 x" in teacher(together).record["device"]
-    assert_nearly_the_same(tmp_path / "eight", tmp_path / "one")
-    assert_nearly_the_same(together, tmp_path / "one")
+    assert_nearly_the_same(tmp_path / "eight", single)
+    assert_nearly_the_same(together, single)
 
-
-@pytest.mark.slow
-def test_a_killed_run_ends_as_an_undisturbed_one_bit_for_bit(photographs, tmp_path):
-    finish(start(photographs, tmp_path / "undisturbed"))
     killed = tmp_path / "killed"
     kill_after_step(start(photographs, killed), killed, 2)
     labels = np.load(killed / "pool" / "labels.npy")
     assert set(labels[:, 0]) <= {-1, 0, 1, 2, 3, 4, 5}
     finish(start(photographs, killed))
     assert not (killed / "pool").exists()
-    assert not (tmp_path / "undisturbed" / "pool").exists()
     schedule = warmup_cosine(1e-3, SMALL["steps"], SMALL["warmup_steps"])
-    assert_the_same_bit_for_bit(killed, tmp_path / "undisturbed", schedule, SMALL["steps"])
+    assert_the_same_bit_for_bit(killed, single, schedule, SMALL["steps"])
 
 
 @pytest.mark.slow
