@@ -1,12 +1,11 @@
-"""Phase 1 on one GPU in minutes: whole photographs in every step, the recipe of the packaged PDN-S.
+"""Phase 1 on one GPU in minutes: whole views in every step, which the GPU makes itself.
 
     python -m experiments.distill_within --config=configs/distill_gpu.py:small \
-        --config.images=PHOTOGRAPHS --workdir=runs/gpu_small --minutes=4
+        --config.images=PHOTOGRAPHS --workdir=runs/gpu_small --minutes=5
     python -m experiments.distill_within --config=configs/distill_gpu.py:medium \
-        --config.images=PHOTOGRAPHS --workdir=runs/gpu_medium --minutes=5
+        --config.images=PHOTOGRAPHS --workdir=runs/gpu_medium --minutes=10
 
-20,000 steps of 16 views, or as many as fit into the minutes. Not run on a GPU yet: no time and no
-result is on record.
+60,000 steps of 16 views, or as many as fit into the minutes. docs/teacher.md has what an H100 did.
 """
 
 from ml_collections import ConfigDict

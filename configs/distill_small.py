@@ -1,4 +1,4 @@
-"""Phase 1 on a CPU: a PDN distilled from two backbones (paper, Algorithm 3).
+"""Phase 1 on a CPU: a PDN distilled from a small backbone (paper, Algorithm 3).
 
     python -m experiments.distill --config=configs/distill_small.py \
         --config.images=PHOTOGRAPHS --workdir=runs/distill_small
@@ -14,5 +14,5 @@ from efficientad_jax.config import config_dict
 
 
 def get_config() -> ConfigDict:
-    """Returns the recipe of the packaged PDN-S."""
+    """Returns the recipe, by default for PDN-S."""
     return config_dict(recipes.distillation())

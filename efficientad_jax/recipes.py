@@ -50,15 +50,17 @@ def elpv(category: str) -> Config:
 
 
 def distillation() -> DistillationConfig:
-    """The recipe of the packaged PDN-S: two small backbones and some thousand photographs."""
+    """The recipe for a PDN on a CPU: a small backbone and some thousand photographs."""
     return DistillationConfig(
         images="",
         worker_count=0,
-        backbone="lite2@256+resnet18@512",
+        # Its features at a higher resolution, and those of two backbones, are easier to predict but
+        # tell defects apart less well once a PDN has learned them: see docs/teacher.md.
+        backbone="lite2@256",
         target_reduction="pca",
         held_out_fraction=0.02,
         statistics_images=500,
-        # Crops of a pool of views with their targets: the backbones cost more than the step.
+        # Crops of a pool of views with their targets: the backbone costs more than the step.
         crop=96,
         pool_views=1500,
         new_views_per_round=300,

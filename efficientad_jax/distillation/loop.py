@@ -25,9 +25,8 @@ from efficientad_jax.distillation.batches import (
     statistics_views,
 )
 from efficientad_jax.distillation.device_views import batch_function, load_photographs, view_ids
-from efficientad_jax.distillation.input_throughput import summary
 from efficientad_jax.distillation.photographs import Photographs, open_photographs
-from efficientad_jax.distillation.session import DistillationRun, open_distillation
+from efficientad_jax.distillation.session import DistillationRun, open_distillation, summary
 from efficientad_jax.distillation.sharding import local_rows
 from efficientad_jax.distillation.step import BatchFunction, distill_steps
 from efficientad_jax.distillation.target_projection import (

@@ -1,9 +1,10 @@
-"""One distillation between its dispatches: its networks, its checkpoints and its log."""
+"""One distillation between its dispatches: its networks, checkpoints, log and throughput."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +13,6 @@ from jaxtyping import Array, Float, PyTree
 
 from efficientad_jax.config import DistillationConfig
 from efficientad_jax.distillation.batches import StepInputs
-from efficientad_jax.distillation.input_throughput import Pace, rates
 from efficientad_jax.distillation.sharding import first_replica, replicate
 from efficientad_jax.distillation.step import DistillState, create_distill_state, held_out_loss
 from efficientad_jax.distillation.view_pool import ViewPool
@@ -23,6 +23,47 @@ from efficientad_jax.runs.processes import is_first_process
 from efficientad_jax.runs.session import Session
 from efficientad_jax.runs.tensorboard import WriteScalars, scalar_log
 from efficientad_jax.runs.workdir import Workdir
+
+
+class Pace(NamedTuple):
+    """Sums over the steps of a run, without the first dispatch, which compiles.
+
+    Attributes:
+      images: number of images that the steps have seen.
+      making: seconds that the input pipeline by itself needs for them.
+      waiting: seconds that the steps waited for them.
+      stepping: seconds of the steps themselves.
+    """
+
+    images: int = 0
+    making: float = 0.0
+    waiting: float = 0.0
+    stepping: float = 0.0
+
+
+def rates(pace: Pace) -> dict[str, float]:
+    """Images per second of the input and of the steps, each alone, and the fraction of time waited.
+
+    Empty for a run of one dispatch; without the input's rate if the accelerator makes the images.
+    """
+    if not pace.images:
+        return {}
+    steps = {
+        "images_per_second/steps": pace.images / pace.stepping,
+        "waiting": pace.waiting / (pace.waiting + pace.stepping),
+    }
+    return steps | ({"images_per_second/input": pace.images / pace.making} if pace.making else {})
+
+
+def summary(pace: Pace) -> str:
+    """The rates as one line; '' for a run of one dispatch."""
+    if not pace.images:
+        return ""
+    values = rates(pace)
+    line = f"the steps see {values['images_per_second/steps']:.1f} images/s"
+    if pace.making:
+        line += f", the input by itself makes {values['images_per_second/input']:.1f}"
+    return line + f"; waited {100 * values['waiting']:.1f} % of the time"
 
 
 class DistillationRun(Session[DistillState]):

@@ -178,14 +178,14 @@ def scores_by(path, detector, images):
 
 
 PATHS = ("image", "list", "tiles", "direct", "products")
-BATCHES = ("resized 1", "resized 5", "resized 13", "batch 1", "batch 2", "batch 8", "batch 13")
+BATCHES = ("resized 1", "resized 13", "batch 2", "batch 13")
 GLOBAL = {"autoencoder": True, "upsample_first": True}
 
 
 @pytest.mark.parametrize(
     ("kind", "path"),
     [({}, path) for path in (*PATHS, *BATCHES)]
-    + [(GLOBAL, path) for path in ("image", "tiles", "direct", "batch 13")],
+    + [(GLOBAL, path) for path in ("image", "tiles", "batch 13")],
 )
 def test_images_that_a_threshold_is_chosen_on_reach_it_no_more_often_than_its_rate(kind, path):
     detector, images = calibrated(**kind)

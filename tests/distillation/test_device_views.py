@@ -50,7 +50,7 @@ def crop_by_pillow(photograph: np.ndarray, chosen, side: int) -> np.ndarray:
     return np.asarray(view)
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(4))
 def test_a_crop_equals_that_of_pillow(number):
     photograph = noise_photographs(1)[0]
     key = jax.random.key(number)
@@ -91,12 +91,12 @@ def test_a_whole_photograph_is_only_resized():
             assert np.abs(np.int32(view[i]) - np.asarray(expected, np.int32)).max() <= 1
 
 
-def test_the_id_alone_determines_a_view():
+def test_only_the_id_determines_a_view():
     photographs, recipe = noise_photographs(3), RECIPE._replace(mixup_probability=0.5)
     together = make_views(photographs, jnp.arange(8), recipe)
     for i in (0, 5):
-        alone = make_views(photographs, jnp.asarray([i]), recipe)
-        for a, b in zip(alone, together, strict=True):
+        single = make_views(photographs, jnp.asarray([i]), recipe)
+        for a, b in zip(single, together, strict=True):
             np.testing.assert_array_equal(a[0], b[i])
     other = make_views(photographs, jnp.arange(8), recipe._replace(seed=(3, 5)))
     assert not np.array_equal(other[1], together[1])
@@ -108,10 +108,10 @@ def test_mixup_blends_some_views():
         [np.zeros((288, 288, 3), np.uint8), np.full((288, 288, 3), 255, np.uint8)]
     )
     recipe = RECIPE._replace(smallest_contrast=1.0, mixup_probability=0.5)
-    _, small = make_views(jnp.asarray(black_and_white), jnp.arange(200), recipe)
+    _, small = make_views(jnp.asarray(black_and_white), jnp.arange(100), recipe)
     levels = np.asarray(small)[:, 128, 128, 0]
     # Half are blended, and half of these with the other photograph.
-    assert np.mean((levels > 0) & (levels < 255)) == pytest.approx(0.25, abs=0.08)
+    assert np.mean((levels > 0) & (levels < 255)) == pytest.approx(0.25, abs=0.11)
 
 
 def test_photographs_are_squares_in_order(photographs: Path):

@@ -16,6 +16,8 @@ import pytest
 
 from configs import distill_small
 from efficientad_jax.config import read_distillation
+from efficientad_jax.distillation.batches import fresh_batches
+from efficientad_jax.distillation.photographs import open_photographs
 from efficientad_jax.distillation.step import create_distill_state
 from efficientad_jax.distillation.view_pool import ViewPool, random_crops
 from efficientad_jax.errors import InputError
@@ -158,15 +160,11 @@ def test_devices_processes_and_kills_do_not_change_the_teacher(photographs, tmp_
 
 
 @pytest.mark.slow
-def test_whole_photographs_likewise(photographs, tmp_path):
+def test_a_killed_run_of_whole_photographs_likewise(photographs, tmp_path):
     single = tmp_path / "alone"
     outputs = finish(start(photographs, single, **FRESH))
     pace = r"the steps see [0-9.]+ images/s, the input by itself makes [0-9.]+; waited"
     assert re.search(pace, outputs[0])
-    together = tmp_path / "together"
-    finish(*start_two_processes(photographs, together, **FRESH))
-    assert "2 x" in teacher(together).record["device"]
-    assert_nearly_the_same(together, single)
     killed = tmp_path / "killed"
     kill_after_step(start(photographs, killed, **FRESH), killed, 1)
     # Bit for bit, although another process makes the views from now on.
@@ -178,6 +176,21 @@ def test_whole_photographs_likewise(photographs, tmp_path):
     assert card["images"] == {"name": "photographs", "license": "not stated"}
     assert (card["training_images"], card["held_out_images"]) == (4, 1)
     assert card["steps"] == FRESH["steps"]
+
+
+def test_two_processes_share_the_whole_photographs_of_a_batch(photographs):
+    config = distill_small.get_config()
+    config.update(FRESH | {"images": str(photographs), "worker_count": 0})
+    config = read_distillation(config)
+    opened, order = open_photographs(str(photographs)), np.arange(5)
+
+    def first(rows):
+        batches = fresh_batches(config, opened, order, first_step=1, rows=rows)
+        return next(batches).arrays
+
+    shares = first(slice(0, 1)), first(slice(1, 2))
+    for both, *single in zip(first(slice(0, 2)), *shares, strict=True):
+        np.testing.assert_array_equal(both, np.concatenate(single))
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_a_run_that_resumes_makes_only_missing_views(tmp_path, monkeypatch):
         )
         taken = [next(batches) for _ in range(count)]
         batches.close()
-        return [batch.images for batch in taken], sorted(set(made))
+        return [batch.arrays[0] for batch in taken], sorted(set(made))
 
     expected, ids = run(None, 0, 6)
     assert ids == [0, 1, 2, 3, 4]
