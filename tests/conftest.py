@@ -39,14 +39,6 @@ else:
 install_import_hook("efficientad_jax", "beartype.beartype")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores, as many tests wait for processes and for time to pass.
-
-    With more than four workers, importing JAX costs more time than they save.
-    """
-    return min(len(os.sched_getaffinity(0)) + 1, 4)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts slow tests first, so that no worker is left with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -1,4 +1,7 @@
-"""A sweep on a Ray cluster of two machines leaves what separate trainings leave."""
+"""A sweep on a Ray cluster of two machines leaves what separate trainings leave.
+
+`EFFICIENTAD_SLOTS` says how many trainings a machine runs at once, 2 unless given.
+"""
 
 import contextlib
 import json
@@ -27,7 +30,10 @@ from tests.helpers.dataset_trees import write_mvtec_ad
 
 pytestmark = pytest.mark.slow
 
-EIGHT = [f"part{i}" for i in range(8)]
+SLOTS = int(os.environ.get("EFFICIENTAD_SLOTS", "2"))
+# One for each slot of the two machines.
+PARTS = [f"part{i}" for i in range(2 * SLOTS)]
+BROKEN = PARTS[-2]
 STEPS = 12
 FIELDS = {
     "model.input_height": 128,
@@ -39,21 +45,20 @@ FIELDS = {
 
 
 # In a process of its own, as Ray forks and JAX has threads.
-CLUSTER = """
+CLUSTER = f"""
 import json, sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-node = cluster.add_node(num_cpus=4)
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": {SLOTS}}})
+node = cluster.add_node(num_cpus={SLOTS})
 cluster.wait_for_nodes()
 raylet = node.all_processes["raylet"][0].process.pid
 print(json.dumps([cluster.address, raylet]), flush=True)
 sys.stdin.read()
-cluster.shutdown()
 """
 
 
 class Cluster(NamedTuple):
-    """Two machines with 4 slots each, as far as Ray knows.
+    """Two machines, as far as Ray knows.
 
     Attributes:
       address: for `--address`.
@@ -72,7 +77,8 @@ def cluster() -> Iterator[Cluster]:
         assert process.stdout is not None
         address, raylet = json.loads(process.stdout.readline())
         yield Cluster(address, psutil.Process(raylet))
-        process.communicate("")
+        # Ray's own shutdown waits for the machine that was killed.
+        kill_machine(psutil.Process(process.pid))
 
 
 def make_tree(folder: Path, categories: list[str]) -> Path:
@@ -117,9 +123,9 @@ def newest_checkpoint(folder: Path) -> int:
     return max(steps, default=0)
 
 
-def kill_machine(raylet: psutil.Process) -> None:
+def kill_machine(machine: psutil.Process) -> None:
     """Kills the process of a machine and all that it started, as a loss of power does."""
-    for process in [raylet, *raylet.children(recursive=True)]:
+    for process in [machine, *machine.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
 
@@ -160,7 +166,7 @@ def test_what_the_cluster_cannot_run_is_one_line(tmp_path: Path, cluster: Cluste
     _, errors = finish(too_much, status=2)
     assert errors.splitlines()[-1].startswith(
         "error: a training of 1 CPU, 1 GPU, 0 TPU: no machine of the cluster has that much, found: "
-        "4 CPU, 0 GPU, 0 TPU; 4 CPU"
+        f"{SLOTS} CPU, 0 GPU, 0 TPU; {SLOTS} CPU"
     )
     _, errors = finish(nowhere, status=2)
     assert errors.splitlines()[-1].startswith("error: --address=127.0.0.1:1: no such Ray cluster")
@@ -184,38 +190,38 @@ def train_separately(tree: Path, workdir: Path) -> None:
 def test_a_machine_dies_and_a_training_fails_yet_all_others_end_undisturbed(
     tmp_path: Path, cluster: Cluster
 ) -> None:
-    tree = make_tree(tmp_path, EIGHT)
+    tree = make_tree(tmp_path, PARTS)
     train_separately(tree, tmp_path / "single")
-    broken = tree / "parts/part3/train/good/002.png"
+    broken = tree / "parts" / BROKEN / "train/good/002.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-100])
     sweep = tmp_path / "sweep"
     on_cluster = [f"--address={cluster.address}", "--cpus_per_training=1"]
     process = start(tree, sweep, *on_cluster)
-    folders = {name: sweep / name / "seed0" for name in EIGHT if name != "part3"}
-    # A machine has four slots, so that one of five is on the second machine.
-    while sum(newest_checkpoint(folder) > 0 for folder in folders.values()) < 5:
+    folders = {name: sweep / name / "seed0" for name in PARTS if name != BROKEN}
+    # One more than a machine has slots, so that one of them is on the second machine.
+    while sum(newest_checkpoint(folder) > 0 for folder in folders.values()) <= SLOTS:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     assert not any((folder / "metrics.json").exists() for folder in folders.values())
     kill_machine(cluster.raylet)
     output, errors = finish(process, status=1)
     resumed = re.findall(r"^(\S+): training from step ([1-9]\d*)$", errors, re.MULTILINE)
-    assert 1 <= len(resumed) <= 4, errors
+    assert 1 <= len(resumed) <= SLOTS, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("failed: ")]
-    assert line.startswith("failed: part3/seed0: ")
+    assert line.startswith(f"failed: {BROKEN}/seed0: ")
     assert "002.png" in line
-    assert "of 7 of 8 trainings" in output
+    assert f"of {len(folders)} of {len(PARTS)} trainings" in output
     before = {name: changes(folder) for name, folder in folders.items()}
 
     broken.write_bytes(whole)
     output, errors = finish(start(tree, sweep, *on_cluster))
-    assert "of 8 of 8 trainings" in output
-    assert re.findall(r"^(\S+): preparing", errors, re.MULTILINE) == ["part3/seed0"]
+    assert f"of {len(PARTS)} of {len(PARTS)} trainings" in output
+    assert re.findall(r"^(\S+): preparing", errors, re.MULTILINE) == [f"{BROKEN}/seed0"]
     assert {name: changes(folder) for name, folder in folders.items()} == before
     rows = (sweep / "figures.csv").read_text().splitlines()
-    assert [row.split(",")[:2] for row in rows[1:]] == [[name, "0"] for name in EIGHT]
+    assert [row.split(",")[:2] for row in rows[1:]] == [[name, "0"] for name in PARTS]
 
-    for name in EIGHT:
+    for name in PARTS:
         assert_the_same_result(sweep / name / "seed0", tmp_path / "single" / name)
         assert not (sweep / name / "seed0/checkpoints").exists()
