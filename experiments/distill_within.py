@@ -94,7 +94,8 @@ def _distill_for(config: DistillationConfig, workdir: Path, seconds: float) -> i
 
 def _rate(checkpoints: Path, start: float) -> tuple[float, float]:
     """Steps per second between the checkpoints, and seconds from `start` to the first step."""
-    saved = sorted((int(p.name), p.stat().st_mtime) for p in checkpoints.iterdir())
+    folders = [p for p in checkpoints.iterdir() if p.name.isdecimal()]
+    saved = sorted((int(p.name), p.stat().st_mtime) for p in folders)
     (first, first_time), (last, last_time) = saved[0], saved[-1]
     if last == first:
         raise InputError(

@@ -6,7 +6,7 @@ transferred during the training. The views are drawn as in `views.random_view`, 
 numbers; only the seed and its id determine a view.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -18,9 +18,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 from PIL import Image
 
 from efficientad_jax.config import DistillationConfig
+from efficientad_jax.distillation.backbones import FeatureFunction
 from efficientad_jax.distillation.batches import Batch, view_recipe
 from efficientad_jax.distillation.photographs import Photographs, read_photograph
 from efficientad_jax.distillation.sharding import replicate
+from efficientad_jax.distillation.step import BatchFunction
 from efficientad_jax.distillation.targets import Targets
 from efficientad_jax.distillation.views import VIEW_SIZE, ViewRecipe
 
@@ -78,13 +80,11 @@ def view_ids(config: DistillationConfig, *, first_step: int, rows: slice) -> Gen
       rows: rows of this process in every batch.
     """
     for step in range(first_step, config.steps):
-        ids = np.arange(step * config.batch_size, (step + 1) * config.batch_size, dtype=np.uint32)
+        ids = np.arange(step * config.batch_size, (step + 1) * config.batch_size, dtype=np.int32)
         yield Batch((ids[rows],), 0.0)
 
 
-def batch_function(
-    config: DistillationConfig, targets: Targets
-) -> Callable[[PyTree, tuple[Int[Array, " n"]]], tuple[Array, Array]]:
+def batch_function(config: DistillationConfig, targets: Targets) -> BatchFunction:
     """How a step computes images and targets from the ids of views.
 
     The parameters of the function that it returns are the photographs and those of `targets`.
@@ -96,7 +96,7 @@ def _images_and_targets(
     params: PyTree,
     arrays: tuple[Int[Array, " n"]],
     *,
-    compute: Callable[[PyTree, Array], Array],
+    compute: FeatureFunction,
     recipe: ViewRecipe,
 ) -> tuple[Array, Array]:
     photographs, target_params = params

@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ import pytest
 from configs import distill_small
 from efficientad_jax.config import read_distillation
 from efficientad_jax.distillation.batches import fresh_batches
+from efficientad_jax.distillation.loop import distill_teacher
 from efficientad_jax.distillation.photographs import open_photographs
 from efficientad_jax.distillation.step import create_distill_state
 from efficientad_jax.distillation.view_pool import ViewPool, random_crops
@@ -176,6 +179,27 @@ def test_a_killed_run_of_whole_photographs_likewise(photographs, tmp_path):
     assert card["images"] == {"name": "photographs", "license": "not stated"}
     assert (card["training_images"], card["held_out_images"]) == (4, 1)
     assert card["steps"] == FRESH["steps"]
+
+
+@pytest.mark.slow
+def test_views_made_on_the_device_are_learned_from_and_do_not_depend_on_stops(
+    photographs, tmp_path
+):
+    config = distill_small.get_config()
+    fields = SMALL | FRESH | {"views_on_device": True, "worker_count": 0}
+    config.update(fields | {"images": str(photographs)})
+    config = read_distillation(config)
+    whole = distill_teacher(config, tmp_path / "whole")
+    assert np.isfinite(whole.record["held_out_loss"])
+    # Another process would resume from this checkpoint after a stop.
+    stopped = tmp_path / "stopped"
+    distill_teacher(config, stopped)
+    shutil.rmtree(stopped / "checkpoints" / str(FRESH["steps"]))
+    resumed = distill_teacher(config, stopped)
+    for ours, theirs in zip(*map(jax.tree.leaves, (resumed.params, whole.params)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(InputError, match=r"^config\.pool_views = 3: expected 0 with "):
+        distill_teacher(replace(config, pool_views=3), tmp_path / "pool")
 
 
 def test_two_processes_share_the_whole_photographs_of_a_batch(photographs):
