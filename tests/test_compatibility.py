@@ -158,6 +158,12 @@ for line in sys.stdin:
 """
 
 
+def xla_flags_of_recording():
+    """Those of these tests less the ones that compile faster, which change the last bits."""
+    faster = re.compile("--xla_cpu_(use_fusion_emitters|parallel_codegen)")
+    return [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not faster.match(flag)]
+
+
 class Commands:
     """Runs commands in a folder, one after another."""
 
@@ -165,6 +171,7 @@ class Commands:
         self._parent = subprocess.Popen(
             [sys.executable, "-u", "-c", _FORKING],
             cwd=REPOSITORY,
+            env=os.environ | {"XLA_FLAGS": " ".join(xla_flags_of_recording())},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -217,7 +224,7 @@ def machine():
         "native": os.environ.get("EFFICIENTAD_JAX_NATIVE", ""),
         "platforms": os.environ.get("JAX_PLATFORMS", ""),
         "optimizations": os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", ""),
-        "xla": [f for f in os.environ.get("XLA_FLAGS", "").split() if "eigen" not in f],
+        "xla": [f for f in xla_flags_of_recording() if "eigen" not in f],
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "numpy": np.__version__,
