@@ -67,6 +67,7 @@ def fit_detector(
     *,
     on_steps: Callable[[int, float], None] | None = None,
     disk_cache_gb: float = 0.0,
+    profile_steps: range | None = None,
 ) -> Detector:
     """Trains student and autoencoder, calibrates on the validation images, saves the detector.
 
@@ -79,6 +80,7 @@ def fit_detector(
       on_steps: see `run_training`.
       disk_cache_gb: size in GB of the teacher features that this and other trainings keep on disk,
         so that trainings on the same images compute them once; 0 for none. Results are the same.
+      profile_steps: see `run_training`.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the training before its last step; its state is
@@ -98,6 +100,7 @@ def fit_detector(
         workdir=inputs.workdir,
         initial_params=inputs.initial_params,
         on_steps=on_steps,
+        profile_steps=profile_steps,
     )
     return _finish(config, dataset, inputs, state=state)
 

@@ -25,6 +25,7 @@ _TRAINING = (
 _DISTILLATION = "lower config.batch_size, config.crop, config.pool_views or config.backbone_size"
 _MEMORY_HINTS = {
     "benchmark": "lower --batch or --side",
+    "compile": "compile on a machine with more memory",
     "distill": _DISTILLATION,
     "distill_within": _DISTILLATION,
     "evaluate": "give fewer or smaller test images",

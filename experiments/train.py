@@ -6,6 +6,7 @@ from ml_collections import config_flags
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fit import fit_detector
+from efficientad_jax.runs.profile import steps_to_profile
 from efficientad_jax.runs.remote import local_workdir
 from efficientad_jax.runs.workdir import Workdir
 from experiments import run
@@ -15,14 +16,18 @@ flags.mark_flag_as_required("config")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder for checkpoints and the detector", required=True
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", "", "FIRST,LAST: steps to record for TensorBoard's or XProf's profiler"
+)
 
 
 def main() -> int:
     """Trains, or resumes an earlier run of the same work directory."""
     config = read_config(_CONFIG.value)
+    profile_steps = steps_to_profile(_PROFILE_STEPS.value)
     dataset = load_configured_dataset(config)
     with local_workdir(_WORKDIR.value) as workdir:
-        fit_detector(config, dataset, workdir)
+        fit_detector(config, dataset, workdir, profile_steps=profile_steps)
     print(f"detector: {_WORKDIR.value}/{Workdir(workdir).detector.name}")
     return 0
 

@@ -37,6 +37,7 @@ PACKAGES = [
     "distillation",
     "training",
     "detection",
+    "compilation",
     "fit",
     "evaluation",
     "export",

@@ -4,13 +4,17 @@ On GPU and TPU, XLA's own convolution is the fastest. On CPU it reaches a fifth 
 XLA's matrix products, and its gradients are slower still. There, convolutions are computed as
 matrix products: by Cook-Toom filtering where it saves multiplications, and otherwise on patches.
 The package's C++ computes these products if it can be compiled; otherwise XLA does.
+
+Everything that depends on the platform depends on the method, which names it: 'gpu' and 'tpu' are
+methods. A program can therefore be compiled for a platform that is not the one it is compiled on.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -30,20 +34,44 @@ from efficientad_jax.convolution.native import (
 )
 from efficientad_jax.convolution.native_build import native_library
 
-ConvolutionMethod = Literal["auto", "direct", "products", "native"]
-_Algorithm = Literal["direct", "filter", "patches", "products", "whole image"]
+ConvolutionMethod = Literal["auto", "direct", "gpu", "tpu", "products", "native"]
+_Algorithm = Literal["direct", "padded first", "filter", "patches", "products", "whole image"]
+
+# JAX's names of GPUs, which depend on its version and on what asks.
+_GPU_NAMES = ("gpu", "cuda", "rocm")
 
 # Cook-Toom filtering pays off where channels are many: its transforms cost as much for few.
 _FEWEST_CHANNELS = 32
 
 
 def chosen_method(method: ConvolutionMethod) -> ConvolutionMethod:
-    """Resolves 'auto' for the current platform; this is the only place that looks at it."""
+    """Resolves 'auto' for JAX's default device; this is the only place that looks at it.
+
+    Whoever compiles for another platform names 'gpu' or 'tpu'.
+    """
     if method != "auto":
         return method
-    if jax.default_backend() != "cpu":
+    platform = _default_platform()
+    if platform in _GPU_NAMES:
+        return "gpu"
+    if platform == "tpu":
+        return "tpu"
+    if platform != "cpu":
         return "direct"
     return "native" if native_library() else "products"
+
+
+def is_for_accelerator(method: ConvolutionMethod) -> bool:
+    """Whether the method is one for accelerators: they compute the images of a batch together."""
+    return chosen_method(method) in ("direct", "gpu", "tpu")
+
+
+def _default_platform() -> str:
+    """The platform of JAX's default device, which `jax.default_device` may have changed."""
+    device: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
 
 
 def convolve(
@@ -61,10 +89,12 @@ def convolve(
       kernel: filters of the same dtype.
       stride: step in both dimensions, in pixels.
       padding: rows and columns of zeros added on each side.
-      method: 'direct' is XLA's convolution. 'products' are XLA's matrix products (see the
-        module). 'native' is the package's C++; float16 and bfloat16 images, and numbers of
-        channels that it does not support, fall back to 'products'. 'auto' is 'direct' on GPU and
-        TPU; on CPU it is 'native' if there is a compiler and 'products' if not.
+      method: 'direct' is XLA's convolution. 'gpu' and 'tpu' are the same in the form that XLA
+        compiles best for these platforms. 'products' are XLA's matrix products (see the module).
+        'native' is the package's C++; float16 and bfloat16 images, and numbers of channels that it
+        does not support, fall back to 'products'. 'auto' is 'gpu' on a GPU, 'tpu' on a TPU and
+        'direct' on other accelerators; on CPU it is 'native' if there is a compiler and 'products'
+        if not.
 
     Returns:
       `[n, (h + 2 padding - kh) // stride + 1, ..., k]` of the dtype of `x`.
@@ -101,6 +131,8 @@ def convolve_with_epilogue(
             algorithm, x, kernel, bias=bias, stride=stride, padding=padding, epilogue=epilogue
         )
     y = _by_xla(algorithm, x, kernel, stride=stride, padding=padding) + bias
+    if epilogue == Epilogue(relu=True, pool=True) and chosen_method(method) == "gpu":
+        return _relu_and_pool(y)
     y = nn.relu(y) if epilogue.relu else y
     return nn.avg_pool(y, window_shape=(2, 2), strides=(2, 2)) if epilogue.pool else y
 
@@ -186,7 +218,15 @@ def _algorithm(
     if native and stride == 1 and suits_filtering(kernel) and padding < kernel.shape[0]:
         return "filter"
     if tuple(size + 2 * padding for size in x.shape[1:3]) == kernel.shape[:2]:
+        # For XLA's convolution cuDNN gets a kernel's gradient, with swapped operands.
         return "whole image"
+    if method == "gpu":
+        # XLA swaps the operands of the kernel's gradient if the outputs are larger than the
+        # unpadded images. cuDNN then gets a convolution with a kernel as large as an image, which
+        # took two thirds of a distillation's step on an H100.
+        return "padded first" if 2 * padding >= max(kernel.shape[:2]) else "direct"
+    if method == "tpu":
+        return "direct"
     return "patches" if native and suits_patches(kernel) else "products"
 
 
@@ -206,11 +246,9 @@ def _native(
 
 
 def _by_xla(algorithm: _Algorithm, x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
-    if algorithm == "direct":
-        if 2 * padding >= max(kernel.shape[:2]) and jax.default_backend() == "gpu":
-            # XLA swaps the operands of the kernel's gradient if the outputs are larger than the
-            # unpadded images. cuDNN then gets a convolution with a kernel as large as an image,
-            # which took two thirds of a distillation's step on an H100.
+    if algorithm in ("direct", "padded first"):
+        if algorithm == "padded first":
+            # The barrier keeps XLA from folding the zeros into the convolution again.
             x, padding = lax.optimization_barrier(_padded(x, padding)), 0
         return lax.conv_general_dilated(
             x,
@@ -230,6 +268,32 @@ def _by_xla(algorithm: _Algorithm, x: Array, kernel: Array, *, stride: int, padd
     if filters_well and x.dtype == jnp.float32:
         return cook_toom_convolution(x, kernel)
     return _patch_products(x, kernel)
+
+
+@jax.custom_vjp
+def _relu_and_pool(y: Array) -> Array:
+    """ReLU and 2x2 average pooling, with gradients that read each of their inputs once.
+
+    JAX's gradient of the average puts zeros between its elements and adds them up in windows, in
+    arrays as large as `y`. On a TPU that is the cheaper way all the same.
+    """
+    return nn.avg_pool(nn.relu(y), window_shape=(2, 2), strides=(2, 2))
+
+
+def _relu_and_pool_forward(y: Array) -> tuple[Array, Array]:
+    return _relu_and_pool(y), y
+
+
+def _relu_and_pool_backward(y: Array, gradient: Array) -> tuple[Array]:
+    rows, columns = (np.minimum(np.arange(n) // 2, n // 2 - 1) for n in y.shape[1:3])
+    # The last row and column of an odd number are in no window.
+    inside = (np.arange(y.shape[1]) < 2 * (y.shape[1] // 2))[:, None, None]
+    inside = inside & (np.arange(y.shape[2]) < 2 * (y.shape[2] // 2))[:, None]
+    spread = jnp.take(jnp.take(gradient, rows, axis=1), columns, axis=2)
+    return (jnp.where((y > 0) & inside, spread / 4, 0),)
+
+
+_relu_and_pool.defvjp(_relu_and_pool_forward, _relu_and_pool_backward)
 
 
 def _padded(x: Array, padding: int) -> Array:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from efficientad_jax.errors import InputError, TooManyPixelsError, UnknownFormatError
@@ -239,3 +239,20 @@ def _to_eight_bits(
     raise InputError(
         f"image {name}: dtype {array.dtype}, expected uint8, uint16, bool or floats in [0, 1]"
     )
+
+
+def resize_map(
+    cells: Float32[np.ndarray, "c d"],
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> Float32[np.ndarray, "h w"]:
+    """Resizes one map on the host, bilinearly, with antialiasing when it shrinks.
+
+    Args:
+      cells: the map.
+      size: height and width of the result.
+      box: left, top, right and bottom of the part to resize, in cells; None for the whole map.
+    """
+    height, width = size
+    resized = Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR, box)
+    return np.asarray(resized)

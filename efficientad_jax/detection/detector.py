@@ -11,7 +11,15 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from efficientad_jax.data.decoding import WHITE_LEVEL, ImageSource, decode_image, resize_image
+from efficientad_jax.convolution import is_for_accelerator
+from efficientad_jax.data.decoding import (
+    WHITE_LEVEL,
+    ImageSource,
+    decode_image,
+    resize_image,
+    resize_map,
+)
+from efficientad_jax.detection.accelerated import AcceleratedDetection
 from efficientad_jax.detection.file import (
     SavedArrays,
     calibration_fields,
@@ -32,7 +40,6 @@ from efficientad_jax.detection.inference import (
     prepared_params,
     runs_images_sequentially,
 )
-from efficientad_jax.detection.maps import resize_map
 from efficientad_jax.detection.spec import (
     DetectorSpec,
     abstract_params,
@@ -176,12 +183,21 @@ class Detector:
 
     def detect(self, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
         """Scores and maps of images that already have the input size; see `inference.detect`."""
-        return jitted_detect(self.networks, self._prepared, self.calibration, images)
+        return self._detect(self.calibration, images)
 
     def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
         """As `detect`, with maps of a quarter of the size for either `upsample_first`."""
         calibration = self.calibration._replace(upsample_first=False)
-        return jitted_detect(self.networks, self._prepared, calibration, tiles)
+        return self._detect(calibration, tiles)
+
+    def _detect(self, calibration: Calibration, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
+        if is_for_accelerator(self.networks.teacher.convolution):
+            return self._accelerated(calibration, images)
+        return jitted_detect(self.networks, self._prepared, calibration, images)
+
+    @cached_property
+    def _accelerated(self) -> AcceleratedDetection:
+        return AcceleratedDetection(self.networks, self.params)
 
     @cached_property
     def _prepared(self) -> DetectorParams:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from efficientad_jax.convolution import chosen_method
+from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.detection.map_normalization import MapQuantiles, normalize_map
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
@@ -71,7 +71,7 @@ def runs_images_sequentially(networks: Networks) -> bool:
 
     They are on a CPU: one image uses all cores, and several do not fit the caches.
     """
-    return chosen_method(networks.teacher.convolution) != "direct"
+    return not is_for_accelerator(networks.teacher.convolution)
 
 
 def raw_maps(
@@ -112,9 +112,11 @@ def _raw_maps(
         return jax.tree.map(lambda m: m[:, 0], maps)
     x = normalize_images(to_unit_range(images))
     half = networks.teacher.out_channels
-    teacher = float32_features(networks.teacher, params.teacher, x)
     channels = slice(0, half) if params.autoencoder is None else None
-    student = float32_features(networks.student, params.student, x, channels)
+    with jax.named_scope("teacher"):
+        teacher = float32_features(networks.teacher, params.teacher, x)
+    with jax.named_scope("student"):
+        student = float32_features(networks.student, params.student, x, channels)
     local = jnp.square(teacher - student[..., :half]).mean(-1)
     if params.autoencoder is None:
         maps = RawMaps(local, None)
@@ -142,12 +144,55 @@ def detect(
       images: RGB at the networks' input size.
     """
     maps = raw_maps(networks, params, images, upsample_first=calibration.upsample_first)
-    combined, local, global_ = combine_maps(maps, calibration)
+    parts = combine_maps(maps, calibration)
+    size = (images.shape[1], images.shape[2])
+    return _anomalies(*parts, size=size, upsample_first=calibration.upsample_first)
+
+
+def detect_with_quantiles(
+    networks: Networks,
+    params: DetectorParams,
+    quantiles: Float[Array, "maps 2"],
+    images: UInt8[Array, "n h w 3"],
+    *,
+    upsample_first: bool,
+) -> Anomalies:
+    """`detect` with the quantiles as an argument of the program, for accelerators.
+
+    On a CPU they are constants of the program, which rounds the last bit differently.
+
+    Args:
+      networks: their modules.
+      params: their parameters.
+      quantiles: of the local and, with an autoencoder, of the global map.
+      images: RGB at the networks' input size.
+      upsample_first: see `Calibration`.
+    """
+    maps = raw_maps(networks, params, images, upsample_first=upsample_first)
+    found = [m for m in maps if m is not None]
+    scaled = [
+        0.1 * (m - quantiles[i, 0]) / (quantiles[i, 1] - quantiles[i, 0])
+        for i, m in enumerate(found)
+    ]
+    combined = scaled[0] if len(scaled) == 1 else 0.5 * scaled[0] + 0.5 * scaled[1]
+    global_ = None if len(scaled) == 1 else scaled[1]
+    size = (images.shape[1], images.shape[2])
+    return _anomalies(combined, scaled[0], global_, size=size, upsample_first=upsample_first)
+
+
+def _anomalies(
+    combined: Float[Array, "n oh ow"],
+    local: Float[Array, "n oh ow"],
+    global_: Float[Array, "n oh ow"] | None,
+    *,
+    size: tuple[int, int],
+    upsample_first: bool,
+) -> Anomalies:
+    """Scores and maps; `size` is that of the images."""
     scores = combined.max((1, 2))
-    if calibration.upsample_first:
+    if upsample_first:
         return Anomalies(scores, combined, local, global_)
-    size = (images.shape[1] // STRIDE, images.shape[2] // STRIDE)
-    pad = partial(_pad_to, size=size)
+    pad = partial(_pad_to, size=(size[0] // STRIDE, size[1] // STRIDE))
     return Anomalies(scores, pad(combined), pad(local), None if global_ is None else pad(global_))
 
 

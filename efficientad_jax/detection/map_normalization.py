@@ -54,8 +54,8 @@ def _interpolate(ordered: np.ndarray, rank: float) -> float:
     return lower + (rank - math.floor(rank)) * (upper - lower)
 
 
-def normalize_map(anomaly_map: Float[Array, "..."], quantiles: MapQuantiles) -> Float[Array, "..."]:
-    """`0.1 (M - q_a) / (q_b - q_a)` (Algorithm 2, lines 8-9).
+def check_quantiles(quantiles: MapQuantiles) -> None:
+    """Checks that maps can be normalized.
 
     Raises:
       ValueError: the quantiles are equal, as those of constant maps are.
@@ -65,4 +65,13 @@ def normalize_map(anomaly_map: Float[Array, "..."], quantiles: MapQuantiles) -> 
             f"map quantiles {quantiles.a:g} and {quantiles.b:g}: expected b > a; "
             "the validation maps they come from are constant"
         )
+
+
+def normalize_map(anomaly_map: Float[Array, "..."], quantiles: MapQuantiles) -> Float[Array, "..."]:
+    """`0.1 (M - q_a) / (q_b - q_a)` (Algorithm 2, lines 8-9).
+
+    Raises:
+      ValueError: the quantiles are equal.
+    """
+    check_quantiles(quantiles)
     return 0.1 * (jnp.asarray(anomaly_map) - quantiles.a) / (quantiles.b - quantiles.a)

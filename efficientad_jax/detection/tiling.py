@@ -20,10 +20,9 @@ import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from efficientad_jax.data.decoding import ImageSource, resize_image
+from efficientad_jax.data.decoding import ImageSource, resize_image, resize_map
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array
 from efficientad_jax.detection.detector import Detection, Detector
-from efficientad_jax.detection.maps import resize_map
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.pdn import MARGIN, STRIDE

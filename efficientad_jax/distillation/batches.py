@@ -5,17 +5,23 @@ The configuration and the number of a step determine its batch.
 
 import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from efficientad_jax.config import DistillationConfig
+from efficientad_jax.distillation.backbones import FeatureFunction
 from efficientad_jax.distillation.photographs import Photographs
-from efficientad_jax.distillation.sharding import local_view_ids, shard_batches
+from efficientad_jax.distillation.sharding import (
+    copy_to_devices,
+    local_view_ids,
+    shard_batches,
+)
 from efficientad_jax.distillation.targets import Targets, compute_targets
 from efficientad_jax.distillation.view_pool import (
     allocate_pool,
@@ -43,24 +49,54 @@ class StepInputs(NamedTuple):
 
     Attributes:
       arrays: see `Batch`.
+      steps: their number, `k`.
       making: seconds that the input pipeline by itself needs for them.
-      waiting: seconds that it took to get them.
-      ready_at: `time.perf_counter()` when they were there.
+      waiting: seconds that the steps waited for them.
     """
 
-    arrays: tuple[Shaped[np.ndarray, "d k n *_"], ...]
+    arrays: tuple[Shaped[np.ndarray | Array, "d k n *_"], ...]
+    steps: int
     making: float
     waiting: float
-    ready_at: float
 
 
-def next_inputs(batches: Iterator[Batch], count: int) -> StepInputs:
-    """Takes the batches of the next `count` steps."""
-    start = time.perf_counter()
+def dispatch_inputs(
+    batches: Iterator[Batch], counts: Iterator[int], *, ahead: bool
+) -> Generator[StepInputs]:
+    """The inputs of one dispatch after the other.
+
+    Args:
+      batches: of all steps.
+      counts: numbers of steps of the dispatches.
+      ahead: whether the inputs of the next dispatch are taken and copied to the devices while a
+        dispatch runs. Batches that are computed on the devices of several processes must not be:
+        all processes have to start computations in the same order.
+    """
+    if not ahead:
+        for count in counts:
+            start = time.perf_counter()
+            inputs = _take(batches, count)
+            yield inputs._replace(waiting=time.perf_counter() - start)
+        return
+
+    def take_to_devices(count: int) -> StepInputs:
+        inputs = _take(batches, count)
+        return inputs._replace(arrays=copy_to_devices(inputs.arrays))
+
+    with ThreadPoolExecutor(1) as reader:
+        upcoming = [reader.submit(take_to_devices, count) for count in islice(counts, 1)]
+        while upcoming:
+            start = time.perf_counter()
+            inputs = upcoming.pop().result()
+            upcoming = [reader.submit(take_to_devices, count) for count in islice(counts, 1)]
+            yield inputs._replace(waiting=time.perf_counter() - start)
+
+
+def _take(batches: Iterator[Batch], count: int) -> StepInputs:
+    """The batches of the next `count` steps."""
     arrays, seconds = zip(*islice(batches, count), strict=True)
-    ready_at = time.perf_counter()
     sharded = tuple(shard_batches(array) for array in zip(*arrays, strict=True))
-    return StepInputs(sharded, sum(seconds), ready_at - start, ready_at)
+    return StepInputs(sharded, count, sum(seconds), 0.0)
 
 
 def fresh_batches(
@@ -89,6 +125,20 @@ def fresh_batches(
         for views in batches:
             seconds = float(views.seconds.sum()) / parallel_views(config.worker_count)
             yield Batch((views.small, views.large), seconds)
+
+
+def images_with_targets(
+    compute: FeatureFunction, params: PyTree, arrays: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """From a batch of `fresh_batches`: the PDN's images, and the targets of the backbone's."""
+    images, large = arrays
+    return images, compute(params, large)
+
+
+def images_and_targets(params: None, arrays: tuple[Array, Array]) -> tuple[Array, Array]:
+    """From a batch of `pool_batches`, which holds both."""
+    del params
+    return arrays
 
 
 def pool_batches(

@@ -23,7 +23,6 @@ from efficientad_jax.distillation.batches import Batch, view_recipe
 from efficientad_jax.distillation.photographs import Photographs, read_photograph
 from efficientad_jax.distillation.sharding import replicate
 from efficientad_jax.distillation.step import BatchFunction
-from efficientad_jax.distillation.targets import Targets
 from efficientad_jax.distillation.views import VIEW_SIZE, ViewRecipe
 
 # Height and width of a photograph in the accelerator's memory, in pixels. A view of a quarter of
@@ -84,12 +83,13 @@ def view_ids(config: DistillationConfig, *, first_step: int, rows: slice) -> Gen
         yield Batch((ids[rows],), 0.0)
 
 
-def batch_function(config: DistillationConfig, targets: Targets) -> BatchFunction:
+def batch_function(config: DistillationConfig, compute: FeatureFunction) -> BatchFunction:
     """How a step computes images and targets from the ids of views.
 
-    The parameters of the function that it returns are the photographs and those of `targets`.
+    The parameters of the function that it returns are the photographs and those of `compute`, which
+    computes the targets of views.
     """
-    return partial(_images_and_targets, compute=targets.compute, recipe=view_recipe(config, 4))
+    return partial(_images_and_targets, compute=compute, recipe=view_recipe(config, 4))
 
 
 def _images_and_targets(

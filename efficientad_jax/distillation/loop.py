@@ -3,7 +3,7 @@
 import shutil
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,16 @@ from jaxtyping import Array, Int, PyTree
 from tqdm import tqdm
 
 from efficientad_jax.config import DistillationConfig, as_dict
-from efficientad_jax.distillation.backbones import Backbone, FeatureFunction, load_backbone
+from efficientad_jax.convolution import is_for_accelerator
+from efficientad_jax.distillation.backbones import Backbone, load_backbone
 from efficientad_jax.distillation.batches import (
     Batch,
+    StepInputs,
+    dispatch_inputs,
     fresh_batches,
     held_out_views,
-    next_inputs,
+    images_and_targets,
+    images_with_targets,
     pool_batches,
     statistics_views,
 )
@@ -28,7 +32,7 @@ from efficientad_jax.distillation.device_views import batch_function, load_photo
 from efficientad_jax.distillation.photographs import Photographs, open_photographs
 from efficientad_jax.distillation.session import DistillationRun, open_distillation, summary
 from efficientad_jax.distillation.sharding import local_rows
-from efficientad_jax.distillation.step import BatchFunction, distill_steps
+from efficientad_jax.distillation.step import BatchFunction, DistillState, distill_steps
 from efficientad_jax.distillation.target_projection import (
     TargetProjection,
     save_projection,
@@ -45,8 +49,9 @@ from efficientad_jax.distillation.views import TARGET_SIZE, VIEW_SIZE
 from efficientad_jax.errors import InputError, StoppedError
 from efficientad_jax.networks.teacher import Teacher, load_teacher
 from efficientad_jax.runs.processes import any_process, is_first_process, wait_for_processes
+from efficientad_jax.runs.profile import Profile, profiling
 from efficientad_jax.runs.signals import interruption
-from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.runs.workdir import Workdir, claim_workdir
 
 # Fields that do not change the teacher: a run may be resumed with other values.
 _IRRELEVANT_FIELDS = ("worker_count",)
@@ -72,14 +77,32 @@ class _Sources(NamedTuple):
 
 
 class _Input(NamedTuple):
-    """The batches of the steps, and how a step computes images and targets from them."""
+    """The batches of the steps, and how a step computes images and targets from them.
+
+    Attributes:
+      batches: of the steps.
+      batch_function: computes images and targets from a batch.
+      batch_params: parameters of `batch_function`.
+      ahead: whether batches can be taken while the devices compute, see `dispatch_inputs`.
+    """
 
     batches: Generator[Batch]
     batch_function: BatchFunction
     batch_params: PyTree
+    ahead: bool
 
 
-def distill_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
+class _Running(NamedTuple):
+    """The results of a dispatch, which may still run, and its inputs."""
+
+    state: DistillState
+    losses: Array
+    inputs: StepInputs
+
+
+def distill_teacher(
+    config: DistillationConfig, workdir: Path, *, profile_steps: range | None = None
+) -> Teacher:
     """Distills a PDN (Algorithm 3), from the newest intact checkpoint in `workdir` if any.
 
     It runs on all devices of all processes, each of which gets an equal share of every batch. The
@@ -93,6 +116,7 @@ def distill_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
       workdir: for checkpoints, TensorBoard files and, while the run is not finished, the pool of
         views. It is created, or claimed for `config`, after everything that the configuration names
         has been found.
+      profile_steps: steps to record, see `profiling`; None for none.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the run before its last step; its state is saved.
@@ -112,7 +136,8 @@ def distill_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
         step_input = _open_input(
             config, workdir, sources, targets=targets, first_step=run.step, rows=rows
         )
-        signal_number = _run_steps(run, step_input)
+        with profiling(Workdir(workdir).tensorboard, profile_steps) as profile:
+            signal_number = _run_steps(run, step_input, profile)
     if is_first_process() and summary(run.pace):
         print(summary(run.pace), file=sys.stderr)
     if run.step < run.steps:
@@ -124,14 +149,21 @@ def distill_teacher(config: DistillationConfig, workdir: Path) -> Teacher:
     return Teacher(config.size, config.channels, params, record)
 
 
-def _run_steps(run: DistillationRun, step_input: _Input) -> int:
+def _run_steps(run: DistillationRun, step_input: _Input, profile: Profile) -> int:
     """Makes steps until the run is finished or a signal comes.
+
+    On an accelerator the losses of a dispatch are fetched while the next one runs, except before a
+    checkpoint.
 
     Returns:
       The number of the signal that this process got, 0 for none.
     """
+    ahead = is_for_accelerator(run.network.convolution)
+    counts = _dispatch_counts(run)
+    inputs_ahead = ahead and step_input.ahead
     with (
         closing(step_input.batches) as batches,
+        closing(dispatch_inputs(batches, counts, ahead=inputs_ahead)) as all_inputs,
         interruption() as interrupted,
         tqdm(
             total=run.steps,
@@ -141,21 +173,45 @@ def _run_steps(run: DistillationRun, step_input: _Input) -> int:
             disable=not is_first_process(),
         ) as progress,
     ):
-        while run.next_count and not any_process(interrupted() != 0):
-            inputs = next_inputs(batches, run.next_count)
+        step, state, running = run.step, run.state, None
+        while step < run.steps and not any_process(interrupted() != 0):
+            inputs = next(all_inputs)
+            profile.before(step)
             state, losses = distill_steps(
                 run.network,
                 run.optimizer,
                 step_input.batch_function,
-                state=run.state,
+                state=state,
                 batch_params=step_input.batch_params,
                 arrays=inputs.arrays,
             )
-            loss = run.record(state, losses, inputs)
-            progress.update(losses.shape[1])
-            progress.set_postfix(loss=f"{loss:.4f}")
+            step += inputs.steps
+            if running is not None:
+                _finish(run, running, progress)
+            running = _Running(state, losses, inputs)
+            # A checkpoint needs its state, which the next dispatch would overwrite.
+            if not ahead or run.is_checkpoint_due(step) or profile.is_on:
+                _finish(run, running, progress)
+                running = None
+            profile.after(run.step)
+        if running is not None:
+            _finish(run, running, progress)
         run.save()
         return interrupted()
+
+
+def _dispatch_counts(run: DistillationRun) -> Iterator[int]:
+    step = run.step
+    while count := run.count_after(step):
+        yield count
+        step += count
+
+
+def _finish(run: DistillationRun, running: _Running, progress: tqdm) -> None:
+    """Waits for a dispatch and takes its result."""
+    loss = run.record(running.state, running.losses, running.inputs)
+    progress.update(running.inputs.steps)
+    progress.set_postfix(loss=f"{loss:.4f}")
 
 
 def _open_sources(config: DistillationConfig) -> _Sources:
@@ -251,12 +307,14 @@ def _open_input(
     if config.views_on_device:
         return _Input(
             view_ids(config, first_step=first_step, rows=rows),
-            batch_function(config, targets),
+            batch_function(config, targets.compute),
             (load_photographs(photographs, train), targets.params),
+            ahead=True,
         )
     if config.pool_views == 0:
         batches = fresh_batches(config, photographs, train, first_step=first_step, rows=rows)
-        return _Input(batches, partial(_with_targets, targets.compute), targets.params)
+        compute = partial(images_with_targets, targets.compute)
+        return _Input(batches, compute, targets.params, ahead=True)
     batches = pool_batches(
         config,
         photographs,
@@ -267,21 +325,8 @@ def _open_input(
         # All processes have to compute the same views together, so they must lack the same ones.
         folder=workdir / _POOL_FOLDER if jax.process_count() == 1 else None,
     )
-    return _Input(batches, _unchanged, None)
-
-
-def _with_targets(
-    compute: FeatureFunction, params: PyTree, arrays: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    """The PDN's images, and the targets that the backbone's images give."""
-    images, large = arrays
-    return images, compute(params, large)
-
-
-def _unchanged(params: None, arrays: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Images and targets from the pool of views."""
-    del params
-    return arrays
+    # Their targets are computed on the devices.
+    return _Input(batches, images_and_targets, None, ahead=False)
 
 
 def _record(config: DistillationConfig, sources: _Sources, loss: float) -> dict[str, Any]:

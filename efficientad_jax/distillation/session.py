@@ -98,7 +98,7 @@ class DistillationRun(Session[DistillState]):
         self.network = PatchDescriptionNetwork(
             config.size, config.channels, padding=config.pool_views == 0, dtype=config.dtype
         )
-        self.optimizer = adam_with_l2(_schedule(config), config.weight_decay)
+        self.optimizer = adam_with_l2(learning_rate(config), config.weight_decay)
         state = create_distill_state(jax.random.key(config.seed), self.network, self.optimizer)
         if params is not None:
             state = state._replace(params=params)
@@ -109,13 +109,20 @@ class DistillationRun(Session[DistillState]):
         self._held_out = held_out
         self._held_out_loss: float | None = None
         self._compiled = False
+        self._recorded_at = time.perf_counter()
 
-    @property
-    def next_count(self) -> int:
-        """Number of steps of the next dispatch, 0 at the end. A round ends with a dispatch."""
+    def count_after(self, step: int) -> int:
+        """Number of steps of the dispatch after `step` steps, 0 at the end.
+
+        A round ends with a dispatch.
+        """
         per_round = self._config.steps_per_round
-        round_end = (self.step // per_round + 1) * per_round
-        return min(self._config.steps_per_dispatch, min(round_end, self.steps) - self.step)
+        round_end = (step // per_round + 1) * per_round
+        return min(self._config.steps_per_dispatch, min(round_end, self.steps) - step)
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Whether a checkpoint is written after `step` steps."""
+        return step % self._config.steps_per_round == 0 or step >= self.steps
 
     def record(self, state: DistillState, losses: Float[Array, "d k"], inputs: StepInputs) -> float:
         """Takes the result of a dispatch: logs it, and saves a checkpoint at the end of a round.
@@ -139,12 +146,13 @@ class DistillationRun(Session[DistillState]):
                 self.pace.images + len(step_losses) * self._config.batch_size,
                 self.pace.making + inputs.making,
                 self.pace.waiting + inputs.waiting,
-                self.pace.stepping + time.perf_counter() - inputs.ready_at,
+                self.pace.stepping + time.perf_counter() - self._recorded_at - inputs.waiting,
             )
         self._compiled = True
         means = self._advance(state, {"train": step_losses}, {})
-        if self.step % self._config.steps_per_round == 0 or self.step == self.steps:
+        if self.is_checkpoint_due(self.step):
             self.save()
+        self._recorded_at = time.perf_counter()
         return means["train"]
 
     def save(self) -> None:
@@ -205,7 +213,8 @@ def open_distillation(
         )
 
 
-def _schedule(config: DistillationConfig) -> optax.ScalarOrSchedule:
+def learning_rate(config: DistillationConfig) -> optax.ScalarOrSchedule:
+    """The rate of every step, or the constant one."""
     rate, steps, warmup = config.learning_rate, config.steps, config.warmup_steps
     match config.schedule:
         case "warmup_cosine":

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.jax_utils import replicate as _replicate
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
 from efficientad_jax.errors import InputError
@@ -41,6 +42,36 @@ def on_all_devices(
     return decorate
 
 
+def trace_on_devices(
+    function: Callable[..., Any],
+    devices: Sequence[Any],
+    arguments: tuple[PyTree, ...],
+    *,
+    donated: tuple[int, ...] = (),
+) -> jax.stages.Traced:
+    """Traces what `on_all_devices` would run, for devices that need not be there.
+
+    Args:
+      function: of arrays, as each device sees them.
+      devices: of all processes together.
+      arguments: abstract arrays as one device sees them.
+      donated: positions of arguments whose memory the results may take.
+    """
+    mesh = Mesh(np.asarray(devices), (_AXIS,))
+    spec = PartitionSpec(_AXIS)
+
+    def on_device(*shares: PyTree) -> PyTree:
+        results = function(*jax.tree.map(lambda x: x[0], shares))
+        return jax.tree.map(lambda x: x[None], results)
+
+    def divided(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = (len(devices), *leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(mapped, donate_argnums=donated).trace(*jax.tree.map(divided, arguments))
+
+
 def mean_over_devices(tree: PyTree) -> PyTree:
     """Inside `on_all_devices`: the mean of arrays over all devices."""
     return jax.lax.pmean(tree, _AXIS)
@@ -54,6 +85,16 @@ def gather_from_devices(tree: PyTree) -> PyTree:
 def replicate(tree: PyTree) -> PyTree:
     """Copies arrays to every device of this process."""
     return _replicate(tree)
+
+
+def copy_to_devices(arrays: PyTree) -> PyTree:
+    """Copies each row of arrays `[devices, ...]` to a device of this process."""
+    return _identity(arrays)
+
+
+@on_all_devices(static=())
+def _identity(arrays: PyTree) -> PyTree:
+    return arrays
 
 
 def first_replica(replicated: PyTree) -> PyTree:

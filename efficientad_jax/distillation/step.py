@@ -63,7 +63,7 @@ def distill_steps(
     *,
     state: DistillState,
     batch_params: PyTree,
-    arrays: tuple[Shaped[np.ndarray, "d k n *_"], ...],
+    arrays: tuple[Shaped[np.ndarray | Array, "d k n *_"], ...],
 ) -> tuple[DistillState, Float[Array, "d k"]]:
     """Makes `k` steps in one dispatch, on the `d` devices of this and of all other processes.
 
@@ -84,8 +84,7 @@ def distill_steps(
     return _distill_steps(network, optimizer, batch_function, state, batch_params, arrays)
 
 
-@on_all_devices(static=(0, 1, 2), donated=(3,))
-def _distill_steps(
+def steps_on_device(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
     batch_function: BatchFunction,
@@ -93,7 +92,10 @@ def _distill_steps(
     batch_params: PyTree,
     arrays: tuple[Shaped[Array, "k n *_"], ...],
 ) -> tuple[DistillState, Float[Array, " k"]]:
-    """`distill_steps` on one device; positional, because only such arguments can be donated."""
+    """`distill_steps` as each device computes it, inside `on_all_devices`.
+
+    Its arguments are positional, because only such arguments can be donated.
+    """
 
     def step(state: DistillState, arrays: tuple[Array, ...]):
         images, targets = batch_function(batch_params, arrays)
@@ -106,6 +108,9 @@ def _distill_steps(
         return DistillState(params, opt_state, state.step + 1), loss
 
     return jax.lax.scan(step, state, arrays)
+
+
+_distill_steps = on_all_devices(static=(0, 1, 2), donated=(3,))(steps_on_device)
 
 
 _jitted_loss = jax.jit(distillation_loss, static_argnames=("network",))

@@ -46,12 +46,13 @@ def raw_targets(backbone: Backbone) -> Targets:
 def projected_targets(backbone: Backbone, projection: TargetProjection) -> Targets:
     """The patch features, normalized and reduced (Algorithm 3, line 20)."""
     params = (backbone.params, (projection.mean, projection.std, projection.matrix))
-    return Targets(partial(_projected_features, backbone.compute_features), replicate(params))
+    return Targets(partial(projected_features, backbone.compute_features), replicate(params))
 
 
-def _projected_features(
+def projected_features(
     compute_features: FeatureFunction, params: Any, images: jax.Array
 ) -> jax.Array:
+    """Targets of views; `params` are those of the backbone and `(mean, std, matrix)`."""
     backbone_params, projection = params
     return project(projection, compute_features(backbone_params, images))
 

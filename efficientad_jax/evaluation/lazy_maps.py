@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Float32
 
-from efficientad_jax.detection.maps import resize_map
+from efficientad_jax.data.decoding import resize_map
 
 Maps = Sequence[Float32[np.ndarray, "_ _"]]
 

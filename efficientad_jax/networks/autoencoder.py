@@ -102,10 +102,10 @@ class Autoencoder(nn.Module):
         for layer in ENCODER:
             x = self._encode(layer, x)
         for layer in DECODER:
-            x = resize_bilinear(x, layer.size((height, width)))
+            x = resize_bilinear(x, layer.size((height, width)), method=self.convolution)
             x = self._conv(layer.name, 64, 4, padding=2, relu=True)(x)
             x = nn.Dropout(DROPOUT_RATE, deterministic=deterministic)(x)
-        x = resize_bilinear(x, self.output_size)
+        x = resize_bilinear(x, self.output_size, method=self.convolution)
         x = self._conv("deconv7", 64, 3, padding=1, relu=True)(x)
         return self._conv("deconv8", self.out_channels, 3, padding=1)(x)
 

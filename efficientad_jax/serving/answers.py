@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.detection.heatmap import HIGH, LOW, encode_heat
-from efficientad_jax.detection.maps import resize_map
 from efficientad_jax.detection.threshold import Threshold, score_fields
 from efficientad_jax.serving.scoring import Scored
 

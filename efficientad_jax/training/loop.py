@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,12 +15,15 @@ from jaxtyping import Int, PyTree, UInt8
 from tqdm import tqdm
 
 from efficientad_jax.config import Config
+from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.data.pretraining_images import PretrainingImages
 from efficientad_jax.errors import StoppedError
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.runs.checkpoints import open_checkpoints
+from efficientad_jax.runs.profile import Profile, profiling
 from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.workdir import Workdir
+from efficientad_jax.training.losses import Losses
 from efficientad_jax.training.session import TrainingRun, configured_optimizer, open_training
 from efficientad_jax.training.step import TrainData, TrainState, create_train_state, train_steps
 
@@ -33,6 +38,7 @@ def run_training(
     photographs: PretrainingImages | None = None,
     initial_params: dict[str, PyTree] | None = None,
     on_steps: Callable[[int, float], None] | None = None,
+    profile_steps: range | None = None,
 ) -> TrainState:
     """Trains for `config.train.steps`, from the newest intact checkpoint in `workdir` if any.
 
@@ -46,6 +52,10 @@ def run_training(
       initial_params: see `open_training`.
       on_steps: called at the start and after each dispatch with the number of steps done and the
         mean loss of the dispatch (NaN at the start); None shows a progress bar.
+      profile_steps: steps to record, see `profiling`; None for none.
+
+    On an accelerator the losses of a dispatch are fetched while the next one runs, except before a
+    checkpoint.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the run before its last step; its state is saved.
@@ -60,29 +70,99 @@ def run_training(
         ) as run,
         closing(_dispatches(run, photographs)) as dispatches,
         interruption() as interrupted,
+        profiling(Workdir(workdir).tensorboard, profile_steps) as profile,
         nullcontext(on_steps) if on_steps else _progress_bar(run.step, run.steps) as report,
     ):
         report(run.step, math.nan)
-        for indices, pretraining_images in dispatches:
-            if interrupted():
-                break
-            state, losses = train_steps(
-                networks,
-                run.objective,
-                run.optimizer,
-                teacher_params=teacher_params,
-                data=data._replace(pretraining_images=pretraining_images),
-                state=run.state,
-                indices=indices,
-                pretraining_indices=np.arange(indices.size, dtype=np.int32).reshape(indices.shape),
-                key=run.key,
-            )
-            loss = run.record(state, losses)
-            report(run.step, loss)
+        _make_steps(
+            run,
+            _compiled_steps(run, networks, teacher_params),
+            ((indices, data._replace(pretraining_images=images)) for indices, images in dispatches),
+            ahead=is_for_accelerator(networks.student.convolution),
+            interrupted=interrupted,
+            profile=profile,
+            report=report,
+        )
         run.save()
     if run.step < run.steps:
         raise StoppedError(interrupted(), run.step)
     return run.state
+
+
+def _compiled_steps(
+    run: TrainingRun, networks: Networks, teacher_params: PyTree
+) -> Callable[..., tuple[TrainState, Losses]]:
+    """`train_steps` with all arguments that are the same in every dispatch."""
+    return partial(
+        train_steps,
+        networks,
+        run.objective,
+        run.optimizer,
+        teacher_params=teacher_params,
+        key=run.key,
+    )
+
+
+def _make_steps(
+    run: TrainingRun,
+    train: Callable[..., tuple[TrainState, Losses]],
+    dispatches: Iterator[tuple[Int[np.ndarray, "k b"], TrainData]],
+    *,
+    ahead: bool,
+    interrupted: Callable[[], int],
+    profile: Profile,
+    report: Callable[[int, float], None],
+) -> None:
+    """Makes the steps of all dispatches, until a signal comes.
+
+    Args:
+      run: takes the results.
+      train: `train_steps` without data, state and indices.
+      dispatches: which images the steps of each take, and the images.
+      ahead: whether the losses of a dispatch are fetched while the next one runs.
+      interrupted: whether a signal has come.
+      profile: records dispatches.
+      report: see `run_training`.
+    """
+    take = partial(_take_results, run, report)
+    state, running = run.state, []
+    for indices, data in dispatches:
+        if interrupted():
+            break
+        profile.before(run.step + sum(dispatch.steps for dispatch in running))
+        rows = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
+        state, losses = train(data=data, state=state, indices=indices, pretraining_indices=rows)
+        take(running)
+        running.append(_Running(state, losses, len(indices)))
+        # A checkpoint needs its state, which the next dispatch would overwrite.
+        if not ahead or run.is_checkpoint_due(len(indices)) or profile.is_on:
+            take(running)
+        profile.after(run.step)
+    take(running)
+
+
+class _Running(NamedTuple):
+    """The results of a dispatch, which may still run.
+
+    Attributes:
+      state: after its steps.
+      losses: of its steps.
+      steps: their number.
+    """
+
+    state: TrainState
+    losses: Losses
+    steps: int
+
+
+def _take_results(
+    run: TrainingRun, report: Callable[[int, float], None], running: list[_Running]
+) -> None:
+    """Waits for dispatches and takes their results off the list."""
+    while running:
+        dispatch = running.pop(0)
+        loss = run.record(dispatch.state, dispatch.losses)
+        report(run.step, loss)
 
 
 def _dispatches(

@@ -102,6 +102,11 @@ class TrainingRun(Session[TrainState]):
             self.save()
         return means["total"]
 
+    def is_checkpoint_due(self, count: int) -> bool:
+        """Whether a checkpoint is written after the next `count` steps, or the run ends there."""
+        is_last = self.step + count >= self.steps
+        return is_last or self.unsaved_steps + count >= self._train.checkpoint_every
+
     def save(self) -> None:
         """Starts to write a checkpoint, unless the current step has one.
 

@@ -130,9 +130,14 @@ def compute_losses(
     student = _student_features(
         networks.student, params["student"], images, pretraining=pretraining, augmented=augmented
     )
-    target, augmented_target = _teacher_features(
-        networks.teacher, teacher_params, images, augmented=augmented, cached=batch.teacher_features
-    )
+    with jax.named_scope("teacher"):
+        target, augmented_target = _teacher_features(
+            networks.teacher,
+            teacher_params,
+            images,
+            augmented=augmented,
+            cached=batch.teacher_features,
+        )
     zero = jnp.zeros(())
     hard = student_teacher_loss(target, student.normal, objective.p_hard)
     penalty = pretraining_penalty(student.pretraining) if objective.penalty else zero
@@ -180,7 +185,8 @@ def _student_features(
     """
     given = [x for x in (images, pretraining, augmented) if x is not None]
     student = partial(float32_features, network, params)
-    trunk = student(normalize_images(jnp.concatenate(given)), method="trunk")
+    with jax.named_scope("student"):
+        trunk = student(normalize_images(jnp.concatenate(given)), method="trunk")
     half = network.out_channels // 2
     count = len(images)
     end = count if pretraining is None else count + len(pretraining)

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 
-from efficientad_jax.detection.maps import resize_map
+from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.evaluation.lazy_maps import Chosen, Enlarged
 from efficientad_jax.evaluation.metrics import evaluate
 

@@ -185,3 +185,38 @@ def test_a_workdir_belongs_to_one_configuration(tmp_path):
         claim_workdir(tmp_path / "other", config())
     with pytest.raises(InputError, match="cannot be made"):
         claim_workdir(tmp_path / "other" / "thesis.txt" / "run", config())
+
+
+def test_losses_are_fetched_while_the_next_dispatch_runs(tmp_path, monkeypatch, written):
+    """On an accelerator; except before a checkpoint, whose state the next dispatch would take."""
+    events = []
+    train_steps = training_loop.train_steps
+
+    def dispatch(*args, state, **rest):
+        events.append("dispatch")
+        return train_steps(*args, state=state, **rest)
+
+    record = training_session.TrainingRun.record
+
+    def fetch(self, state, losses):
+        events.append("fetch")
+        return record(self, state, losses)
+
+    monkeypatch.setattr(training_loop, "train_steps", dispatch)
+    monkeypatch.setattr(training_session.TrainingRun, "record", fetch)
+    monkeypatch.setattr(training_loop, "is_for_accelerator", lambda method: True)
+    ahead = run(tmp_path / "a", steps=5, checkpoint_every=3)
+    d, f = "dispatch", "fetch"
+    assert events == [d, d, f, d, f, f, d, d, f, f]
+    assert [step for step, _ in written] == [1, 2, 3, 4, 5]
+
+    monkeypatch.setattr(training_loop, "is_for_accelerator", lambda method: False)
+    events.clear()
+    same(ahead, run(tmp_path / "b", steps=5, checkpoint_every=3))
+    assert events == [d, f] * 5
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_on_an_accelerator_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_loop, "is_for_accelerator", lambda method: True)
+    with pytest.raises(DivergenceError, match=r"the loss 'hard' is (inf|nan) at step [234]"):
+        run(tmp_path, learning_rate=1e30, checkpoint_every=4)

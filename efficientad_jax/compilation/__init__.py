@@ -1,0 +1,1 @@
+"""Programs compiled for an accelerator that need not be there, and their costs."""

@@ -1,0 +1,133 @@
+"""Detection on a GPU or TPU: parameters prepared once, and a program that takes them as they are.
+
+A program that is given a detector's parameters as they are stored casts and transposes them in
+every call. Here they are cast once, and then stored in the layouts that the compiler chooses for
+its first program. Quantiles are arguments, so that detectors of the same networks share programs.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
+from jaxtyping import Float, PyTree, UInt8
+
+from efficientad_jax.detection.inference import (
+    Anomalies,
+    Calibration,
+    DetectorParams,
+    detect_with_quantiles,
+)
+from efficientad_jax.detection.map_normalization import check_quantiles
+from efficientad_jax.networks.model import Networks
+from efficientad_jax.storage.executables import kept_executable
+
+
+def cast_params(networks: Networks, params: DetectorParams) -> DetectorParams:
+    """The parameters in the dtype of the computation."""
+    return jax.tree.map(lambda leaf: leaf.astype(networks.teacher.dtype), params)
+
+
+def quantile_array(calibration: Calibration) -> Float[np.ndarray, "maps 2"]:
+    """The quantiles of the local and, if there is one, of the global map.
+
+    Raises:
+      ValueError: the quantiles of a map are equal.
+    """
+    rows = [row for row in (calibration.local, calibration.global_) if row is not None]
+    for row in rows:
+        check_quantiles(row)
+    return np.array(rows, np.float32)
+
+
+def trace_detection(
+    networks: Networks,
+    params: DetectorParams,
+    images: jax.ShapeDtypeStruct,
+    *,
+    upsample_first: bool,
+    formats: PyTree | None = None,
+) -> jax.stages.Traced:
+    """Traces the program for a batch.
+
+    Args:
+      networks: their modules.
+      params: the cast parameters; only shapes, dtypes and devices matter.
+      images: the batch, on a device.
+      upsample_first: see `Calibration`.
+      formats: of the parameters in memory; None lets the compiler choose.
+    """
+    sharding: Any = images.sharding
+    if formats is None:
+        formats = jax.tree.map(lambda _: Format(Layout.AUTO, sharding), params)
+    quantiles = jax.ShapeDtypeStruct(
+        (1 if params.autoencoder is None else 2, 2), jnp.float32, sharding=sharding
+    )
+    program = jax.jit(
+        partial(detect_with_quantiles, networks, upsample_first=upsample_first),
+        in_shardings=(formats, Format(None, sharding), Format(None, sharding)),
+    )
+    return program.trace(params, quantiles, images)
+
+
+class AcceleratedDetection:
+    """A detector's parameters on an accelerator, and its compiled programs.
+
+    The first program chooses the layouts of the parameters; the others take them as they are.
+    """
+
+    def __init__(self, networks: Networks, params: DetectorParams, device: Any = None) -> None:
+        """Casts the parameters.
+
+        Args:
+          networks: their modules.
+          params: as they are stored.
+          device: to run on; None for JAX's default.
+        """
+        self._networks = networks
+        self._device = jax.devices()[0] if device is None else device
+        self._params = cast_params(networks, params)
+        self._formats: PyTree | None = None
+        self._programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
+        self._quantiles: dict[Calibration, jax.Array] = {}
+
+    def __call__(
+        self, calibration: Calibration, images: UInt8[np.ndarray | jax.Array, "n h w 3"]
+    ) -> Anomalies:
+        """Scores and maps of a batch, on the device; see `inference.detect`."""
+        upsample_first = calibration.upsample_first
+        key = (*images.shape[:3], upsample_first)
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = self._program(images.shape, upsample_first)
+        quantiles = self._quantiles.get(calibration)
+        if quantiles is None:
+            quantiles = jax.device_put(quantile_array(calibration), self._device)
+            self._quantiles[calibration] = quantiles
+        return program(self._params, quantiles, jax.device_put(images, self._device))
+
+    def _program(self, shape: tuple[int, ...], upsample_first: bool) -> jax.stages.Compiled:
+        sharding = SingleDeviceSharding(self._device)
+        images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._params)
+        trace = partial(
+            trace_detection,
+            self._networks,
+            abstract,
+            images,
+            upsample_first=upsample_first,
+            formats=self._formats,
+        )
+        identity = [repr(part) for part in (self._networks, abstract, images, upsample_first)]
+        program = kept_executable(
+            ["detection", *identity, repr(self._formats)],
+            self._device,
+            lambda: trace().lower().compile(),
+        )
+        if self._formats is None:
+            self._formats = program.input_formats[0][0]
+            self._params = jax.device_put(self._params, self._formats)
+        return program
