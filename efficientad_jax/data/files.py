@@ -2,6 +2,7 @@
 
 import logging
 import os
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,15 @@ def is_heat_map(path: Path) -> bool:
 def is_data_folder(name: str) -> bool:
     """Whether a folder may hold images: it is neither hidden nor one of a file server's own."""
     return not name.startswith(".") and name.lower() not in _SERVICE_FOLDERS
+
+
+def composed(name: str) -> str:
+    """The name with each accented letter as one character.
+
+    macOS and archives made there separate letters and accents, so that two names, such as those of
+    an image and its mask, look the same and differ.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def find_images(folder: Path) -> list[Path]:

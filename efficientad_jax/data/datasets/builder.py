@@ -165,7 +165,7 @@ class PublishedDatasetBuilder(ConfiguredBuilder, skip_registration=True):
 
 
 def _replace_earlier(folder: Path, archive: str) -> None:
-    """Notes which archive was extracted to a folder, and removes what an earlier state of it held."""
+    """Notes the archive of an extracted folder, and removes those of its earlier states."""
     try:
         for note in folder.parent.glob(f"*{_NOTE}"):
             earlier = note.with_name(note.name.removesuffix(_NOTE))

@@ -19,7 +19,7 @@ from efficientad_jax.data.datasets.layout import (
     unsorted_images,
 )
 from efficientad_jax.data.examples import GOOD, Example
-from efficientad_jax.data.files import holds_images, is_data_folder
+from efficientad_jax.data.files import composed, holds_images, is_data_folder
 from efficientad_jax.errors import InputError, printable
 
 _log = logging.getLogger(__name__)
@@ -52,12 +52,13 @@ def resolve_category(root: str, category: str) -> Path:
                 f"of: {', '.join(known)}"
             )
         return folder
-    if category not in known:
+    same = [name for name in known if composed(name) == composed(category)]
+    if not same:
         raise InputError(
             f"category {category!r}: no such category in {folder}, "
             f"expected one of: {', '.join(known) or '(none there)'}"
         )
-    return folder / category
+    return folder / (category if category in same else same[0])
 
 
 def _existing(root: str) -> Path:

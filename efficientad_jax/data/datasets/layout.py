@@ -8,11 +8,10 @@ ROOT/ground_truth/DEFECT/STEM_mask.png
 MVTec AD 2 and BTAD use other folder names; MVTec LOCO AD has a folder of masks per image.
 """
 
-import unicodedata
 from pathlib import Path
 
 from efficientad_jax.data.examples import GOOD, Example
-from efficientad_jax.data.files import is_data_folder, is_image, list_images
+from efficientad_jax.data.files import composed, is_data_folder, is_image, list_images
 from efficientad_jax.errors import InputError
 
 _FEWEST_TRAINING_IMAGES = 2
@@ -97,7 +96,7 @@ def labeled_images(
             raise InputError(
                 f"image {path}: lies in {test!r} itself, expected {test}/{good} or {test}/DEFECT"
             )
-        stem = _normalized(path.relative_to(folder).with_suffix(""))
+        stem = Path(composed(str(path.relative_to(folder).with_suffix(""))))
         mask = masks.get(stem)
         if mask is not None and stem in images:
             raise InputError(
@@ -148,7 +147,7 @@ def _masks(folder: Path) -> dict[Path, Path]:
     masks = {}
     for path in list_images(folder):
         stem = path.parent.relative_to(folder) / path.stem.removesuffix("_mask")
-        stem = _normalized(stem)
+        stem = Path(composed(str(stem)))
         if stem in masks:
             raise InputError(
                 f"mask {path}: is for the same image as {masks[stem]}, expected one mask per "
@@ -156,12 +155,3 @@ def _masks(folder: Path) -> dict[Path, Path]:
             )
         masks[stem] = path
     return masks
-
-
-def _normalized(path: Path) -> Path:
-    """The path with each accented letter as one character.
-
-    macOS and archives made there separate letters and accents, so that the names of an image and of
-    its mask look the same and differ.
-    """
-    return Path(unicodedata.normalize("NFC", str(path)))

@@ -93,6 +93,8 @@ def test_names_of_images_and_masks_may_be_composed_or_not(root: Path) -> None:
     test = load(root).test
     assert [mask is not None for mask in test.masks] == [False, False, True]
     assert test.defects == ["dent", "good", separated]
+    root.rename(root.with_name(separated))
+    assert load(root.parent, composed).test.defects == test.defects
 
 
 def test_good_may_be_written_in_capitals(root: Path) -> None:
