@@ -66,6 +66,7 @@ with exit_with_one_line():
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdout=output,
         stderr=subprocess.PIPE,
         text=True,

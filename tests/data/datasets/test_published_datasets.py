@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
