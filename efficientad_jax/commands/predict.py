@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from efficientad_jax.commands.command_line import add_detector, print_error, whole_number
+from efficientad_jax.data.files import is_heat_map
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
@@ -104,7 +105,9 @@ def run(options: argparse.Namespace) -> int:
     if detector.threshold is not None:
         rates = "; these rates are those of one tile" if options.tile else ""
         print(f"threshold {summary(detector.threshold)}{rates}")
-    print(f"{len(tasks)} images, {failed} failures: {scores}")
+    skipped = sum(is_heat_map(path) for path in options.images)
+    heat_maps = f", {skipped} heat maps left out" if skipped else ""
+    print(f"{len(tasks)} images, {failed} failures{heat_maps}: {scores}")
     return 1 if failed else 0
 
 

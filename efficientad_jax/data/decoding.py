@@ -4,17 +4,24 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from efficientad_jax.errors import InputError, TooManyPixelsError, UnknownFormatError
+from efficientad_jax.errors import (
+    InputError,
+    TooManyPixelsError,
+    UnknownFormatError,
+    printable,
+)
 from efficientad_jax.storage.regular import require_regular_file
 
 _log = logging.getLogger(__name__)
@@ -27,6 +34,15 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # The largest value of 16 bits.
 WHITE_LEVEL = 65535
+
+# Pillow keeps one byte of each color of 16 bits. These are its names for the way to read the upper
+# byte, as it does, each with that for the lower byte. "N" is the byte order of the processor.
+_NATIVE_LOW = "B" if sys.byteorder == "little" else "L"
+_LOW_BYTES = {
+    f"{mode};16{upper}": f"{mode};16{lower}"
+    for mode in ("RGB", "RGBA", "RGBX")
+    for upper, lower in (("B", "L"), ("L", "B"), ("N", _NATIVE_LOW))
+}
 
 # Formats that may change pixels when they are written.
 _LOSSY_FORMATS = ("JPEG", "WEBP")
@@ -51,7 +67,8 @@ def decode_image(
 
     Grayscale is repeated over the channels, transparency is dropped, a palette is applied, CMYK is
     converted, 16 bits are reduced to 8, and an EXIF rotation is applied. The first frame of an
-    animation is decoded.
+    animation and the first page of a TIFF file are decoded. With the default white level, gray
+    values of 16 bits are rounded, and colors of 16 bits are cut to their upper byte.
 
     Args:
       source: a path, encoded bytes, a PIL image, or an array `[h, w]` or `[h, w, c]` with 1 to 4
@@ -77,10 +94,20 @@ def decode_image_and_peak(
     *,
     white_level: int = WHITE_LEVEL,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], int | None]:
-    """As `decode_image`, with the largest value of an image of 16 bits, None for others."""
+    """As `decode_image`, with the largest value of an image of 16 bits, None for others.
+
+    Of colors of 16 bits it is the largest value with the same upper byte, unless `white_level` is
+    given.
+    """
     name = name or _name_of(source)
-    pixels, _ = _read(source, name, most_pixels)
+    read = _read(source, name, most_pixels)
+    pixels = read.pixels
+    if read.is_upper_byte and white_level != WHITE_LEVEL:
+        lower = _read(source, name, most_pixels, part=_LOWER)
+        pixels = read.pixels.astype(np.uint16) << 8 | lower.pixels
     peak = int(pixels.max()) if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2 else None
+    if read.is_upper_byte and peak is None:
+        peak = int(pixels.max()) << 8 | 255
     reduced = _to_eight_bits(pixels, name, white_level)
     return np.ascontiguousarray(np.broadcast_to(reduced, (*reduced.shape[:2], 3))), peak
 
@@ -91,17 +118,35 @@ def decode_mask(source: ImageSource, name: str = "") -> Bool[np.ndarray, "h w"]:
     In an array, and in a lossless file with few or only small values, each value but 0 marks a
     defect. Files of lossy formats, and those with many values such as anti-aliased ones, have gray
     values that mark none. There, values count from half of 255 or of the file's largest value on. A
-    line in the log says so once per folder. Transparency is ignored.
+    line in the log says so once per folder, and so it does if more than half of an image is marked,
+    as in a mask with 0 for the defect. In a file, pixels that are transparent mark no defect.
 
     Raises:
-      InputError: as `decode_image`, or a lossy file has gray values but none of at least half.
+      InputError: as `decode_image`, or a lossy file has gray values but none of at least half, or
+        only the transparency of a file differs between pixels.
     """
     name = name or _name_of(source)
-    pixels, file_format = _read(source, name)
-    marked: np.ndarray = np.asarray(pixels.any(-1))
-    if pixels.dtype == np.bool_ or not file_format:
-        return marked
-    values: np.ndarray = pixels.max(-1)
+    read = _read(source, name, part=_MASK)
+    marked: np.ndarray = np.asarray(read.pixels.any(-1))
+    if read.opaque is not None and read.opaque.any() and not read.opaque.all():
+        if not marked.any():
+            raise InputError(
+                f"mask {name}: black with transparent parts, expected 255 for a defect and 0 "
+                "elsewhere; save it as a gray image without transparency"
+            )
+        marked &= read.opaque
+    if read.pixels.dtype != np.bool_ and read.file_format:
+        marked = _without_gray(read.pixels.max(-1) * marked, read.file_format, name)
+    if 2 * np.count_nonzero(marked) > marked.size:
+        _report_large_mask(os.path.dirname(name))
+    return marked
+
+
+def _without_gray(
+    values: Shaped[np.ndarray, "h w"], file_format: str, name: str
+) -> Bool[np.ndarray, "h w"]:
+    """Where the values of a mask mark a defect; see `decode_mask`."""
+    marked: np.ndarray = np.asarray(values != 0)
     counts = np.bincount(values.ravel()) if values.dtype == np.uint8 else None
     found = np.unique(values) if counts is None else np.flatnonzero(counts)
     found = found[found != 0]
@@ -122,11 +167,20 @@ def decode_mask(source: ImageSource, name: str = "") -> Bool[np.ndarray, "h w"]:
 
 
 @cache
+def _report_large_mask(folder: str) -> None:
+    _log.warning(
+        "masks in %s mark more than half of an image: expected 0 for the background, and other "
+        "values for defects only",
+        printable(folder) or "the dataset",
+    )
+
+
+@cache
 def _report_gray_mask(folder: str, threshold: float) -> None:
     _log.warning(
         "masks in %s have gray values, as lossy and anti-aliased files do: values of at least %g "
         "count as a defect",
-        folder or "the dataset",
+        printable(folder) or "the dataset",
         threshold,
     )
 
@@ -149,15 +203,38 @@ def _name_of(source: ImageSource) -> str:
     return "from bytes" if isinstance(source, bytes) else os.fspath(source) or "''"
 
 
+class _Read(NamedTuple):
+    """The content of an image.
+
+    Attributes:
+      pixels: of any dtype, with 1 or 3 channels.
+      file_format: of an encoded image, '' for others.
+      is_upper_byte: whether the file has colors of 16 bits, of which these are the upper 8.
+      opaque: of a mask with transparency, where it is not fully transparent; else None.
+    """
+
+    pixels: Shaped[np.ndarray, "h w c"]
+    file_format: str = ""
+    is_upper_byte: bool = False
+    opaque: Bool[np.ndarray, "h w"] | None = None
+
+
+# Values of `part` in `_read`.
+_LOWER, _MASK = "lower bytes", "mask"
+
+
 def _read(
-    source: ImageSource, name: str, most_pixels: int | None = None
-) -> tuple[Shaped[np.ndarray, "h w c"], str]:
-    """Pixels of any dtype, of 1 or 3 channels, and the format of an encoded image, else ''."""
+    source: ImageSource, name: str, most_pixels: int | None = None, *, part: str = ""
+) -> _Read:
+    """Reads an image.
+
+    `part` is `_LOWER` for the lower bytes of colors of 16 bits, and `_MASK` for a mask; else ''.
+    """
     if isinstance(source, np.ndarray):
-        return _drop_alpha(source, name), ""
+        return _Read(_drop_alpha(source, name))
     try:
         if isinstance(source, Image.Image):
-            return _drop_alpha(_pixels(source), name), ""
+            return _Read(_drop_alpha(_pixels(source), name))
         with contextlib.ExitStack() as stack:
             if isinstance(source, bytes):
                 opened = io.BytesIO(source)
@@ -170,7 +247,18 @@ def _read(
                 raise Image.DecompressionBombError(
                     f"{image.width} x {image.height}, expected at most {most_pixels} pixels"
                 )
-            return _drop_alpha(_pixels(image), name), image.format or ""
+            rawmodes = [_rawmode(tile) for tile in image.tile]
+            is_upper_byte = bool(rawmodes) and all(";16" in rawmode for rawmode in rawmodes)
+            is_upper_byte &= image.mode in ("RGB", "RGBA", "RGBX")
+            if part == _LOWER:
+                _read_lower_bytes(image, name)
+            pixels = _drop_alpha(_pixels(image), name)
+            opaque = None
+            if part == _MASK and image.has_transparency_data:
+                with _pillow_warnings():
+                    upright = ImageOps.exif_transpose(image)
+                opaque = np.asarray(upright.convert("RGBA"))[..., 3] > 0
+            return _Read(pixels, image.format or "", is_upper_byte, opaque)
     except InputError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -183,6 +271,28 @@ def _read(
         if isinstance(error, OSError) and error.errno:
             raise InputError(f"image {name}: cannot be read ({error.strerror})") from error
         raise InputError(f"image {name}: damaged or cut off ({error})") from error
+
+
+def _rawmode(tile: Any) -> str:
+    """Pillow's name for the pixels of a part of a file."""
+    arguments = tile[3]
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _read_lower_bytes(image: ImageFile.ImageFile, name: str) -> None:
+    """Makes Pillow read the lower bytes of an opened file's colors of 16 bits."""
+    tiles = []
+    for tile in image.tile:
+        codec, extents, offset, arguments = tile
+        lower = _LOW_BYTES.get(_rawmode(tile))
+        if lower is None:
+            raise InputError(
+                f"image {name}: 16 bits in Pillow's form {_rawmode(tile)}, of which only 8 can be "
+                "read; expected gray or color without transparency for a white level"
+            )
+        changed = (lower, *arguments[1:]) if isinstance(arguments, tuple) else lower
+        tiles.append(ImageFile._Tile(codec, extents, offset, changed))
+    image.tile = tiles
 
 
 @contextlib.contextmanager

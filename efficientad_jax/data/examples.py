@@ -46,8 +46,8 @@ def read_files(
       The image, the masks, and the largest value of an image of 16 bits, None for others.
 
     Raises:
-      InputError: a path is not UTF-8, a file cannot be decoded, or a mask differs in size from its
-        image.
+      InputError: a path is not UTF-8, a file cannot be decoded, a mask differs in size from its
+        image, or the mask of a good image marks a defect.
     """
     _check_names(example)
     image, peak = decode_image_and_peak(example.image, white_level=white_level)
@@ -58,6 +58,12 @@ def read_files(
             raise InputError(
                 f"mask {path}: {mask.shape[0]}x{mask.shape[1]} pixels, expected the "
                 f"{image.shape[0]}x{image.shape[1]} of its image {example.image}"
+            )
+        if example.defect == GOOD and mask.any():
+            raise InputError(
+                f"mask {path}: marks {np.count_nonzero(mask)} pixels of an image that counts as "
+                f"good, expected none; move {example.image} to a folder of defects, or delete the "
+                "mask"
             )
         masks.append(mask)
     return image, masks, peak

@@ -19,7 +19,7 @@ from efficientad_jax.data.decoding import (
     resize_image,
 )
 from efficientad_jax.data.examples import GOOD, Example, read_files
-from efficientad_jax.errors import InputError
+from efficientad_jax.errors import InputError, printable
 
 _log = logging.getLogger(__name__)
 
@@ -102,9 +102,12 @@ def load_dataset(
     train = splits["train"]
     test = splits.get("test", _take(train, np.arange(0)))
     if "validation" in splits:
-        return Dataset(train, splits["validation"], test)
-    train, validation = _hold_out(train, validation_fraction, seed)
-    return Dataset(train, validation, test)
+        validation = splits["validation"]
+    else:
+        train, validation = _hold_out(train, validation_fraction, seed)
+    dataset = Dataset(train, validation, test)
+    _report_repeated(dataset)
+    return dataset
 
 
 def load_configured_dataset(config: Config) -> Dataset:
@@ -261,7 +264,7 @@ def _check_white_level(peaks: Sequence[int | None], white_level: int) -> None:
     """Warns if images of 16 bits use a small part of the gray levels, as those of cameras do."""
     known = [peak for peak in peaks if peak is not None]
     limit = next((limit for limit in _CAMERA_LIMITS if max(known, default=limit) <= limit), None)
-    if known and len(known) == len(peaks) and limit is not None and limit < white_level:
+    if known and limit is not None and limit < white_level:
         _log.warning(
             "images of 16 bits: no value is above %d, so that few gray levels are left; for a "
             "camera of %d bits set --config.dataset.white_level=%d",
@@ -305,6 +308,30 @@ def _decode_example(example: dict[str, Any], size: tuple[int, int], *, white_lev
 def _union(masks: list[Bool[np.ndarray, "h w"]]) -> Bool[np.ndarray, "h w"] | None:
     """The union of masks. It is a single mask itself, so that memory holds it once."""
     return np.any(masks, axis=0) if len(masks) > 1 else next(iter(masks), None)
+
+
+def _report_repeated(dataset: Dataset) -> None:
+    """Warns of images that are in two splits: results on images that were trained on are too good.
+
+    They are compared at the networks' input size.
+    """
+    known: dict[bytes, tuple[ImageSet, int]] = {}
+    for split, images in zip(Dataset._fields, dataset, strict=True):
+        pairs = []
+        for i, image in enumerate(images.images):
+            # A few pixels find candidates, so that this takes no time.
+            other, j = known.setdefault(image[::8, ::8].tobytes(), (images, i))
+            if other is not images and np.array_equal(image, other.images[j]):
+                pairs.append((images.names[i], other.names[j]))
+        if pairs:
+            _log.warning(
+                "%d of %d %s images are also training or validation images, such as %s and %s: "
+                "results on them are too good; delete one of each two",
+                len(pairs),
+                len(images.names),
+                split,
+                *map(printable, pairs[0]),
+            )
 
 
 def _hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from efficientad_jax.data.decoding import resize_image
-from efficientad_jax.data.files import list_images
+from efficientad_jax.data.files import is_heat_map, list_images
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
@@ -71,7 +71,7 @@ def plan_pictures(
             continue
         root = source if is_folder else source.parent
         for image in images:
-            if image.name.endswith(PICTURE_SUFFIX):
+            if is_heat_map(image):
                 continue
             if not draws_pictures:
                 tasks.append(Task(image, None))

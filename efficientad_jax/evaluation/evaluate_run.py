@@ -148,7 +148,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         title=f"{NAMES[config.model.size]} on {facts['dataset']}",
         baselines=evaluation.baselines,
         facts=facts,
-        threshold=None if threshold is None else threshold.value,
+        threshold=None if threshold is None else threshold.limit,
     )
     return evaluation
 

@@ -48,7 +48,7 @@ def detector_program(detector: Detector) -> Program:
     def run(images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Float[np.ndarray, "..."]]:
         return jax.device_get(named_outputs(detector.detect(images)))
 
-    threshold = detector.threshold and detector.threshold.value
+    threshold = detector.threshold and detector.threshold.limit
     return Program(run, detector.spec.input_size, threshold, arrays_sha256(detector))
 
 

@@ -49,6 +49,7 @@ def export_properties(
         "input_width": width,
         "color_order": "RGB",
         "resizing": "by the caller: bilinear, with antialiasing when it shrinks",
+        "white_level": detector.white_level,
         "normalization": "in the file: (pixel / 255 - mean) / std",
         "normalization_mean": [round(float(value), 6) for value in IMAGENET_MEAN],
         "normalization_std": [round(float(value), 6) for value in IMAGENET_STD],
@@ -56,7 +57,7 @@ def export_properties(
     if threshold is not None:
         properties |= {
             "verdict": "anomalous if score >= threshold",
-            "threshold": threshold.value,
+            "threshold": threshold.limit,
             "false_alarm_rate": threshold.false_alarm_rate,
             "false_alarm_rate_low": threshold.low,
             "false_alarm_rate_high": threshold.high,

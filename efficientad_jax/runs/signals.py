@@ -53,6 +53,8 @@ def interruption() -> Iterator[Callable[[], int]]:
 # of sysexits.h: try again.
 STOPPED = 130
 PREEMPTED = 75
+# 128 and the number of SIGPIPE, as of a process that this signal ends.
+PIPE_CLOSED = 141
 
 
 class _Terminated(SystemExit):
@@ -66,7 +68,8 @@ def exit_with_one_line(
     """Turns an error or a signal inside the context into one line on stderr and an exit status.
 
     The status is 2 for input that cannot be used, files that cannot be written and a lack of
-    memory, 130 after Ctrl-C and 75 after SIGTERM.
+    memory, 130 after Ctrl-C and 75 after SIGTERM. If the reader of the output has ended, as `head`
+    does, the command ends with status 141 and without a line, as others do.
 
     Args:
       memory_hint: what to do if memory runs out.
@@ -79,7 +82,13 @@ def exit_with_one_line(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield
+        try:
+            yield
+        finally:
+            _flush_output()  # Otherwise Python reports an error of the output after the end.
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(PIPE_CLOSED)
     except (InputError, DivergenceError) as error:
         _exit(f"error: {error}", 2)
     except StoppedError as stopped:
@@ -92,6 +101,7 @@ def exit_with_one_line(
         if is_out_of_memory(error):
             _exit(f"error: out of memory ({printable(_short(error))}); {memory_hint}", 2)
         if isinstance(error, OSError):  # a full disk, a folder that cannot be written
+            _discard_output()
             _exit(f"error: {error.filename or 'file'}: {error.strerror or error}", 2)
         raise
 
@@ -138,6 +148,21 @@ def _resend_signal(hook: Callable[[Any], object], unraisable: Any) -> None:
     timer = threading.Timer(0.05, os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _discard_output() -> None:
+    """Discards what is not printed yet if standard output takes no more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit(line: str, status: int) -> None:

@@ -152,7 +152,7 @@ async def _health(request: Request) -> Response:
     fields = {
         "status": "ok" if healthy else "the task that runs the detector has ended",
         "input_size": service.detector.spec.input_size,
-        "threshold": None if threshold is None else threshold.value,
+        "threshold": None if threshold is None else threshold.limit,
         "waiting": service.waiting,
     }
     return JSONResponse(fields, 200 if healthy else 503)

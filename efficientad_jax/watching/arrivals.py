@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from efficientad_jax.data.files import find_images, is_image
-from efficientad_jax.detection.heatmap import PICTURE_SUFFIX
+from efficientad_jax.data.files import find_images, is_data_folder, is_image
 from efficientad_jax.errors import InputError
 
 # Interval between two checks whether a file is complete.
@@ -39,8 +38,8 @@ def completed_files(
     """Yields the image files in a folder and its subfolders: those there now and those to come.
 
     A file counts as complete when its size and its time of modification have not changed for
-    `settle` seconds. Each file is yielded once, and again whenever it is rewritten. Hidden files
-    and heat maps that this package wrote are ignored.
+    `settle` seconds. Each file is yielded once, and again whenever it is rewritten. The files that
+    `list_images` leaves out are ignored.
 
     Args:
       folder: to watch.
@@ -117,9 +116,8 @@ def _images_among(changed: list[Path]) -> list[Path]:
 
 
 def _is_ignored(path: Path, folder: Path) -> bool:
-    inside = path.relative_to(folder).parts
-    hidden = any(part.startswith(".") for part in inside)
-    return hidden or not is_image(path) or path.name.endswith(PICTURE_SUFFIX)
+    folders = path.relative_to(folder).parts[:-1]
+    return not is_image(path) or not all(map(is_data_folder, folders))
 
 
 def _settled(pending: dict[Path, tuple[Arrival | None, float]], settle: float) -> list[Arrival]:

@@ -15,12 +15,13 @@ from scipy.ndimage import label
 
 from efficientad_jax.data.decoding import (
     _report_gray_mask,
+    _report_large_mask,
     decode_image,
-    decode_image_and_peak,
     decode_mask,
     resize_image,
 )
 from efficientad_jax.errors import InputError, TooManyPixelsError, UnknownFormatError
+from tests.helpers.bad_images import png_chunk
 from tests.helpers.images import encoded
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
@@ -45,17 +46,9 @@ def rotated(orientation: int) -> bytes:
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG that says it has this size and holds no pixels."""
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
 @pytest.mark.parametrize(
@@ -277,12 +270,34 @@ def test_mask_is_true_where_the_file_is_not_zero(dtype: type) -> None:
     np.testing.assert_array_equal(decoded, marked)
 
 
-def test_mask_ignores_transparency() -> None:
+def test_transparent_pixels_of_a_mask_mark_no_defect() -> None:
     empty = np.zeros((3, 4, 4), np.uint8)
     empty[..., 3] = 255
     assert not decode_mask(empty).any()
     empty[1, 2, 1] = 1
     assert decode_mask(encoded(Image.fromarray(empty), "PNG")).sum() == 1
+    # White everywhere, and transparent but for the defect, as image editors write a layer.
+    layer = np.full((3, 4, 4), 255, np.uint8)
+    layer[..., 3] = 0
+    layer[1, 1:3, 3] = 255, 9
+    expected = layer[..., 3] > 0
+    for mode, file_format in (("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "TIFF")):
+        stored = encoded(Image.fromarray(layer).convert(mode), file_format)
+        np.testing.assert_array_equal(decode_mask(stored), expected)
+    layer[..., :3] = 0
+    with pytest.raises(InputError, match="mask m: black with transparent parts, expected 255"):
+        decode_mask(encoded(Image.fromarray(layer)), "m")
+
+
+def test_masks_that_mark_most_of_an_image_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    _report_large_mask.cache_clear()
+    mask = np.zeros((4, 8), np.uint8)
+    mask[1, 2:5] = 255
+    with caplog.at_level(logging.WARNING):
+        assert decode_mask(encoded(mask), "masks/1.png").sum() == 3
+        assert not caplog.records
+        assert decode_mask(encoded(255 - mask), "masks/1.png").sum() == 29
+    assert "masks in masks mark more than half" in caplog.text
 
 
 def soft_mask(side: int = 64) -> np.ndarray:
@@ -343,21 +358,6 @@ def test_a_lossless_mask_may_name_its_defects_by_values(values: list[int]) -> No
     mask[1, : len(values)] = values
     decoded = decode_mask(encoded(Image.fromarray(mask), "PNG"))
     np.testing.assert_array_equal(decoded, mask > 0)
-
-
-@pytest.mark.parametrize("white_level", [1023, 4095, 16383, 65535])
-def test_the_white_level_of_a_camera_becomes_white(white_level: int) -> None:
-    pixels = np.linspace(0, white_level, 600, dtype=np.uint16).reshape(20, 30)
-    stored = encoded(Image.fromarray(pixels), "PNG")
-    image = decode_image(stored, white_level=white_level)
-    expected = np.rint(pixels / white_level * 255)
-    np.testing.assert_array_equal(image, np.repeat(expected[..., None], 3, axis=2))
-    assert len(np.unique(image)) == 256
-    assert decode_image(stored, white_level=max(1, white_level // 2)).max() == 255
-    default, peak = decode_image_and_peak(stored)
-    np.testing.assert_array_equal(default[..., 0], np.rint(pixels / 257))
-    assert peak == white_level
-    assert decode_image_and_peak(np.zeros((2, 2), np.uint8))[1] is None
 
 
 def triangle_weights(old: int, new: int) -> np.ndarray:

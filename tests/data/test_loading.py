@@ -175,6 +175,27 @@ def test_links_to_folders_are_followed_once(
     assert [record.args[0] for record in caplog.records] == [f"{root}/again", f"{root}/back"]
 
 
+def test_a_folder_that_a_link_leads_to_keeps_its_place(tmp_path: Path) -> None:
+    write_image(tmp_path / "crack/0.png")
+    write_image(tmp_path / "scratch/left/0.png")
+    (tmp_path / "crack/scratch").symlink_to(tmp_path / "scratch/left")
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert names == ["crack/0.png", "scratch/left/0.png"]
+
+
+def test_images_with_the_name_of_heat_maps_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "a_heatmap.png", "b.jpg", "b.jpg_heatmap.png"):
+        write_image(tmp_path / name)
+    with caplog.at_level(logging.WARNING):
+        assert len(list_images(tmp_path)) == 2
+        assert not caplog.records
+        write_image(tmp_path / "camera_7_heatmap.png")
+        assert len(list_images(tmp_path)) == 2
+    assert "left out 1 with a name *_heatmap.png" in caplog.text
+
+
 def test_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere.*no such folder"):
         list_images(tmp_path / "nowhere")

@@ -47,6 +47,36 @@ def test_a_signal_whose_exception_is_dropped_is_sent_again(number, name, status)
     assert (done.returncode, done.stderr) == (status, f"stopped by {name}\n")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "status", "line"),
+    [("/dev/full", 2, "error: standard output: No space left on device\n"), ("pipe", 141, "")],
+)
+def test_output_that_cannot_be_written_ends_a_command(target, status, line):
+    code = """
+from efficientad_jax.runs.signals import exit_with_one_line
+with exit_with_one_line():
+    print("one")
+"""
+    if target == "pipe":
+        reader, output = os.pipe()
+        os.close(reader)
+    else:
+        output = os.open(target, os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(output)
+    assert (done.returncode, done.stderr) == (status, line)
+
+
 def test_the_first_line_of_another_librarys_error_is_reported(monkeypatch):
     assert first_line(ValueError("\n one \n two")) == "one "
     assert first_line(ValueError("x" * 1000)) == "x" * 300

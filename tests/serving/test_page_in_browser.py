@@ -72,7 +72,7 @@ def texts_of_cards(page, selector):
 
 def verdicts(detector, pixels):
     scores = [detector(image).score for image in pixels]
-    words = ["anomalous" if score >= detector.threshold.value else "normal" for score in scores]
+    words = ["anomalous" if score >= detector.threshold.limit else "normal" for score in scores]
     return scores, words
 
 

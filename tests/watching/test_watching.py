@@ -87,6 +87,8 @@ def test_each_file_is_scored_once_when_it_is_complete(detector, tmp_path, pollin
         (folder / "broken.png").write_bytes(content[:-99])
         (folder / "notes.txt").write_text("no image")
         (folder / ".hidden.png").write_bytes(content)
+        (folder / "@eaDir").mkdir()
+        (folder / "@eaDir/thumbnail.png").write_bytes(content)
         watched.wait_for(3)
         outside = tmp_path / "day"
         outside.mkdir()

@@ -5,18 +5,26 @@ published archive, and writes a prepared copy.
 """
 
 import hashlib
+import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
-from absl import logging
+from absl import logging as absl_logging
 
 from efficientad_jax.data.datasets.archive import Archive, download_and_extract, extract
 from efficientad_jax.data.examples import Example
 from efficientad_jax.data.prepare import FEATURES, SATURATION_FEATURES, generate
 from efficientad_jax.errors import InputError
+from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.storage.regular import require_regular_file
+
+_log = logging.getLogger(__name__)
+
+# Ends the name of a file next to an extracted archive, which holds the archive's path.
+_NOTE = ".archive.txt"
 
 
 class PublishedDataset(NamedTuple):
@@ -56,14 +64,14 @@ class ConfiguredBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
           description: of the copy.
           data_dir: folder of the prepared copies, None for that of tensorflow-datasets.
         """
-        verbosity = logging.get_verbosity()
+        verbosity = absl_logging.get_verbosity()
         # tensorflow-datasets warns about a configuration that the class does not list.
-        logging.set_verbosity(logging.ERROR)
+        absl_logging.set_verbosity(absl_logging.ERROR)
         try:
             config = tfds.core.BuilderConfig(name=label, description=description)
             super().__init__(config=config, data_dir=data_dir)
         finally:
-            logging.set_verbosity(verbosity)
+            absl_logging.set_verbosity(verbosity)
 
     def _generate_examples(self, **kwargs):
         raise AssertionError("each split has its own generator")
@@ -142,6 +150,7 @@ class PublishedDatasetBuilder(ConfiguredBuilder, skip_registration=True):
             folder = downloads / f"{self.name}-{_fingerprint_of_files([self._root])}"
             if not folder.is_dir():
                 extract(self._root, self.dataset.archive, folder)
+                _replace_earlier(folder, str(self._root.resolve()))
         return folder
 
     def _list(self, root: Path) -> dict[str, list[Example]]:
@@ -153,6 +162,20 @@ class PublishedDatasetBuilder(ConfiguredBuilder, skip_registration=True):
             f"dataset folder {root}: no folder {self._category!r} in it, expected those of "
             f"{self.dataset.title}: {', '.join(self.dataset.categories)}"
         )
+
+
+def _replace_earlier(folder: Path, archive: str) -> None:
+    """Notes the archive of an extracted folder, and removes those of its earlier states."""
+    try:
+        for note in folder.parent.glob(f"*{_NOTE}"):
+            earlier = note.with_name(note.name.removesuffix(_NOTE))
+            if earlier != folder and note.read_text(errors="replace") == archive:
+                _log.warning("removed %s, extracted before %s changed", earlier, archive)
+                shutil.rmtree(earlier, ignore_errors=True)
+                note.unlink()
+        write_atomically(folder.with_name(folder.name + _NOTE), archive.encode())
+    except OSError as error:
+        _log.warning("earlier extracted archives are not removed: %s", error)
 
 
 def fingerprint(splits: dict[str, list[Example]]) -> str:

@@ -8,6 +8,8 @@ ROOT/[CATEGORY/]ground_truth/DEFECT/STEM_mask.png   optional
 or ROOT/* without folders of images in it: all of them are good, and none are test images.
 """
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from efficientad_jax.data.datasets.layout import (
@@ -16,9 +18,13 @@ from efficientad_jax.data.datasets.layout import (
     training_images,
     unsorted_images,
 )
-from efficientad_jax.data.examples import Example
-from efficientad_jax.data.files import find_images, is_data_folder
-from efficientad_jax.errors import InputError
+from efficientad_jax.data.examples import GOOD, Example
+from efficientad_jax.data.files import composed, holds_images, is_data_folder
+from efficientad_jax.errors import InputError, printable
+
+_log = logging.getLogger(__name__)
+
+_FOLDERS = ("train", "validation", "test", "ground_truth")
 
 
 def categories_in(root: str) -> list[str]:
@@ -46,12 +52,13 @@ def resolve_category(root: str, category: str) -> Path:
                 f"of: {', '.join(known)}"
             )
         return folder
-    if category not in known:
+    same = [name for name in known if composed(name) == composed(category)]
+    if not same:
         raise InputError(
             f"category {category!r}: no such category in {folder}, "
             f"expected one of: {', '.join(known) or '(none there)'}"
         )
-    return folder / category
+    return folder / (category if category in same else same[0])
 
 
 def _existing(root: str) -> Path:
@@ -80,13 +87,33 @@ def list_examples(root: Path) -> dict[str, list[Example]]:
     if not (root / "train").is_dir() and not (root / "test").is_dir():
         return {"train": unsorted_images(root)}
     splits = {"train": training_images(root)}
-    if _holds_images(root / "validation"):
+    if holds_images(root / "validation"):
         splits["validation"] = good_images(root, "validation")
     # Masks without test images are an error.
-    if _holds_images(root / "test") or _holds_images(root / "ground_truth"):
+    if holds_images(root / "test") or holds_images(root / "ground_truth"):
         splits["test"] = labeled_images(root)
+    _report_unread(root, splits)
     return splits
 
 
-def _holds_images(folder: Path) -> bool:
-    return folder.is_dir() and bool(find_images(folder))
+def _report_unread(root: Path, splits: Mapping[str, Sequence[Example]]) -> None:
+    """Warns of folders of images that have no meaning, and of a test without good images."""
+    expected = {root: _FOLDERS, root / "train": (GOOD,), root / "validation": (GOOD,)}
+    for parent, known in expected.items():
+        for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
+            is_known = folder.name in known or (known == (GOOD,) and folder.name.casefold() == GOOD)
+            if not is_known and is_data_folder(folder.name) and holds_images(folder):
+                _log.warning(
+                    "image folder %s: is not used, expected in %s only: %s",
+                    printable(str(folder)),
+                    printable(str(parent)),
+                    ", ".join(known),
+                )
+    defects = sorted({example.defect for example in splits.get("test", ())})
+    if defects and GOOD not in defects:
+        _log.warning(
+            "test folder %s: no folder %r in it, so that all images count as anomalous; found %s",
+            printable(str(root / "test")),
+            GOOD,
+            printable(", ".join(defects)),
+        )

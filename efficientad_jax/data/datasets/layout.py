@@ -11,22 +11,38 @@ MVTec AD 2 and BTAD use other folder names; MVTec LOCO AD has a folder of masks 
 from pathlib import Path
 
 from efficientad_jax.data.examples import GOOD, Example
-from efficientad_jax.data.files import list_images
+from efficientad_jax.data.files import composed, is_data_folder, is_image, list_images
 from efficientad_jax.errors import InputError
 
 _FEWEST_TRAINING_IMAGES = 2
 
 
 def good_images(root: Path, split: str, good: str = GOOD) -> list[Example]:
-    """The images of `ROOT/SPLIT/good`, all of them normal.
+    """The images of `ROOT/SPLIT/good`, all of them normal. Upper and lower case count as the same.
 
     Raises:
       InputError: the folder does not exist or holds no images.
     """
-    return [
-        Example(path, path.relative_to(root).as_posix(), GOOD)
-        for path in list_images(root / split / good)
-    ]
+    folder = _folder_of_good_images(root / split, good)
+    return [Example(path, path.relative_to(root).as_posix(), GOOD) for path in list_images(folder)]
+
+
+def _folder_of_good_images(parent: Path, good: str) -> Path:
+    """The folder `good` in `parent`, in upper or lower case."""
+    folder = parent / good
+    if folder.is_dir() or not parent.is_dir():
+        return folder
+    children = sorted(parent.iterdir())
+    folders = [path for path in children if path.is_dir() and is_data_folder(path.name)]
+    for path in folders:
+        if path.name.casefold() == good:
+            return path
+    images = ["images"] if any(map(is_image, children)) else []
+    raise InputError(
+        f"image folder {folder}: no such folder, found in {parent}: "
+        f"{', '.join([*images, *(path.name for path in folders)]) or 'nothing'}; move the good "
+        f"images to a folder {good!r} there"
+    )
 
 
 def training_images(root: Path, good: str = GOOD) -> list[Example]:
@@ -80,7 +96,7 @@ def labeled_images(
             raise InputError(
                 f"image {path}: lies in {test!r} itself, expected {test}/{good} or {test}/DEFECT"
             )
-        stem = path.relative_to(folder).with_suffix("")
+        stem = Path(composed(str(path.relative_to(folder).with_suffix(""))))
         mask = masks.get(stem)
         if mask is not None and stem in images:
             raise InputError(
@@ -89,7 +105,7 @@ def labeled_images(
             )
         images[stem] = path
         name = path.relative_to(root).as_posix()
-        defect = GOOD if stem.parts[0] == good else stem.parts[0]
+        defect = GOOD if stem.parts[0].casefold() == good else path.relative_to(folder).parts[0]
         examples.append(Example(path, name, defect, () if mask is None else (mask,)))
     orphans = sorted(masks.keys() - images.keys())
     if orphans:
@@ -131,6 +147,7 @@ def _masks(folder: Path) -> dict[Path, Path]:
     masks = {}
     for path in list_images(folder):
         stem = path.parent.relative_to(folder) / path.stem.removesuffix("_mask")
+        stem = Path(composed(str(stem)))
         if stem in masks:
             raise InputError(
                 f"mask {path}: is for the same image as {masks[stem]}, expected one mask per "

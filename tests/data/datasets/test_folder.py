@@ -117,9 +117,13 @@ def test_mask_may_have_the_name_of_its_image(root: Path) -> None:
 
 
 def test_good_image_may_have_a_mask(root: Path) -> None:
-    write_mask(root / "ground_truth/good/000_mask.png")
+    mask = root / "ground_truth/good/000_mask.png"
+    write_mask(mask, value=0)
     masks = load(root).test.masks
     assert [mask is not None for mask in masks] == [True, False, True]
+    write_mask(mask)
+    with pytest.raises(InputError, match=rf"mask {mask}: marks 20 pixels of an image"):
+        load(root)
 
 
 def test_folders_inside_a_defect_keep_their_masks(root: Path) -> None:

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -274,6 +275,17 @@ def test_archive_of_the_user_is_extracted(name: str, tree: Path, tmp_path: Path)
     assert loaded.test.names == expected.test.names
     np.testing.assert_array_equal(loaded.test.images, expected.test.images)
     assert archive.is_file()
+
+
+def test_an_archive_that_changes_is_extracted_once(tmp_path: Path) -> None:
+    archive = pack(write_btad(tmp_path / "tree", "01"), tmp_path / "mine/archive.zip", "folder")
+    other = shutil.copy(archive, tmp_path / "mine/other.zip")
+    downloads = tmp_path / "prepared/downloads"
+    for file in (other, archive, archive):
+        os.utime(file, ns=(0, len(list(downloads.glob("*"))) + 1))
+        load("btad", Path(file), tmp_path, "01")
+    assert len([path for path in downloads.iterdir() if path.is_dir()]) == 2
+    assert len(list(downloads.iterdir())) == 4
 
 
 def test_changed_folder_is_prepared_again(name: str, tree: Path, tmp_path: Path) -> None:
