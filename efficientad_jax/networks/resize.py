@@ -13,10 +13,6 @@ from jaxtyping import Array, Float
 
 from efficientad_jax.convolution import ConvolutionMethod, chosen_method
 
-# Elements of the matrix that resizes height and width in one product.
-_LARGEST_PRODUCT = 2**19
-
-
 @cache
 def bilinear_matrix(source: int, target: int) -> Float[np.ndarray, "{target} {source}"]:
     """Computes the weights `[target, source]` of 1-D bilinear resizing.
@@ -52,12 +48,8 @@ def resize_bilinear(
         return x
     if chosen_method(method) == "gpu":
         return _resize_by_gathering(x, size)
-    matrices = [bilinear_matrix(x.shape[axis], size[axis - 1]) for axis in (1, 2)]
-    if chosen_method(method) == "tpu" and matrices[0].size * matrices[1].size <= _LARGEST_PRODUCT:
-        both = jnp.asarray(np.kron(*matrices), x.dtype)
-        y = jnp.einsum("ps,nsc->npc", both, x.reshape(x.shape[0], -1, x.shape[3]))
-        return y.reshape(x.shape[0], *size, x.shape[3])
-    rows, columns = (jnp.asarray(matrix, x.dtype) for matrix in matrices)
+    rows = jnp.asarray(bilinear_matrix(x.shape[1], size[0]), x.dtype)
+    columns = jnp.asarray(bilinear_matrix(x.shape[2], size[1]), x.dtype)
     x = jnp.einsum("ph,nhwc->npwc", rows, x)
     return jnp.einsum("qw,npwc->npqc", columns, x)
 

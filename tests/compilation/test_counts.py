@@ -107,7 +107,9 @@ def test_kept_counts_are_within_the_bounds():
         for name, programs in json.loads(file.read_text()).items():
             for program, counts in programs.items():
                 assert counts["fits"], f"{file.name}, {name}, {program}"
-                assert counts["prepared"] == 0, f"{file.name}, {name}, {program}"
+                # A TPU's compiler takes parameters in its own layouts only.
+                if name.startswith("h100"):
+                    assert counts["prepared"] == 0, f"{file.name}, {name}, {program}"
                 if program.startswith("detection"):
                     assert counts["backward convolutions"] == 0
                 if program.startswith("distillation"):
