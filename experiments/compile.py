@@ -21,7 +21,7 @@ from efficientad_jax.compilation.programs import programs_of
 from efficientad_jax.compilation.table import render, write_costs
 from efficientad_jax.compilation.targets import (
     TARGETS,
-    alone,
+    compiler_lock,
     open_devices,
     prepare_process,
 )
@@ -33,6 +33,9 @@ _CONFIG = config_flags.DEFINE_config_file("config")
 flags.mark_flag_as_required("config")
 _FOR = flags.DEFINE_enum("for", None, list(TARGETS), "accelerator to compile for", required=True)
 _DEVICES = flags.DEFINE_integer("devices", 1, "number of devices, for a distillation", 1)
+_ONLY = flags.DEFINE_multi_string(
+    "only", [], "names of the programs to compile, as in the table, such as 'detection, batch 1'"
+)
 _BREAKDOWN = flags.DEFINE_bool("breakdown", False, "list the most expensive operations")
 _OUTPUT = flags.DEFINE_string("output", "runs/compile", "folder for the tables")
 
@@ -51,10 +54,15 @@ def main() -> int:
         )
     name, target = _FOR.value, TARGETS[_FOR.value]
     prepare_process()
-    with alone():
+    with compiler_lock():
         devices = open_devices(name, _DEVICES.value)
         programs = programs_of(config, devices, target.platform)
-        costs = [costs_of(program, target) for program in tqdm(programs, unit="program")]
+        names = [program.name for program in programs]
+        unknown = set(_ONLY.value) - set(names)
+        if unknown:
+            raise InputError(f"--only={unknown.pop()}: no such program, expected one of {names}")
+        chosen = [p for p in programs if not _ONLY.value or p.name in _ONLY.value]
+        costs = [costs_of(program, target) for program in tqdm(chosen, unit="program")]
     kind = "distill" if is_distillation else "detect_and_train"
     file = f"{kind}_{name}" + (f"_x{_DEVICES.value}" if _DEVICES.value > 1 else "")
     write_costs(Path(_OUTPUT.value), file, target, costs, versions=_versions())

@@ -24,7 +24,8 @@ from efficientad_jax.benchmark.peers import (
     open_peer,
     write_models,
 )
-from efficientad_jax.convolution import ConvolutionMethod
+from efficientad_jax.convolution import ConvolutionMethod, is_for_accelerator
+from efficientad_jax.detection.accelerated import AcceleratedDetection
 from efficientad_jax.detection.inference import (
     Calibration,
     DetectorParams,
@@ -108,6 +109,9 @@ def create_own_detector(
 ) -> Detect:
     """This package, with its own convolutions ('auto') or those of XLA ('direct')."""
     networks = create_networks(size, 384, image_size, dtype=dtype, convolution=method)
+    if method == "auto" and is_for_accelerator(method):
+        accelerated = AcceleratedDetection(networks, params)
+        return lambda images: np.asarray(accelerated(calibration, images).combined)
     ready = prepared_params(networks, jax.device_put(params), image_size)
 
     def detect(images: np.ndarray) -> np.ndarray:

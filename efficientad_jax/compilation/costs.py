@@ -42,7 +42,7 @@ class Operation(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What a compiled program takes; `flops`, `cycles`, `kernels` and `collectives` of a step.
+    """The costs of a compiled program; `flops`, `cycles`, `kernels` and `collectives` of a step.
 
     Attributes:
       program: its name.

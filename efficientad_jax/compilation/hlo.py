@@ -66,7 +66,7 @@ class Instruction(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What it launches, in a word or two; '' if nothing."""
+        """A word or two for the work that it launches; '' if there is none."""
         if self.opcode in _NO_LAUNCH or self.opcode.endswith(("-done", "-update")):
             return ""
         opcode = self.opcode.removesuffix("-start")

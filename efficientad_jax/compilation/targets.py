@@ -93,7 +93,7 @@ def prepare_process() -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def compiler_lock() -> Iterator[None]:
     """Waits until no other process of the user compiles for an accelerator, and keeps them waiting.
 
     Only one process at a time may hold libtpu.
@@ -129,7 +129,7 @@ def open_devices(name: str, count: int = 1) -> list[Any]:
 
 
 def missing_compiler(name: str) -> str:
-    """What has to be installed to compile for a target; '' if nothing."""
+    """Names the compiler that a target needs and that is not installed; '' if it is."""
     if TARGETS[name].platform == "tpu":
         return "" if _is_installed("libtpu") else "libtpu"
     plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_plugins.xla_cuda13")
@@ -153,7 +153,7 @@ def _require_compiler(name: str) -> None:
 
 
 def description(name: str) -> str:
-    """What XLA's compiler wants to know of a GPU, as a text proto."""
+    """The description of a GPU for XLA's compiler, as a text proto."""
     file = resources.files("efficientad_jax.compilation") / "gpus" / f"{name}.txtpb"
     return file.read_text()
 

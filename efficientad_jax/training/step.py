@@ -13,11 +13,13 @@ import optax
 from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 
 from efficientad_jax.config import LossConfig
+from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.training.augmentation import jitter, random_grayscale
+from efficientad_jax.training.flat import FlatLayout, flat_layout
 from efficientad_jax.training.losses import (
     Losses,
     mean_squared_difference,
@@ -225,8 +227,22 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    flat: FlatLayout | None = None,
+    params: PyTree | None = None,
 ) -> tuple[TrainState, Losses]:
-    """One step of Algorithm 1: losses, gradients, optimizer (lines 12-34)."""
+    """One step of Algorithm 1: losses, gradients, optimizer (lines 12-34).
+
+    Args:
+      networks: the modules.
+      objective: which losses are on.
+      optimizer: the one that made the state.
+      teacher_params: parameters of the normalized teacher.
+      state: before the step.
+      batch: the images of the step.
+      key: random key of the step.
+      flat: of the vectors in `state`; None for a state of trees.
+      params: with `flat`, the parameters as a tree, in the dtype of the computation.
+    """
 
     def total_loss(params: dict[str, PyTree]) -> tuple[Float[Array, ""], Losses]:
         losses = compute_losses(
@@ -234,10 +250,12 @@ def train_step(
         )
         return losses.total, losses
 
-    gradients, losses = jax.grad(total_loss, has_aux=True)(state.params)
+    gradients, losses = jax.grad(total_loss, has_aux=True)(state.params if flat is None else params)
+    if flat is not None:
+        gradients = flat.flatten(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, state.step + 1), losses
+    new_params: Any = optax.apply_updates(state.params, updates)
+    return TrainState(new_params, opt_state, state.step + 1), losses
 
 
 def scan_steps(
@@ -270,9 +288,20 @@ def scan_steps(
     """
     _, height, width, _ = data.images.shape
     teacher_params = with_transformed_kernels(networks.teacher, teacher_params, (height, width))
+    dtype, flat = networks.student.dtype, None
+    if is_for_accelerator(networks.student.convolution):
+        flat = flat_layout(state.params)
+        state = flat.map(flat.flatten, state)
+        teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
 
-    def step(state: TrainState, rows: tuple[Array, Array]) -> tuple[TrainState, Losses]:
-        images, pretraining = rows
+    def unflatten(state: TrainState) -> PyTree | None:
+        """The parameters as a tree in the dtype of the computation, which a step carries over."""
+        return None if flat is None else flat.unflatten(state.params, dtype)
+
+    def step(
+        carried: tuple[TrainState, PyTree | None], rows: tuple[Array, Array]
+    ) -> tuple[tuple[TrainState, PyTree | None], Losses]:
+        (state, params), (images, pretraining) = carried, rows
         features, pretraining_images = data.teacher_features, data.pretraining_images
         batch = Batch(
             data.images[images],
@@ -281,7 +310,7 @@ def scan_steps(
             if objective.penalty and pretraining_images is not None
             else None,
         )
-        return train_step(
+        state, losses = train_step(
             networks,
             objective,
             optimizer,
@@ -289,9 +318,14 @@ def scan_steps(
             state=state,
             batch=batch,
             key=jax.random.fold_in(key, state.step),
+            flat=flat,
+            params=params,
         )
+        return (state, unflatten(state)), losses
 
-    return jax.lax.scan(step, state, (indices, pretraining_indices))
+    first = state, unflatten(state)
+    (state, _), losses = jax.lax.scan(step, first, (indices, pretraining_indices))
+    return state if flat is None else flat.map(flat.unflatten, state), losses
 
 
 train_steps = jax.jit(

@@ -1,4 +1,4 @@
-"""What the compiler makes of the programs: counts that are kept in a file for each line of JAX.
+"""Counts of the compiled programs, which are kept in a file for each line of JAX.
 
     python -m tests.compilation.test_counts     # compiles everything again and writes the file
 
@@ -24,12 +24,14 @@ PAPER = "--config=configs/paper.py"
 BFLOAT16 = "--config.model.dtype=bfloat16"
 MEDIUM = "--config.model.size=medium"
 DISTILL = "--config=configs/distill_paper.py"
+TRAINING = "training, 1 images a step"
 # By name in the file: the target and the other arguments of `experiments.compile`.
 RUNS = {
     "h100 small": ("h100", (PAPER, BFLOAT16)),
     "h100 medium": ("h100", (PAPER, BFLOAT16, MEDIUM)),
     "h100 distillation": ("h100", (DISTILL, "--devices=8")),
-    "v5e small": ("v5e", (PAPER, BFLOAT16)),
+    # A TPU's compiler takes minutes for each program.
+    "v5e small": ("v5e", (PAPER, BFLOAT16, "--only=detection, batch 1", f"--only={TRAINING}")),
     "v5e distillation": ("v5e", (DISTILL, "--devices=32", "--config.batch_size=32")),
 }
 LINE = ".".join(jax.__version__.split(".")[:2])
@@ -55,6 +57,11 @@ def compiled(name: str, output: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     (file,) = output.glob("*.json")
+    return counts_in(file)
+
+
+def counts_in(file: Path) -> dict[str, Any]:
+    """The counts that are kept of the programs in a table of `experiments.compile`."""
     return {
         program["program"]: {
             "fits": program["fits"],
@@ -100,7 +107,9 @@ def test_kept_counts_are_within_the_bounds():
         for name, programs in json.loads(file.read_text()).items():
             for program, counts in programs.items():
                 assert counts["fits"], f"{file.name}, {name}, {program}"
-                assert counts["prepared"] == 0, f"{file.name}, {name}, {program}"
+                # A TPU's compiler takes parameters in its own layouts only.
+                if name.startswith("h100"):
+                    assert counts["prepared"] == 0, f"{file.name}, {name}, {program}"
                 if program.startswith("detection"):
                     assert counts["backward convolutions"] == 0
                 if program.startswith("distillation"):

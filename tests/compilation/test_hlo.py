@@ -61,7 +61,7 @@ def test_the_body_of_the_steps_is_the_loop(program):
     assert (instruction.name, instruction.cycles, times) == ("step", 50, 1)
 
 
-def test_what_is_computed_from_parameters_alone_is_named(program):
+def test_work_on_parameters_only_is_named(program):
     assert program.prepared_parameters("params") == ["cast.2: params.kernel"]
     assert program.prepared_parameters("weights") == []
 
