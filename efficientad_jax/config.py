@@ -8,6 +8,7 @@ need. Creating a dataclass checks all types and ranges.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -19,6 +20,9 @@ from efficientad_jax.errors import InputError
 # Limits of the networks' input in pixels. At the upper one, the kernel of the autoencoder's last
 # encoder layer takes 268 MB.
 SMALLEST_SIDE, LARGEST_SIDE = 128, 4096
+
+# The smallest map has 24x24 values.
+MOST_SCORE_VALUES = 500
 
 Size = Literal["small", "medium"]  # PDN-S, PDN-M
 Dtype = Literal["float32", "bfloat16"]
@@ -205,6 +209,8 @@ class CalibrationConfig(_Checked):
       upsample_first: whether to resize maps to the image before their quantiles are computed, as
         in Algorithm 1; see docs/method.md.
       normalize: whether to normalize maps before they are added; False is an ablation of the paper.
+      score: of an image: 'max', the highest value of its map as in the paper, or 'topK' such as
+        'top10', the mean of the K highest values.
       false_alarm_rate: target fraction of normal images whose score reaches the threshold; None for
         no threshold. Not in the paper.
     """
@@ -215,6 +221,11 @@ class CalibrationConfig(_Checked):
     q_b: float = _fraction(0.995)  # line 41
     upsample_first: bool = False
     normalize: bool = True
+    score: str = _value(
+        "max",
+        f"'max', or 'top2' to 'top{MOST_SCORE_VALUES}'",
+        lambda x: 1 <= _score_values(x) <= MOST_SCORE_VALUES,
+    )
     false_alarm_rate: float | None = _fraction(0.01, "(0, 1)")
 
     def __post_init__(self) -> None:
@@ -224,6 +235,22 @@ class CalibrationConfig(_Checked):
                 f"config.calibration.q_a = {self.q_a!r}: expected at least 0 and below q_b = "
                 f"{self.q_b}, itself at most 1"
             )
+        if self.upsample_first and self.score_values > 1:
+            raise InputError(
+                f"config.calibration.score = {self.score!r}: counts values of maps that are not "
+                "resized, expected 'max' with config.calibration.upsample_first = True"
+            )
+
+    @property
+    def score_values(self) -> int:
+        """The number of the highest values of a map whose mean is the score."""
+        return _score_values(self.score)
+
+
+def _score_values(score: str) -> int:
+    """The number in `CalibrationConfig.score`, 0 if there is none."""
+    found = re.fullmatch("top([1-9][0-9]{0,3})", score)
+    return 1 if score == "max" else int(found[1]) if found else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,6 +168,7 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         q_b=chosen.q_b,
         upsample_first=chosen.upsample_first,
         normalize=chosen.normalize,
+        score_values=chosen.score_values,
     )
     rate = chosen.false_alarm_rate
     detector = Detector(

@@ -41,6 +41,7 @@ OUT_OF_RANGE = {
     "train.feature_cache_gb": -1.0,
     "calibration.q_a": -0.1,
     "calibration.q_b": 1.1,
+    "calibration.score": "top1001",
     "calibration.false_alarm_rate": 0.0,
 }
 
@@ -80,6 +81,10 @@ def test_every_number_and_choice_of_a_training_has_a_range():
         ({"train": {"steps": "many"}}, "config.train.steps = 'many': expected a value of type int"),
         ({"train": {"steps": True}}, "config.train.steps = True: expected a value of type int"),
         ({"train": 7}, "config.train = 7: expected a section of fields"),
+        (
+            {"calibration": {"score": "top10", "upsample_first": True}},
+            "config.calibration.score = 'top10': counts values of maps that are not resized",
+        ),
         ({"calibration": {"q_a": 0.999}}, "config.calibration.q_a = 0.999: expected at least 0"),
     ],
 )

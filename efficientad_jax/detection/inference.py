@@ -35,11 +35,14 @@ class Calibration(NamedTuple):
       global_: quantiles of the autoencoder-student map, None without an autoencoder.
       upsample_first: whether maps are resized to the input's size before their quantiles are
         taken and they are combined, as the paper does, or afterwards.
+      score_values: an image's score is the mean of so many of the highest values of its combined
+        map; 1 is the maximum, as in the paper.
     """
 
     local: MapQuantiles
     global_: MapQuantiles | None
     upsample_first: bool = False
+    score_values: int = 1
 
 
 class RawMaps(NamedTuple):
@@ -53,7 +56,7 @@ class Anomalies(NamedTuple):
     """The result of the detector for a batch of images.
 
     Attributes:
-      scores: the maximum of each combined map, before it is padded.
+      scores: `image_scores` of the combined maps before they are padded.
       combined: normalized maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
         A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0.
       local: of the student against the teacher.
@@ -143,7 +146,7 @@ def detect(
     """
     maps = raw_maps(networks, params, images, upsample_first=calibration.upsample_first)
     combined, local, global_ = combine_maps(maps, calibration)
-    scores = combined.max((1, 2))
+    scores = image_scores(combined, calibration.score_values)
     if calibration.upsample_first:
         return Anomalies(scores, combined, local, global_)
     size = (images.shape[1] // STRIDE, images.shape[2] // STRIDE)
@@ -164,6 +167,20 @@ def combine_maps(
         return local, local, None
     global_ = normalize_map(maps.global_, calibration.global_)
     return 0.5 * local + 0.5 * global_, local, global_
+
+
+def image_scores(maps: Float[Array, "n oh ow"], values: int) -> Float[Array, " n"]:
+    """The mean of the highest values of each map (Algorithm 2, line 11, for 1: the maximum).
+
+    Args:
+      maps: combined maps, not padded.
+      values: how many; a smaller map counts with all of its values.
+    """
+    if values == 1:
+        return maps.max((1, 2))
+    flat = maps.reshape(maps.shape[0], -1)
+    highest, _ = jax.lax.top_k(flat, min(values, flat.shape[1]))
+    return highest.mean(1)
 
 
 def _pad_to(maps: Array, size: tuple[int, int]) -> Array:
