@@ -173,7 +173,13 @@ class TrainConfig(_Checked):
 
     Attributes:
       steps: number of optimizer steps.
+      minutes: time for the steps, 0 for the number in `steps`. Otherwise the machine's rate is
+        measured once, at the start, and the number that follows replaces `steps`; a run that is
+        resumed keeps it.
       batch_size: images per step.
+      crop: largest height and width in pixels that a step takes of each of its images, at a random
+        place, so that a step takes no longer for larger images; 0 takes whole images, as the paper
+        does. The autoencoder always gets whole ones.
       learning_rate: of Adam.
       decay_at: fraction of the steps after which the learning rate decays.
       decay_factor: by which the learning rate is multiplied then.
@@ -188,7 +194,11 @@ class TrainConfig(_Checked):
     prefix: ClassVar[str] = "config.train."
 
     steps: int = _at_least(1, 70_000)  # line 13
+    minutes: float = _at_least(0, 0.0)
     batch_size: int = _at_least(1, 1)  # line 14
+    crop: int = _value(
+        0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0)
+    )
     learning_rate: float = _above(0, 1e-4)  # line 12
     decay_at: float = _fraction(0.95, "(0, 1]")  # line 33: after 66,500 of 70,000 steps
     decay_factor: float = _fraction(0.1, "(0, 1]")  # line 33
@@ -281,6 +291,21 @@ class Config(_Checked):
     losses: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop_size and self.model.padding:
+            raise InputError(
+                f"config.train.crop = {self.train.crop}: expected 0, whole images, with "
+                "config.model.padding = True, as padded features change at the borders of a crop"
+            )
+
+    @property
+    def crop_size(self) -> tuple[int, int] | None:
+        """Height and width of the part of an image that a step takes, None for whole images."""
+        height, width = self.model.input_size
+        size = min(self.train.crop, height), min(self.train.crop, width)
+        return size if self.train.crop and size != (height, width) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,11 +30,13 @@ OUT_OF_RANGE = {
     "losses.p_hard": 1.0,
     "losses.grayscale_probability": 1.5,
     "train.steps": 0,
+    "train.minutes": -1.0,
     "train.batch_size": 0,
     "train.learning_rate": 0.0,
     "train.decay_at": 0.0,
     "train.decay_factor": 0.0,
     "train.weight_decay": -1e-5,
+    "train.crop": 130,
     "train.steps_per_dispatch": 0,
     "train.checkpoint_every": 0,
     "train.checkpoints_kept": 0,
@@ -114,7 +116,9 @@ def test_integers_are_accepted_as_floats():
     assert read_config(given) == Config()
 
 
-@pytest.mark.parametrize("config", [Config(), recipes.folder(), recipes.elpv("poly")])
+@pytest.mark.parametrize(
+    "config", [Config(), recipes.folder(), recipes.elpv("poly")]
+)
 def test_a_configuration_in_json_is_read_back(config):
     assert read_config(json.loads(json.dumps(as_dict(config)))) == config
     assert read_config(config_dict(config)) == config
@@ -129,6 +133,22 @@ def test_files_under_configs_choose_among_the_recipes():
     assert read_distillation(distill_paper.get_config()) == dataclasses.replace(
         DistillationConfig(), images_license=license_
     )
+
+
+def test_crops_are_no_larger_than_the_input_and_need_networks_without_padding():
+    def size(crop, height, width):
+        changes = {"train.crop": crop, "model.input_height": height, "model.input_width": width}
+        return replace(Config(), changes).crop_size
+
+    assert size(0, 256, 640) is None
+    assert size(256, 256, 256) is None
+    assert size(256, 128, 192) is None
+    assert size(256, 256, 640) == (256, 256)
+    assert size(256, 128, 640) == (128, 256)
+    padded = replace(Config(), {"train.crop": 256, "model.padding": True})
+    assert padded.crop_size is None
+    with pytest.raises(InputError, match=r"config\.train\.crop = 256: expected 0, whole images"):
+        replace(padded, {"model.input_width": 640})
 
 
 def test_the_paper_s_constants():

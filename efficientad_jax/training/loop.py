@@ -63,19 +63,19 @@ def run_training(
         nullcontext(on_steps) if on_steps else _progress_bar(run.step, run.steps) as report,
     ):
         report(run.step, math.nan)
+        fixed = networks, run.objective, run.optimizer
         for indices, pretraining_images in dispatches:
             if interrupted():
                 break
             state, losses = train_steps(
-                networks,
-                run.objective,
-                run.optimizer,
+                *fixed,
                 teacher_params=teacher_params,
                 data=data._replace(pretraining_images=pretraining_images),
                 state=run.state,
                 indices=indices,
                 pretraining_indices=np.arange(indices.size, dtype=np.int32).reshape(indices.shape),
                 key=run.key,
+                crop=config.crop_size,
             )
             loss = run.record(state, losses)
             report(run.step, loss)

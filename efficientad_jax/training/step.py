@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 from efficientad_jax.config import LossConfig
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
-from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.pdn import STRIDE, PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.training.augmentation import jitter, random_grayscale
 from efficientad_jax.training.losses import (
@@ -56,11 +56,19 @@ class TrainData(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The images of one step; see `TrainData`."""
+    """The images of one step, or crops of them; see `TrainData`.
+
+    Attributes:
+      images: the training images or their crops.
+      teacher_features: of them, or None.
+      pretraining_images: as large as they are, or None.
+      whole_images: the training images for the autoencoder if `images` are crops, otherwise None.
+    """
 
     images: UInt8[Array, "b h w 3"]
     teacher_features: Float16[Array, "b oh ow c"] | None
     pretraining_images: UInt8[Array, "b h w 3"] | None
+    whole_images: UInt8[Array, "b fh fw 3"] | None = None
 
 
 def create_train_state(
@@ -98,7 +106,7 @@ class _StudentFeatures(NamedTuple):
 
     normal: Float[Array, "b oh ow c"]
     pretraining: Float[Array, "_b oh ow c"]
-    augmented: Float[Array, "b oh ow c"] | None
+    augmented: Float[Array, "b ah aw c"] | None
 
 
 def compute_losses(
@@ -126,7 +134,10 @@ def compute_losses(
     jitter_key, gray_key, dropout_key = jax.random.split(key, 3)
     images = to_unit_range(batch.images)
     pretraining = _pretraining_images(batch, objective, gray_key)
-    augmented = jitter(jitter_key, images) if objective.autoencoder else None
+    augmented = None
+    if objective.autoencoder:
+        whole = batch.whole_images
+        augmented = jitter(jitter_key, images if whole is None else to_unit_range(whole))
     student = _student_features(
         networks.student, params["student"], images, pretraining=pretraining, augmented=augmented
     )
@@ -171,13 +182,20 @@ def _student_features(
     images: Float[Array, "b h w 3"],
     *,
     pretraining: Float[Array, "b h w 3"] | None,
-    augmented: Float[Array, "b h w 3"] | None,
+    augmented: Float[Array, "b ah aw 3"] | None,
 ) -> _StudentFeatures:
-    """Applies the student to all images in one pass.
+    """Applies the student to all images in one pass, to whole ones next to crops in another.
 
     All layers but the last see every image at once; the last computes only the half of the channels
     that is used.
     """
+    if augmented is not None and augmented.shape != images.shape:
+        of_crops = _student_features(
+            network, params, images, pretraining=pretraining, augmented=None
+        )
+        half = network.out_channels // 2
+        second = float32_features(network, params, normalize_images(augmented), slice(half, None))
+        return of_crops._replace(augmented=second)
     given = [x for x in (images, pretraining, augmented) if x is not None]
     student = partial(float32_features, network, params)
     trunk = student(normalize_images(jnp.concatenate(given)), method="trunk")
@@ -196,9 +214,9 @@ def _teacher_features(
     params: PyTree,
     images: Float[Array, "b h w 3"],
     *,
-    augmented: Float[Array, "b h w 3"] | None,
+    augmented: Float[Array, "b ah aw 3"] | None,
     cached: Float16[Array, "b oh ow c"] | None,
-) -> tuple[Float[Array, "b oh ow c"], Float[Array, "b oh ow c"] | None]:
+) -> tuple[Float[Array, "b oh ow c"], Float[Array, "b aoh aow c"] | None]:
     """The teacher's features of the images, cached or not, and of the augmented images, if any."""
     teacher = partial(float32_features, network, params)
     if cached is not None:
@@ -206,6 +224,8 @@ def _teacher_features(
         return cached.astype(jnp.float32), features
     if augmented is None:
         return teacher(normalize_images(images)), None
+    if augmented.shape != images.shape:
+        return tuple(teacher(normalize_images(x)) for x in (images, augmented))  # pyright: ignore
     features = teacher(normalize_images(jnp.concatenate([images, augmented])))
     return features[: len(images)], features[len(images) :]
 
@@ -245,6 +265,7 @@ def scan_steps(
     indices: Int[Array, "k b"],
     pretraining_indices: Int[Array, "k b"],
     key: jax.Array,
+    crop: tuple[int, int] | None = None,
 ) -> tuple[TrainState, Losses]:
     """Makes `k` steps one after another; `train_steps` is the compiled version.
 
@@ -258,23 +279,29 @@ def scan_steps(
       indices: which images each step takes.
       pretraining_indices: which pretraining images each step takes; not read if the penalty is off.
       key: random key of the whole training; each step folds its number in.
+      crop: height and width in pixels of the part that a step takes of each image, at a random
+        place; None takes whole images.
 
     Returns:
       The state after `k` steps, and the losses of each step.
     """
     _, height, width, _ = data.images.shape
-    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, (height, width))
+    teacher_params = with_transformed_kernels(
+        networks.teacher, teacher_params, crop or (height, width)
+    )
+
+    shown = data if objective.penalty else data._replace(pretraining_images=None)
 
     def step(state: TrainState, rows: tuple[Array, Array]) -> tuple[TrainState, Losses]:
-        images, pretraining = rows
-        features, pretraining_images = data.teacher_features, data.pretraining_images
-        batch = Batch(
-            data.images[images],
-            None if features is None else features[images],
-            pretraining_images[pretraining]
-            if objective.penalty and pretraining_images is not None
-            else None,
-        )
+        step_key = jax.random.fold_in(key, state.step)
+        if crop:
+            # Another key than those of the losses, which are split off this one.
+            crop_key = jax.random.fold_in(step_key, 0)
+            batch = random_crops(shown, *rows, crop=crop, key=crop_key)
+            if objective.autoencoder:
+                batch = batch._replace(whole_images=data.images[rows[0]])
+        else:
+            batch = _whole_images(shown, *rows)
         return train_step(
             networks,
             objective,
@@ -282,14 +309,71 @@ def scan_steps(
             teacher_params=teacher_params,
             state=state,
             batch=batch,
-            key=jax.random.fold_in(key, state.step),
+            key=step_key,
         )
 
     return jax.lax.scan(step, state, (indices, pretraining_indices))
 
 
+def _whole_images(
+    data: TrainData, images: Int[Array, " b"], photographs: Int[Array, " b"]
+) -> Batch:
+    """The batch of these training images and photographs."""
+    features, pretraining = data.teacher_features, data.pretraining_images
+    return Batch(
+        data.images[images],
+        None if features is None else features[images],
+        None if pretraining is None else pretraining[photographs],
+    )
+
+
+def random_crops(
+    data: TrainData,
+    images: Int[Array, " b"],
+    photographs: Int[Array, " b"],
+    *,
+    crop: tuple[int, int],
+    key: jax.Array,
+) -> Batch:
+    """The batch of parts of these training images and photographs, at random places.
+
+    The places are multiples of the stride of an unpadded PDN. The teacher's features of a part are
+    then exactly those of the whole image there.
+    """
+    (height, width), batch = data.images.shape[1:3], len(images)
+    keys = jax.random.split(key, 4)
+
+    def positions(key: jax.Array, side: int, part: int) -> Int[Array, " b"]:
+        return jax.random.randint(key, (batch,), 0, (side - part) // STRIDE + 1)
+
+    def cut(
+        whole: Array | np.ndarray,
+        indices: Array,
+        places: tuple[Array, Array],
+        size: tuple[int, int],
+    ) -> Array:
+        def part(index: Array, top: Array, left: Array) -> Array:
+            start = (index, top, left, 0)
+            return jax.lax.dynamic_slice(whole, start, (1, *size, whole.shape[-1]))[0]
+
+        return jax.vmap(part)(indices, *places)
+
+    rows, columns = positions(keys[0], height, crop[0]), positions(keys[1], width, crop[1])
+    pixels = (STRIDE * rows, STRIDE * columns)
+    elsewhere = (
+        STRIDE * positions(keys[2], height, crop[0]),
+        STRIDE * positions(keys[3], width, crop[1]),
+    )
+    features, pretraining = data.teacher_features, data.pretraining_images
+    return Batch(
+        cut(data.images, images, pixels, crop),
+        None if features is None else cut(features, images, (rows, columns), output_size(*crop)),
+        None if pretraining is None else cut(pretraining, photographs, elsewhere, crop),
+    )
+
+
 train_steps = jax.jit(
     scan_steps,
-    static_argnames=("networks", "objective", "optimizer"),
+    static_argnames=("networks", "objective", "optimizer", "crop"),
     donate_argnames=("state",),
 )
