@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs import distill_paper, distill_small, elpv, folder, paper
+from configs import distill_paper, distill_small, elpv, folder, paper, thorough
 from efficientad_jax import recipes
 from efficientad_jax.config import (
     Config,
@@ -117,7 +117,7 @@ def test_integers_are_accepted_as_floats():
 
 
 @pytest.mark.parametrize(
-    "config", [Config(), recipes.folder(), recipes.elpv("poly")]
+    "config", [Config(), recipes.folder(), recipes.thorough(), recipes.elpv("poly")]
 )
 def test_a_configuration_in_json_is_read_back(config):
     assert read_config(json.loads(json.dumps(as_dict(config)))) == config
@@ -127,6 +127,7 @@ def test_a_configuration_in_json_is_read_back(config):
 def test_files_under_configs_choose_among_the_recipes():
     assert read_config(paper.get_config()) == Config()
     assert read_config(folder.get_config()) == recipes.folder()
+    assert read_config(thorough.get_config()) == recipes.thorough()
     assert read_config(elpv.get_config("poly")) == recipes.elpv("poly")
     assert read_distillation(distill_small.get_config()) == recipes.distillation()
     license_ = read_distillation(distill_paper.get_config()).images_license
