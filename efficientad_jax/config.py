@@ -8,6 +8,7 @@ need. Creating a dataclass checks all types and ranges.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -19,6 +20,9 @@ from efficientad_jax.errors import InputError
 # Limits of the networks' input in pixels. At the upper one, the kernel of the autoencoder's last
 # encoder layer takes 268 MB.
 SMALLEST_SIDE, LARGEST_SIDE = 128, 4096
+
+# The smallest map has 24x24 values.
+MOST_SCORE_VALUES = 500
 
 Size = Literal["small", "medium"]  # PDN-S, PDN-M
 Dtype = Literal["float32", "bfloat16"]
@@ -169,7 +173,13 @@ class TrainConfig(_Checked):
 
     Attributes:
       steps: number of optimizer steps.
+      minutes: time for the steps, 0 for the number in `steps`. Otherwise the machine's rate is
+        measured once, at the start, and the number that follows replaces `steps`; a run that is
+        resumed keeps it.
       batch_size: images per step.
+      crop: largest height and width in pixels that a step takes of each of its images, at a random
+        place, so that a step takes no longer for larger images; 0 takes whole images, as the paper
+        does. The autoencoder always gets whole ones.
       learning_rate: of Adam.
       decay_at: fraction of the steps after which the learning rate decays.
       decay_factor: by which the learning rate is multiplied then.
@@ -184,7 +194,11 @@ class TrainConfig(_Checked):
     prefix: ClassVar[str] = "config.train."
 
     steps: int = _at_least(1, 70_000)  # line 13
+    minutes: float = _at_least(0, 0.0)
     batch_size: int = _at_least(1, 1)  # line 14
+    crop: int = _value(
+        0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0)
+    )
     learning_rate: float = _above(0, 1e-4)  # line 12
     decay_at: float = _fraction(0.95, "(0, 1]")  # line 33: after 66,500 of 70,000 steps
     decay_factor: float = _fraction(0.1, "(0, 1]")  # line 33
@@ -205,6 +219,8 @@ class CalibrationConfig(_Checked):
       upsample_first: whether to resize maps to the image before their quantiles are computed, as
         in Algorithm 1; see docs/method.md.
       normalize: whether to normalize maps before they are added; False is an ablation of the paper.
+      score: of an image: 'max', the highest value of its map as in the paper, or 'topK' such as
+        'top10', the mean of the K highest values.
       false_alarm_rate: target fraction of normal images whose score reaches the threshold; None for
         no threshold. Not in the paper.
     """
@@ -215,6 +231,11 @@ class CalibrationConfig(_Checked):
     q_b: float = _fraction(0.995)  # line 41
     upsample_first: bool = False
     normalize: bool = True
+    score: str = _value(
+        "max",
+        f"'max', or 'top2' to 'top{MOST_SCORE_VALUES}'",
+        lambda x: 1 <= _score_values(x) <= MOST_SCORE_VALUES,
+    )
     false_alarm_rate: float | None = _fraction(0.01, "(0, 1)")
 
     def __post_init__(self) -> None:
@@ -224,6 +245,22 @@ class CalibrationConfig(_Checked):
                 f"config.calibration.q_a = {self.q_a!r}: expected at least 0 and below q_b = "
                 f"{self.q_b}, itself at most 1"
             )
+        if self.upsample_first and self.score_values > 1:
+            raise InputError(
+                f"config.calibration.score = {self.score!r}: counts values of maps that are not "
+                "resized, expected 'max' with config.calibration.upsample_first = True"
+            )
+
+    @property
+    def score_values(self) -> int:
+        """The number of the highest values of a map whose mean is the score."""
+        return _score_values(self.score)
+
+
+def _score_values(score: str) -> int:
+    """The number in `CalibrationConfig.score`, 0 if there is none."""
+    found = re.fullmatch("top([1-9][0-9]{0,3})", score)
+    return 1 if score == "max" else int(found[1]) if found else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +291,21 @@ class Config(_Checked):
     losses: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop_size and self.model.padding:
+            raise InputError(
+                f"config.train.crop = {self.train.crop}: expected 0, whole images, with "
+                "config.model.padding = True, as padded features change at the borders of a crop"
+            )
+
+    @property
+    def crop_size(self) -> tuple[int, int] | None:
+        """Height and width of the part of an image that a step takes, None for whole images."""
+        height, width = self.model.input_size
+        size = min(self.train.crop, height), min(self.train.crop, width)
+        return size if self.train.crop and size != (height, width) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
 """Fits a detector: phases 2 and 3, from a configuration and images to a saved detector."""
 
 import hashlib
+import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float16, PyTree, UInt8
 
-from efficientad_jax.config import Config, as_dict
+from efficientad_jax.config import Config, as_dict, replace
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import Dataset
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
@@ -27,11 +29,13 @@ from efficientad_jax.networks.channel_statistics import ChannelStatistics, chann
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.networks.teacher import Teacher, load_teacher, normalize_teacher
-from efficientad_jax.runs.workdir import DataIdentity, Workdir, claim_workdir
+from efficientad_jax.runs.workdir import DataIdentity, Workdir, chosen_steps, claim_workdir
 from efficientad_jax.storage.cache import processor_features
 from efficientad_jax.storage.feature_cache import cached_features
+from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.loop import run_training
-from efficientad_jax.training.step import TrainData, TrainState
+from efficientad_jax.training.rate import seconds_per_step, steps_within
+from efficientad_jax.training.step import TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class _Inputs(NamedTuple):
     """The inputs of a training.
 
     Attributes:
+      config: of the training, with its number of steps.
       spec: of the detector that is trained.
       teacher_params: of the teacher, normalized over the training images.
       data: the images and features that the steps use, in the host's memory.
@@ -51,6 +56,7 @@ class _Inputs(NamedTuple):
       initial_params: of student and autoencoder, None for random ones.
     """
 
+    config: Config
     spec: DetectorSpec
     teacher_params: PyTree
     data: TrainData
@@ -90,6 +96,7 @@ def fit_detector(
       DivergenceError: a loss or a parameter is no longer finite.
     """
     inputs = _prepare(config, dataset, workdir, disk_cache_gb=disk_cache_gb)
+    config = inputs.config
     data = jax.tree.map(jnp.asarray, inputs.data)
     state = run_training(
         config,
@@ -136,6 +143,9 @@ def _prepare(
     if config.losses.penalty:
         identities["pretraining images"] = _identity_of_files(config.pretraining_images)
     initial_params = _initial_params(config.start_from, spec, teacher.sha256)
+    if config.train.minutes:
+        steps = _steps_for_minutes(config, spec, teacher, images=images, workdir=workdir)
+        config = replace(config, {"train.steps": steps})
     workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=identities)
     teacher_params, features = _normalize_over_images(
         networks_of(spec).teacher,
@@ -146,7 +156,7 @@ def _prepare(
     )
     data = TrainData(images, features, None)
     kept = {"sha256": teacher.sha256, "record": teacher.record}
-    return _Inputs(spec, teacher_params, data, photographs, workdir, kept, initial_params)
+    return _Inputs(config, spec, teacher_params, data, photographs, workdir, kept, initial_params)
 
 
 def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainState) -> Detector:
@@ -171,6 +181,7 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         q_b=chosen.q_b,
         upsample_first=chosen.upsample_first,
         normalize=chosen.normalize,
+        score_values=chosen.score_values,
     )
     rate = chosen.false_alarm_rate
     detector = Detector(
@@ -185,6 +196,49 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
     )
     detector.save(Workdir(inputs.workdir).detector)
     return detector
+
+
+def _steps_for_minutes(
+    config: Config,
+    spec: DetectorSpec,
+    teacher: Teacher,
+    *,
+    images: UInt8[np.ndarray, "n h w 3"],
+    workdir: Path,
+) -> int:
+    """The number of steps that a run chose for its minutes, or else chooses by measuring them."""
+    file = Workdir(workdir.expanduser()).config
+    stored = json.loads(file.read_text()) if file.is_file() else None
+    if steps := chosen_steps(stored, config):
+        return steps
+    networks = networks_of(spec)
+    seconds = seconds_per_step(
+        config,
+        networks,
+        teacher.params,
+        has_cached_features=_features_fit(images, networks.teacher, config),
+    )
+    steps = steps_within(config.train.minutes, seconds, config.train.steps_per_dispatch)
+    _log.info(
+        "training: %.1f ms per step, %d steps in %g minutes",
+        1000 * seconds,
+        steps,
+        config.train.minutes,
+    )
+    return steps
+
+
+def _features_fit(images: np.ndarray, network: PatchDescriptionNetwork, config: Config) -> bool:
+    """Whether the teacher's features of the images fit into the cache."""
+    size_gb = math.prod(_features_shape(images, network)) * np.dtype(np.float16).itemsize / 1e9
+    return size_gb <= config.train.feature_cache_gb
+
+
+def _features_shape(
+    images: np.ndarray, network: PatchDescriptionNetwork
+) -> tuple[int, int, int, int]:
+    size = output_size(images.shape[1], images.shape[2], network.padding)
+    return len(images), *size, network.out_channels
 
 
 def _identity_of_images(dataset: Dataset) -> DataIdentity:
@@ -247,10 +301,8 @@ def _normalize_over_images(
       Parameters of the normalized teacher, and its features of each image if they fit into
       `config.train.feature_cache_gb` gigabytes, so that training does not compute them again.
     """
-    size = output_size(images.shape[1], images.shape[2], network.padding)
-    shape = (len(images), *size, network.out_channels)
-    size_gb = np.prod(shape, dtype=np.int64) * np.dtype(np.float16).itemsize / 1e9
-    features = np.empty(shape, np.float16) if size_gb <= config.train.feature_cache_gb else None
+    fits = _features_fit(images, network, config)
+    features = np.empty(_features_shape(images, network), np.float16) if fits else None
 
     def batches() -> Iterator[Float[Any, "b oh ow c"]]:
         start = 0

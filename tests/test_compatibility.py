@@ -69,6 +69,9 @@ _TRAINING = {
     "train.steps_per_dispatch": 1,
     "train.checkpoint_every": 1,
     "calibration.false_alarm_rate": 0.2,
+    # As the configuration was then.
+    "calibration.score": "max",
+    "train.crop": 0,
 }
 _ALL_LOSSES = {
     "losses.autoencoder": True,

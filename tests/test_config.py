@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs import distill_paper, distill_small, elpv, folder, paper
+from configs import distill_paper, distill_small, elpv, folder, paper, thorough
 from efficientad_jax import recipes
 from efficientad_jax.config import (
     Config,
@@ -30,17 +30,20 @@ OUT_OF_RANGE = {
     "losses.p_hard": 1.0,
     "losses.grayscale_probability": 1.5,
     "train.steps": 0,
+    "train.minutes": -1.0,
     "train.batch_size": 0,
     "train.learning_rate": 0.0,
     "train.decay_at": 0.0,
     "train.decay_factor": 0.0,
     "train.weight_decay": -1e-5,
+    "train.crop": 130,
     "train.steps_per_dispatch": 0,
     "train.checkpoint_every": 0,
     "train.checkpoints_kept": 0,
     "train.feature_cache_gb": -1.0,
     "calibration.q_a": -0.1,
     "calibration.q_b": 1.1,
+    "calibration.score": "top1001",
     "calibration.false_alarm_rate": 0.0,
 }
 
@@ -80,6 +83,10 @@ def test_every_number_and_choice_of_a_training_has_a_range():
         ({"train": {"steps": "many"}}, "config.train.steps = 'many': expected a value of type int"),
         ({"train": {"steps": True}}, "config.train.steps = True: expected a value of type int"),
         ({"train": 7}, "config.train = 7: expected a section of fields"),
+        (
+            {"calibration": {"score": "top10", "upsample_first": True}},
+            "config.calibration.score = 'top10': counts values of maps that are not resized",
+        ),
         ({"calibration": {"q_a": 0.999}}, "config.calibration.q_a = 0.999: expected at least 0"),
     ],
 )
@@ -109,7 +116,9 @@ def test_integers_are_accepted_as_floats():
     assert read_config(given) == Config()
 
 
-@pytest.mark.parametrize("config", [Config(), recipes.folder(), recipes.elpv("poly")])
+@pytest.mark.parametrize(
+    "config", [Config(), recipes.folder(), recipes.thorough(), recipes.elpv("poly")]
+)
 def test_a_configuration_in_json_is_read_back(config):
     assert read_config(json.loads(json.dumps(as_dict(config)))) == config
     assert read_config(config_dict(config)) == config
@@ -118,12 +127,29 @@ def test_a_configuration_in_json_is_read_back(config):
 def test_files_under_configs_choose_among_the_recipes():
     assert read_config(paper.get_config()) == Config()
     assert read_config(folder.get_config()) == recipes.folder()
+    assert read_config(thorough.get_config()) == recipes.thorough()
     assert read_config(elpv.get_config("poly")) == recipes.elpv("poly")
     assert read_distillation(distill_small.get_config()) == recipes.distillation()
     license_ = read_distillation(distill_paper.get_config()).images_license
     assert read_distillation(distill_paper.get_config()) == dataclasses.replace(
         DistillationConfig(), images_license=license_
     )
+
+
+def test_crops_are_no_larger_than_the_input_and_need_networks_without_padding():
+    def size(crop, height, width):
+        changes = {"train.crop": crop, "model.input_height": height, "model.input_width": width}
+        return replace(Config(), changes).crop_size
+
+    assert size(0, 256, 640) is None
+    assert size(256, 256, 256) is None
+    assert size(256, 128, 192) is None
+    assert size(256, 256, 640) == (256, 256)
+    assert size(256, 128, 640) == (128, 256)
+    padded = replace(Config(), {"train.crop": 256, "model.padding": True})
+    assert padded.crop_size is None
+    with pytest.raises(InputError, match=r"config\.train\.crop = 256: expected 0, whole images"):
+        replace(padded, {"model.input_width": 640})
 
 
 def test_the_paper_s_constants():

@@ -197,7 +197,8 @@ def _create_own_train_step(
 ) -> Callable[[], Any]:
     from efficientad_jax.config import LossConfig
     from efficientad_jax.optimizer import adam_with_l2
-    from efficientad_jax.training.step import TrainData, TrainState, train_steps
+    from efficientad_jax.training.batch import TrainData
+    from efficientad_jax.training.step import TrainState, train_steps
 
     method = "auto" if name == OURS else "direct"
     networks = create_networks(size, 384, image_size, convolution=method)

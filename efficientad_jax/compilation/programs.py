@@ -29,8 +29,9 @@ from efficientad_jax.errors import InputError
 from efficientad_jax.networks.model import Networks, create_networks
 from efficientad_jax.networks.pdn import MARGIN, STRIDE, PatchDescriptionNetwork, output_size
 from efficientad_jax.optimizer import adam_with_l2
+from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.session import configured_optimizer
-from efficientad_jax.training.step import TrainData, create_train_state, train_steps
+from efficientad_jax.training.step import create_train_state, train_steps
 
 # Of the packaged teachers.
 _CHANNELS = 384

@@ -49,6 +49,7 @@ def trace_detection(
     images: jax.ShapeDtypeStruct,
     *,
     upsample_first: bool,
+    score_values: int = 1,
     formats: PyTree | None = None,
 ) -> jax.stages.Traced:
     """Traces the program for a batch.
@@ -58,6 +59,7 @@ def trace_detection(
       params: the cast parameters; only shapes, dtypes and devices matter.
       images: the batch, on a device.
       upsample_first: see `Calibration`.
+      score_values: see `Calibration`.
       formats: of the parameters in memory; None lets the compiler choose.
     """
     sharding: Any = images.sharding
@@ -66,8 +68,9 @@ def trace_detection(
     quantiles = jax.ShapeDtypeStruct(
         (1 if params.autoencoder is None else 2, 2), jnp.float32, sharding=sharding
     )
+    rule = {"upsample_first": upsample_first, "score_values": score_values}
     program = jax.jit(
-        partial(detect_with_quantiles, networks, upsample_first=upsample_first),
+        partial(detect_with_quantiles, networks, **rule),
         in_shardings=(formats, Format(None, sharding), Format(None, sharding)),
     )
     return program.trace(params, quantiles, images)
@@ -98,18 +101,21 @@ class AcceleratedDetection:
         self, calibration: Calibration, images: UInt8[np.ndarray | jax.Array, "n h w 3"]
     ) -> Anomalies:
         """Scores and maps of a batch, on the device; see `inference.detect`."""
-        upsample_first = calibration.upsample_first
-        key = (*images.shape[:3], upsample_first)
+        upsample_first, score_values = calibration.upsample_first, calibration.score_values
+        key = (*images.shape[:3], upsample_first, score_values)
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = self._program(images.shape, upsample_first)
+            program = self._program(images.shape, upsample_first, score_values)
+            self._programs[key] = program
         quantiles = self._quantiles.get(calibration)
         if quantiles is None:
             quantiles = jax.device_put(quantile_array(calibration), self._device)
             self._quantiles[calibration] = quantiles
         return program(self._params, quantiles, jax.device_put(images, self._device))
 
-    def _program(self, shape: tuple[int, ...], upsample_first: bool) -> jax.stages.Compiled:
+    def _program(
+        self, shape: tuple[int, ...], upsample_first: bool, score_values: int
+    ) -> jax.stages.Compiled:
         sharding = SingleDeviceSharding(self._device)
         images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._params)
@@ -119,9 +125,11 @@ class AcceleratedDetection:
             abstract,
             images,
             upsample_first=upsample_first,
+            score_values=score_values,
             formats=self._formats,
         )
-        identity = [repr(part) for part in (self._networks, abstract, images, upsample_first)]
+        rule = (upsample_first, score_values)
+        identity = [repr(part) for part in (self._networks, abstract, images, rule)]
         program = kept_executable(
             ["detection", *identity, repr(self._formats)],
             self._device,

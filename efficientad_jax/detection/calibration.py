@@ -10,6 +10,7 @@ from efficientad_jax.detection.inference import (
     DetectorParams,
     RawMaps,
     combine_maps,
+    image_scores,
     jitted_raw_maps,
     prepared_params,
 )
@@ -32,6 +33,7 @@ def calibrate(
     q_b: float = 0.995,
     upsample_first: bool = False,
     normalize: bool = True,
+    score_values: int = 1,
 ) -> tuple[Calibration, Float[np.ndarray, " n"]]:
     """Computes the quantiles over all pixels of all validation maps.
 
@@ -43,6 +45,7 @@ def calibrate(
       q_b: the quantile that becomes 0.1, in [0, 1].
       upsample_first: see `Calibration`.
       normalize: False leaves the maps unchanged.
+      score_values: see `Calibration`.
 
     Returns:
       The calibration, and the scores of the images with it.
@@ -54,7 +57,7 @@ def calibrate(
     maps = collect_raw_maps(networks, params, images, upsample_first=upsample_first)
     calibration = calibration_of_maps(
         maps, q_a, q_b, upsample_first=upsample_first, normalize=normalize
-    )
+    )._replace(score_values=score_values)
     return calibration, scores_of_maps(maps, calibration)
 
 
@@ -115,4 +118,4 @@ def scores_of_maps(maps: RawMaps, calibration: Calibration) -> Float[np.ndarray,
     XLA rounds the two programs differently; `threshold.MARGIN` is far above the difference.
     """
     combined, _, _ = combine_maps(maps, calibration)
-    return np.asarray(combined.max((1, 2)))
+    return np.asarray(image_scores(combined, calibration.score_values))

@@ -18,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
+from efficientad_jax.config import MOST_SCORE_VALUES
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.map_normalization import MapQuantiles
 from efficientad_jax.detection.spec import DetectorSpec
@@ -28,6 +29,8 @@ from efficientad_jax.storage.safetensors import read_safetensors
 
 FORMAT = "efficientad_jax detector"
 VERSION = 2
+# Of detectors whose score is not the maximum, which earlier packages would compute silently.
+_VERSION_WITH_SCORE_RULE = 3
 
 _RECORD_FILE = "detector.json"
 _MOST_RECORD_BYTES = 16 << 20
@@ -81,7 +84,9 @@ def write_record(folder: Path, fields: dict[str, Any], arrays_sha256: str) -> No
     Raises:
       OSError: it cannot be written; the previous one is unchanged.
     """
-    record = {"format": FORMAT, "version": VERSION, **fields, "arrays_sha256": arrays_sha256}
+    is_maximum = fields["calibration"]["score_values"] == 1
+    version = VERSION if is_maximum else _VERSION_WITH_SCORE_RULE
+    record = {"format": FORMAT, "version": version, **fields, "arrays_sha256": arrays_sha256}
     write_atomically(folder / _RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -97,7 +102,7 @@ def record_errors(folder: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"detector {folder}: {_RECORD_FILE} is not as version {VERSION} has it ({error!r})"
+            f"detector {folder}: {_RECORD_FILE} is not as this package writes it ({error!r})"
         ) from error
 
 
@@ -116,6 +121,7 @@ def calibration_fields(calibration: Calibration) -> dict[str, Any]:
         "local": fields(calibration.local),
         "global": calibration.global_ and fields(calibration.global_),
         "upsample_first": calibration.upsample_first,
+        "score_values": calibration.score_values,
     }
 
 
@@ -149,10 +155,16 @@ def checked_calibration(stored: dict[str, Any], spec: DetectorSpec) -> Calibrati
         raise ValueError("quantiles of global maps are there without an autoencoder, or missing")
     if type(stored["upsample_first"]) is not bool:
         raise TypeError("upsample_first is not true or false")
+    score_values = stored.get("score_values", 1)  # absent in detectors of older versions
+    if type(score_values) is not int or not 1 <= score_values <= MOST_SCORE_VALUES:
+        raise ValueError(
+            f"score_values {str(score_values)[:20]}: expected 1 to {MOST_SCORE_VALUES}"
+        )
     return Calibration(
         quantiles(stored["local"]),
         quantiles(stored["global"]) if spec.autoencoder else None,
         stored["upsample_first"],
+        score_values,
     )
 
 
@@ -207,9 +219,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise InputError(f"detector {file}: cannot be read as JSON ({error})") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise InputError(f"detector {file}: not a detector's record, expected format {FORMAT!r}")
-    if record.get("version") != VERSION:
+    if record.get("version") not in (VERSION, _VERSION_WITH_SCORE_RULE):
         raise InputError(
             f"detector {file}: version {str(record.get('version'))[:20]}, this package reads "
-            f"version {VERSION}; use the release of efficientad-jax that wrote it, or a newer one"
+            f"versions {VERSION} and {_VERSION_WITH_SCORE_RULE}; use the release of "
+            "efficientad-jax that wrote it, or a newer one"
         )
     return record

@@ -35,11 +35,14 @@ class Calibration(NamedTuple):
       global_: quantiles of the autoencoder-student map, None without an autoencoder.
       upsample_first: whether maps are resized to the input's size before their quantiles are
         taken and they are combined, as the paper does, or afterwards.
+      score_values: an image's score is the mean of so many of the highest values of its combined
+        map; 1 is the maximum, as in the paper.
     """
 
     local: MapQuantiles
     global_: MapQuantiles | None
     upsample_first: bool = False
+    score_values: int = 1
 
 
 class RawMaps(NamedTuple):
@@ -53,7 +56,7 @@ class Anomalies(NamedTuple):
     """The result of the detector for a batch of images.
 
     Attributes:
-      scores: the maximum of each combined map, before it is padded.
+      scores: `image_scores` of the combined maps before they are padded.
       combined: normalized maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
         A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0.
       local: of the student against the teacher.
@@ -144,9 +147,15 @@ def detect(
       images: RGB at the networks' input size.
     """
     maps = raw_maps(networks, params, images, upsample_first=calibration.upsample_first)
-    parts = combine_maps(maps, calibration)
-    size = (images.shape[1], images.shape[2])
-    return _anomalies(*parts, size=size, upsample_first=calibration.upsample_first)
+    combined, local, global_ = combine_maps(maps, calibration)
+    return _anomalies(
+        image_scores(combined, calibration.score_values),
+        combined,
+        local,
+        global_,
+        size=(images.shape[1], images.shape[2]),
+        upsample_first=calibration.upsample_first,
+    )
 
 
 def detect_with_quantiles(
@@ -156,6 +165,7 @@ def detect_with_quantiles(
     images: UInt8[Array, "n h w 3"],
     *,
     upsample_first: bool,
+    score_values: int,
 ) -> Anomalies:
     """`detect` with the quantiles as an argument of the program, for accelerators.
 
@@ -167,6 +177,7 @@ def detect_with_quantiles(
       quantiles: of the local and, with an autoencoder, of the global map.
       images: RGB at the networks' input size.
       upsample_first: see `Calibration`.
+      score_values: see `Calibration`.
     """
     maps = raw_maps(networks, params, images, upsample_first=upsample_first)
     found = [m for m in maps if m is not None]
@@ -176,11 +187,18 @@ def detect_with_quantiles(
     ]
     combined = scaled[0] if len(scaled) == 1 else 0.5 * scaled[0] + 0.5 * scaled[1]
     global_ = None if len(scaled) == 1 else scaled[1]
-    size = (images.shape[1], images.shape[2])
-    return _anomalies(combined, scaled[0], global_, size=size, upsample_first=upsample_first)
+    return _anomalies(
+        image_scores(combined, score_values),
+        combined,
+        scaled[0],
+        global_,
+        size=(images.shape[1], images.shape[2]),
+        upsample_first=upsample_first,
+    )
 
 
 def _anomalies(
+    scores: Float[Array, " n"],
     combined: Float[Array, "n oh ow"],
     local: Float[Array, "n oh ow"],
     global_: Float[Array, "n oh ow"] | None,
@@ -188,8 +206,7 @@ def _anomalies(
     size: tuple[int, int],
     upsample_first: bool,
 ) -> Anomalies:
-    """Scores and maps; `size` is that of the images."""
-    scores = combined.max((1, 2))
+    """Pads maps that are not upsampled; `size` is that of the images."""
     if upsample_first:
         return Anomalies(scores, combined, local, global_)
     pad = partial(_pad_to, size=(size[0] // STRIDE, size[1] // STRIDE))
@@ -209,6 +226,20 @@ def combine_maps(
         return local, local, None
     global_ = normalize_map(maps.global_, calibration.global_)
     return 0.5 * local + 0.5 * global_, local, global_
+
+
+def image_scores(maps: Float[Array, "n oh ow"], values: int) -> Float[Array, " n"]:
+    """The mean of the highest values of each map (Algorithm 2, line 11, for 1: the maximum).
+
+    Args:
+      maps: combined maps, not padded.
+      values: how many; a smaller map counts with all of its values.
+    """
+    if values == 1:
+        return maps.max((1, 2))
+    flat = maps.reshape(maps.shape[0], -1)
+    highest, _ = jax.lax.top_k(flat, min(values, flat.shape[1]))
+    return highest.mean(1)
 
 
 def _pad_to(maps: Array, size: tuple[int, int]) -> Array:

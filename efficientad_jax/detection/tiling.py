@@ -46,7 +46,7 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
         autoencoder an eighth of the shorter side of the input more, over which maps are blended.
 
     Returns:
-      The detection. Its score is the maximum of the whole map: that of the most anomalous tile.
+      The detection. Its score is that of the whole map, by the detector's rule.
 
     Raises:
       InputError: the image cannot be decoded, or the overlap does not suit.
@@ -62,7 +62,7 @@ class TiledMaps(NamedTuple):
     """The maps of all tiles of an image together, a value for each cell.
 
     Attributes:
-      score: maximum of the combined map.
+      score: of the combined map, as in `inference.image_scores`.
       combined: the combined map, with the outer cells that an unpadded network does not compute.
       parts: the local and the global map; none without an autoencoder, where the combined map is
         the local one.
@@ -117,7 +117,8 @@ def compute_tiled_maps(
     scored = combined[_inner(detector, combined)]
     if detector.calibration.upsample_first:
         scored = resize_map(scored, image.size)
-    return TiledMaps(float(scored.max()), combined, parts, image.size, size)
+    score = _score_of_map(scored, detector.calibration.score_values)
+    return TiledMaps(score, combined, parts, image.size, size)
 
 
 def enlarge(
@@ -209,6 +210,14 @@ def _cut_tiles(
         band = image.read(top, min(top + tile[0], image.size[0]))
         for left in columns:
             yield cut_tile(band, 0, left, tile=tile)
+
+
+def _score_of_map(values: Float32[np.ndarray, "c d"], count: int) -> float:
+    """`inference.image_scores` of one map, which may be large, on the host."""
+    if count == 1:
+        return float(values.max())
+    count = min(count, values.size)
+    return float(np.partition(values, values.size - count, axis=None)[-count:].mean())
 
 
 def _inner(detector: Detector, cells: Float32[np.ndarray, "c d"]) -> tuple[slice, slice]:

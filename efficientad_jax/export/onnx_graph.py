@@ -83,6 +83,14 @@ def halves(graph: Graph, x: str) -> tuple[str, str]:
     return first, second
 
 
+def top_k(graph: Graph, x: str, k: int, *, name: str) -> str:
+    """Selects the `k` largest values along the last dimension."""
+    count = constant(graph, f"{name}/count", np.array([k], np.int64))
+    outputs = [name, f"{name}/places"]
+    graph.nodes.append(helper.make_node("TopK", [x, count], outputs, name))
+    return name
+
+
 def to_model(
     graph: Graph, image_size: tuple[int, int], outputs: dict[str, tuple[int, ...]]
 ) -> onnx.ModelProto:

@@ -13,7 +13,15 @@ from onnx import helper, numpy_helper
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration
 from efficientad_jax.detection.map_normalization import MapQuantiles
-from efficientad_jax.export.onnx_graph import Graph, apply, constant, halves, resize, to_model
+from efficientad_jax.export.onnx_graph import (
+    Graph,
+    apply,
+    constant,
+    halves,
+    resize,
+    to_model,
+    top_k,
+)
 from efficientad_jax.export.onnx_networks import add_autoencoder, add_pdn
 from efficientad_jax.export.properties import as_texts, export_properties
 from efficientad_jax.networks.pdn import LAYERS, STRIDE, output_size
@@ -47,7 +55,7 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
         total = apply(graph, "Add", list(maps.values()), name="combined/sum")
         half = constant(graph, "combined/half", np.array(0.5, np.float32))
         combined = apply(graph, "Mul", [total, half], name="combined/mean")
-    apply(graph, "ReduceMax", [combined], name="scores", axes=[1, 2, 3], keepdims=0)
+    _add_scores(graph, combined, min(calibration.score_values, size[0] * size[1]))
     margins = [(s - m) // 2 for s, m in zip(map_size, size, strict=True)]
     pads = constant(graph, "margins", np.array([0, 0, *margins] * 2, np.int64))
     channel = constant(graph, "channel", np.array([1], np.int64))
@@ -120,6 +128,16 @@ def _normalized_map(graph: Graph, raw: str, quantiles: MapQuantiles, *, name: st
     offset, scale = (constant(graph, key, value) for key, value in constants.items())
     above = apply(graph, "Sub", [raw, offset], name=f"{name}/above")
     return apply(graph, "Mul", [above, scale], name=f"{name}/all")
+
+
+def _add_scores(graph: Graph, combined: str, values: int) -> None:
+    """Adds `inference.image_scores` as the output 'scores'."""
+    if values == 1:
+        apply(graph, "ReduceMax", [combined], name="scores", axes=[1, 2, 3], keepdims=0)
+        return
+    flat = apply(graph, "Flatten", [combined], name="combined/flat", axis=1)
+    highest = top_k(graph, flat, values, name="combined/highest")
+    apply(graph, "ReduceMean", [highest], name="scores", axes=[1], keepdims=0)
 
 
 def _normalization(quantiles: MapQuantiles, name: str) -> dict[str, Float32[np.ndarray, ""]]:

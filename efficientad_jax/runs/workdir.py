@@ -102,7 +102,7 @@ def claim_workdir(
 
     The places of data and teacher are not compared, because files may move and an upgrade may
     replace the packaged teacher. Their digests are compared instead. A run may be given more steps;
-    its configuration is replaced then.
+    its configuration is replaced then. A run with `train.minutes` keeps its number of steps.
 
     Args:
       workdir: the folder.
@@ -135,6 +135,9 @@ def claim_workdir(
             _check_teacher(workdir, stored, teacher_sha256)
         if isinstance(stored, dict):
             stored = {k: v for k, v in _completed(stored, config).items() if k not in ignored}
+        if steps := chosen_steps(stored, config):
+            expected["train"] |= {"steps": steps}
+            content = (json.dumps(expected, indent=2) + "\n").encode()
         more_steps = _steps(stored) < _steps(expected)
         places = _PLACES if teacher_sha256 or data else _DATA_PLACES
         _check_config(workdir, stored, expected, places=(*places, _STEPS) if more_steps else places)
@@ -173,6 +176,19 @@ def _make_workdir(workdir: Path, config: bytes, teacher_sha256: str) -> None:
         write_atomically(Workdir(workdir).config, config)
     except OSError as error:
         raise InputError(f"workdir {workdir}: cannot be made ({error.strerror})") from error
+
+
+def chosen_steps(stored: object, config: Config | DistillationConfig) -> int:
+    """The number of steps that a run chose for its `train.minutes`; 0 without any.
+
+    Args:
+      stored: the content of the work directory's `config.json`.
+      config: the configuration that the run is given now, with the same minutes.
+    """
+    train = stored.get("train") if isinstance(stored, dict) else None
+    if not isinstance(config, Config) or not isinstance(train, dict) or not config.train.minutes:
+        return 0
+    return _steps(stored) if train.get("minutes") == config.train.minutes else 0
 
 
 def _steps(config: object) -> int:

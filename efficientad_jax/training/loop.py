@@ -23,9 +23,10 @@ from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.profile import Profile, profiling
 from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.workdir import Workdir
+from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.losses import Losses
 from efficientad_jax.training.session import TrainingRun, configured_optimizer, open_training
-from efficientad_jax.training.step import TrainData, TrainState, create_train_state, train_steps
+from efficientad_jax.training.step import TrainState, create_train_state, train_steps
 
 
 def run_training(
@@ -76,7 +77,7 @@ def run_training(
         report(run.step, math.nan)
         _make_steps(
             run,
-            _compiled_steps(run, networks, teacher_params),
+            _compiled_steps(run, networks, teacher_params, crop=config.crop_size),
             ((indices, data._replace(pretraining_images=images)) for indices, images in dispatches),
             ahead=is_for_accelerator(networks.student.convolution),
             interrupted=interrupted,
@@ -90,7 +91,11 @@ def run_training(
 
 
 def _compiled_steps(
-    run: TrainingRun, networks: Networks, teacher_params: PyTree
+    run: TrainingRun,
+    networks: Networks,
+    teacher_params: PyTree,
+    *,
+    crop: tuple[int, int] | None,
 ) -> Callable[..., tuple[TrainState, Losses]]:
     """`train_steps` with all arguments that are the same in every dispatch."""
     return partial(
@@ -100,6 +105,7 @@ def _compiled_steps(
         run.optimizer,
         teacher_params=teacher_params,
         key=run.key,
+        crop=crop,
     )
 
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Float16, Int, PyTree
 
 from efficientad_jax.config import LossConfig
 from efficientad_jax.convolution import is_for_accelerator
@@ -19,6 +18,7 @@ from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.training.augmentation import jitter, random_grayscale
+from efficientad_jax.training.batch import Batch, TrainData, random_crops, whole_images
 from efficientad_jax.training.flat import FlatLayout, flat_layout
 from efficientad_jax.training.losses import (
     Losses,
@@ -40,29 +40,6 @@ class TrainState(NamedTuple):
     params: dict[str, PyTree]
     opt_state: PyTree
     step: Int[Array, ""]
-
-
-class TrainData(NamedTuple):
-    """The images of a training: NumPy arrays first, later arrays that stay on the device.
-
-    Attributes:
-      images: training images at the network's size, RGB in 0..255.
-      teacher_features: the normalized teacher's features of each image, rounded to float16, or
-        None to compute them in each step.
-      pretraining_images: images for the penalty, None if it is off.
-    """
-
-    images: UInt8[Array | np.ndarray, "n h w 3"]
-    teacher_features: Float16[Array | np.ndarray, "n oh ow c"] | None
-    pretraining_images: UInt8[Array | np.ndarray, "m h w 3"] | None
-
-
-class Batch(NamedTuple):
-    """The images of one step; see `TrainData`."""
-
-    images: UInt8[Array, "b h w 3"]
-    teacher_features: Float16[Array, "b oh ow c"] | None
-    pretraining_images: UInt8[Array, "b h w 3"] | None
 
 
 def create_train_state(
@@ -100,7 +77,7 @@ class _StudentFeatures(NamedTuple):
 
     normal: Float[Array, "b oh ow c"]
     pretraining: Float[Array, "_b oh ow c"]
-    augmented: Float[Array, "b oh ow c"] | None
+    augmented: Float[Array, "b ah aw c"] | None
 
 
 def compute_losses(
@@ -128,7 +105,10 @@ def compute_losses(
     jitter_key, gray_key, dropout_key = jax.random.split(key, 3)
     images = to_unit_range(batch.images)
     pretraining = _pretraining_images(batch, objective, gray_key)
-    augmented = jitter(jitter_key, images) if objective.autoencoder else None
+    augmented = None
+    if objective.autoencoder:
+        whole = batch.whole_images
+        augmented = jitter(jitter_key, images if whole is None else to_unit_range(whole))
     student = _student_features(
         networks.student, params["student"], images, pretraining=pretraining, augmented=augmented
     )
@@ -178,13 +158,20 @@ def _student_features(
     images: Float[Array, "b h w 3"],
     *,
     pretraining: Float[Array, "b h w 3"] | None,
-    augmented: Float[Array, "b h w 3"] | None,
+    augmented: Float[Array, "b ah aw 3"] | None,
 ) -> _StudentFeatures:
-    """Applies the student to all images in one pass.
+    """Applies the student to all images in one pass, to whole ones next to crops in another.
 
     All layers but the last see every image at once; the last computes only the half of the channels
     that is used.
     """
+    if augmented is not None and augmented.shape != images.shape:
+        of_crops = _student_features(
+            network, params, images, pretraining=pretraining, augmented=None
+        )
+        half = network.out_channels // 2
+        second = float32_features(network, params, normalize_images(augmented), slice(half, None))
+        return of_crops._replace(augmented=second)
     given = [x for x in (images, pretraining, augmented) if x is not None]
     student = partial(float32_features, network, params)
     with jax.named_scope("student"):
@@ -204,9 +191,9 @@ def _teacher_features(
     params: PyTree,
     images: Float[Array, "b h w 3"],
     *,
-    augmented: Float[Array, "b h w 3"] | None,
+    augmented: Float[Array, "b ah aw 3"] | None,
     cached: Float16[Array, "b oh ow c"] | None,
-) -> tuple[Float[Array, "b oh ow c"], Float[Array, "b oh ow c"] | None]:
+) -> tuple[Float[Array, "b oh ow c"], Float[Array, "b aoh aow c"] | None]:
     """The teacher's features of the images, cached or not, and of the augmented images, if any."""
     teacher = partial(float32_features, network, params)
     if cached is not None:
@@ -214,6 +201,8 @@ def _teacher_features(
         return cached.astype(jnp.float32), features
     if augmented is None:
         return teacher(normalize_images(images)), None
+    if augmented.shape != images.shape:
+        return tuple(teacher(normalize_images(x)) for x in (images, augmented))  # pyright: ignore
     features = teacher(normalize_images(jnp.concatenate([images, augmented])))
     return features[: len(images)], features[len(images) :]
 
@@ -269,6 +258,7 @@ def scan_steps(
     indices: Int[Array, "k b"],
     pretraining_indices: Int[Array, "k b"],
     key: jax.Array,
+    crop: tuple[int, int] | None = None,
 ) -> tuple[TrainState, Losses]:
     """Makes `k` steps one after another; `train_steps` is the compiled version.
 
@@ -282,17 +272,22 @@ def scan_steps(
       indices: which images each step takes.
       pretraining_indices: which pretraining images each step takes; not read if the penalty is off.
       key: random key of the whole training; each step folds its number in.
+      crop: height and width in pixels of the part that a step takes of each image, at a random
+        place; None takes whole images.
 
     Returns:
       The state after `k` steps, and the losses of each step.
     """
     _, height, width, _ = data.images.shape
-    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, (height, width))
+    teacher_params = with_transformed_kernels(
+        networks.teacher, teacher_params, crop or (height, width)
+    )
     dtype, flat = networks.student.dtype, None
     if is_for_accelerator(networks.student.convolution):
         flat = flat_layout(state.params)
         state = flat.map(flat.flatten, state)
         teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
+    shown = data if objective.penalty else data._replace(pretraining_images=None)
 
     def unflatten(state: TrainState) -> PyTree | None:
         """The parameters as a tree in the dtype of the computation, which a step carries over."""
@@ -301,15 +296,16 @@ def scan_steps(
     def step(
         carried: tuple[TrainState, PyTree | None], rows: tuple[Array, Array]
     ) -> tuple[tuple[TrainState, PyTree | None], Losses]:
-        (state, params), (images, pretraining) = carried, rows
-        features, pretraining_images = data.teacher_features, data.pretraining_images
-        batch = Batch(
-            data.images[images],
-            None if features is None else features[images],
-            pretraining_images[pretraining]
-            if objective.penalty and pretraining_images is not None
-            else None,
-        )
+        state, params = carried
+        step_key = jax.random.fold_in(key, state.step)
+        if crop:
+            # Another key than those of the losses, which are split off this one.
+            crop_key = jax.random.fold_in(step_key, 0)
+            batch = random_crops(shown, *rows, crop=crop, key=crop_key)
+            if objective.autoencoder:
+                batch = batch._replace(whole_images=data.images[rows[0]])
+        else:
+            batch = whole_images(shown, *rows)
         state, losses = train_step(
             networks,
             objective,
@@ -317,7 +313,7 @@ def scan_steps(
             teacher_params=teacher_params,
             state=state,
             batch=batch,
-            key=jax.random.fold_in(key, state.step),
+            key=step_key,
             flat=flat,
             params=params,
         )
@@ -330,6 +326,6 @@ def scan_steps(
 
 train_steps = jax.jit(
     scan_steps,
-    static_argnames=("networks", "objective", "optimizer"),
+    static_argnames=("networks", "objective", "optimizer", "crop"),
     donate_argnames=("state",),
 )

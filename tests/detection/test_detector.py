@@ -108,6 +108,22 @@ def test_a_change_of_the_record_hashes_no_arrays(detector, tmp_path, monkeypatch
         np.testing.assert_array_equal(a, b)
 
 
+def test_the_rule_of_the_score_is_kept_and_earlier_versions_refuse_it(detector, tmp_path):
+    rule = replace(detector, calibration=detector.calibration._replace(score_values=10))
+    for each, version in ((detector, 2), (rule, 3)):
+        each.save(tmp_path)
+        assert Detector.load(tmp_path).calibration == each.calibration
+        record = json.loads((tmp_path / "detector.json").read_text())
+        assert record["version"] == version
+    del record["calibration"]["score_values"]  # as it was before there was a choice
+    change(tmp_path, calibration=record["calibration"])
+    assert Detector.load(tmp_path).calibration == detector.calibration
+    for values in (0, 501, 10.0, True, "max", None):
+        change(tmp_path, calibration=record["calibration"] | {"score_values": values})
+        with pytest.raises(InputError, match="score_values"):
+            Detector.load(tmp_path)
+
+
 def change(folder, **fields):
     file = folder / "detector.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
@@ -124,10 +140,10 @@ def test_what_is_no_detector_is_refused_in_one_line(detector, tmp_path):
     refused("no detector.json")
     detector.save(folder)
     change(folder, version=99)
-    refused("version 99, this package reads version 2")
+    refused("version 99, this package reads versions 2 and 3")
     detector.save(folder)
     change(folder, spec={"size": "small"})
-    refused("not as version 2 has it")
+    refused("not as this package writes it")
     (folder / "detector.json").write_text('{"format": ')
     refused("cannot be read as JSON")
     (folder / "detector.json").write_text("[]")

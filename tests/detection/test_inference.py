@@ -55,6 +55,18 @@ def test_maps_and_scores_are_those_of_algorithm_2():
     np.testing.assert_allclose(found.scores, combined.max((1, 2)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("values", [10, 500, 5000])
+def test_a_score_may_be_the_mean_of_the_highest_values(values):
+    params, images = detector_params(), uint8_images(3, SIZE)
+    calibration, scores = calibrate(NETWORKS, params, images, score_values=values)
+    found = detect(NETWORKS, params, calibration, jnp.asarray(images))
+    inside = np.asarray(found.combined)[:, 4:-4, 4:-4].reshape(3, -1)
+    expected = np.sort(inside, axis=1)[:, -values:].mean(1)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    assert (expected < inside.max(1)).all()
+
+
 def test_the_margin_is_zero_and_not_below_normal():
     found = detect(NETWORKS, detector_params(), CALIBRATION, jnp.asarray(uint8_images(size=SIZE)))
     margin = np.asarray(found.combined).copy()

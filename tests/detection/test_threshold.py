@@ -141,14 +141,12 @@ def test_a_detector_without_scores_has_no_threshold(detector, tmp_path):
 
 
 @cache
-def calibrated(autoencoder=False, upsample_first=False):
+def calibrated(autoencoder=False, **rules):
     """A detector whose threshold is chosen on these images, for a rate of 20 %."""
     spec = SPEC._replace(out_channels=4, autoencoder=autoencoder)
     plain = random_detector(spec)
     images = np.stack([picture(128, 128, seed) for seed in range(13)])
-    calibration, scores = calibrate(
-        plain.networks, plain.params, images, upsample_first=upsample_first
-    )
+    calibration, scores = calibrate(plain.networks, plain.params, images, **rules)
     detector = replace(plain, calibration=calibration, validation_scores=tuple(scores.tolist()))
     return detector.with_threshold(0.2), images
 
@@ -185,7 +183,8 @@ GLOBAL = {"autoencoder": True, "upsample_first": True}
 @pytest.mark.parametrize(
     ("kind", "path"),
     [({}, path) for path in (*PATHS, *BATCHES)]
-    + [(GLOBAL, path) for path in ("image", "tiles", "batch 13")],
+    + [(GLOBAL, path) for path in ("image", "tiles", "batch 13")]
+    + [({"score_values": 10}, path) for path in ("image", "tiles", "batch 13")],
 )
 def test_images_that_a_threshold_is_chosen_on_reach_it_no_more_often_than_its_rate(kind, path):
     detector, images = calibrated(**kind)

@@ -95,6 +95,16 @@ def test_a_large_map_is_that_of_the_whole_image_where_maps_are_upsampled_first()
     assert found.score == pytest.approx(float(expected.max()), rel=1e-4)
 
 
+def test_a_score_of_several_values_is_that_of_the_whole_map():
+    plain = make_detector()
+    detector = replace(plain, calibration=plain.calibration._replace(score_values=10))
+    image = picture(300, 213)
+    tiled = detect_tiled(detector, image)
+    highest = np.sort(whole_map(detector, image), axis=None)[-10:]
+    assert_close(tiled.score, highest.mean())
+    assert tiled.score < detect_tiled(plain, image).score
+
+
 def test_the_zeros_around_the_tiles_of_a_padded_network_are_not_seen():
     detector, image = make_detector(padding=True), picture(196, 172)
     expected = whole_map(detector, image)

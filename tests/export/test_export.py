@@ -93,7 +93,8 @@ def torch_maps(detector, images):
     combined = torch.stack(list(maps.values())).mean(0)
     maps = {"combined": combined, **maps}
     padded = {name: functional.pad(m, (margin,) * 4).detach().numpy() for name, m in maps.items()}
-    return {"scores": combined.amax((1, 2)).detach().numpy(), **padded}
+    scores = combined.flatten(1).topk(detector.calibration.score_values).values.mean(1)
+    return {"scores": scores.detach().numpy(), **padded}
 
 
 def open_openvino(model):
@@ -111,17 +112,17 @@ def open_openvino(model):
 
 
 @pytest.mark.parametrize(
-    ("changes", "upsample_first"),
+    ("changes", "options"),
     [
-        ({}, False),
-        ({"autoencoder": False}, False),
-        ({"input_size": (160, 128)}, True),
-        ({"size": "medium", "padding": True, "autoencoder": False}, False),
+        ({}, {}),
+        ({"autoencoder": False}, {"score_values": 10}),
+        ({"input_size": (160, 128)}, {"upsample_first": True}),
+        ({"size": "medium", "padding": True, "autoencoder": False}, {}),
     ],
     ids=["plain", "no autoencoder", "upsampled first", "medium, padded"],
 )
-def test_onnx_computes_algorithm_2(changes, upsample_first):
-    detector = random_detector(SPEC._replace(**changes), upsample_first=upsample_first)
+def test_onnx_computes_algorithm_2(changes, options):
+    detector = random_detector(SPEC._replace(**changes), **options)
     model = onnx_model(detector).SerializeToString()
     images = uint8_images(2, SPEC.input_size, block=8)
     if detector.spec.input_size == (160, 128):

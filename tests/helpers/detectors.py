@@ -34,6 +34,7 @@ def random_detector(
     seed: int = 0,
     *,
     upsample_first: bool = False,
+    score_values: int = 1,
     config: dict[str, Any] | None = None,
 ) -> Detector:
     """A detector without a threshold; teacher, student and autoencoder have seeds of their own."""
@@ -44,7 +45,7 @@ def random_detector(
     if not spec.autoencoder:
         params = params._replace(autoencoder=None)
     global_ = MapQuantiles(0.2, 1.0) if spec.autoencoder else None
-    calibration = Calibration(MapQuantiles(0.5, 2.0), global_, upsample_first)
+    calibration = Calibration(MapQuantiles(0.5, 2.0), global_, upsample_first, score_values)
     return Detector(spec, params, calibration, config or {}, {})
 
 

@@ -9,8 +9,9 @@ from efficientad_jax.config import LossConfig
 from efficientad_jax.networks.model import create_networks
 from efficientad_jax.optimizer import adam_with_l2
 from efficientad_jax.training import step as training_step
+from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.flat import flat_layout
-from efficientad_jax.training.step import TrainData, TrainState, create_train_state, scan_steps
+from efficientad_jax.training.step import TrainState, create_train_state, scan_steps
 from tests.helpers.detectors import random_params
 from tests.helpers.images import uint8_images
 

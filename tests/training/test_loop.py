@@ -21,9 +21,9 @@ from efficientad_jax.runs.tensorboard import scalar_log
 from efficientad_jax.runs.workdir import claim_workdir
 from efficientad_jax.training import loop as training_loop
 from efficientad_jax.training import session as training_session
+from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.losses import Losses
 from efficientad_jax.training.session import image_indices
-from efficientad_jax.training.step import TrainData
 from tests.helpers.detectors import random_params
 
 SIZE = (128, 128)

@@ -1,5 +1,7 @@
 """One whole step of Algorithm 1 against PyTorch, and the losses that can be switched off."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,8 @@ from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from efficientad_jax.optimizer import adam_with_l2
 from efficientad_jax.training.augmentation import jitter, random_grayscale
-from efficientad_jax.training.step import (
-    Batch,
-    TrainData,
-    TrainState,
-    compute_losses,
-    train_steps,
-)
+from efficientad_jax.training.batch import Batch, TrainData, random_crops
+from efficientad_jax.training.step import TrainState, compute_losses, train_steps
 from tests.helpers.detectors import random_params
 from tests.helpers.images import uint8_images
 from tests.helpers.torch_reference import (
@@ -166,6 +163,77 @@ def test_penalty_without_photographs_is_refused():
             batch=batch,
             key=jax.random.key(0),
         )
+
+
+def test_crops_have_the_features_of_whole_images_there():
+    images, photographs = noise(3, 0), noise(2, 1)
+    x = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+    features = NETWORKS.teacher.apply(teacher_params(), x).astype(jnp.float16)
+    data = TrainData(images, features, photographs)
+    chosen, others = jnp.array([2, 0, 2, 1] * 8), jnp.array([1, 0] * 16)
+    batch = random_crops(data, chosen, others, crop=(64, 64), key=jax.random.key(0))
+    assert batch.images.shape == batch.pretraining_images.shape == (32, 64, 64, 3)
+    x = (batch.images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+    expected = NETWORKS.teacher.apply(teacher_params(), x)
+    np.testing.assert_allclose(batch.teacher_features, expected, rtol=2e-3, atol=2e-3)
+    places = set()
+    for crops, whole, indices in (
+        (batch.images, images, chosen),
+        (batch.pretraining_images, photographs, others),
+    ):
+        whole = np.asarray(whole)
+        for crop, i in zip(np.asarray(crops), indices, strict=True):
+            found = [
+                (top, left)
+                for top, left in product(range(0, 65, 4), repeat=2)
+                if np.array_equal(whole[i, top : top + 64, left : left + 64], crop)
+            ]
+            assert len(found) == 1
+            places.add(found[0])
+    assert len(places) > 48
+
+
+def test_a_step_on_crops_has_their_losses():
+    objective = LossConfig(penalty=False, autoencoder=False)
+    networks = create_networks("small", CHANNELS, SIZE, convolution="native")
+    optimizer = adam_with_l2(1e-4, 1e-5)
+    data, indices, key = TrainData(noise(3, 0), None, None), jnp.array([[2]]), jax.random.key(1)
+    params = student_params()
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    _, losses = train_steps(
+        networks,
+        objective,
+        optimizer,
+        teacher_params=teacher_params(),
+        data=data,
+        state=state,
+        indices=indices,
+        pretraining_indices=indices,
+        key=key,
+        crop=(64, 96),
+    )
+    step_key = jax.random.fold_in(key, 0)
+    crop_key = jax.random.fold_in(step_key, 0)
+    batch = random_crops(data, indices[0], indices[0], crop=(64, 96), key=crop_key)
+    assert batch.images.shape == (1, 64, 96, 3)
+    expected = compute_losses(
+        NETWORKS, objective, teacher_params(), params=student_params(), batch=batch, key=step_key
+    )
+    np.testing.assert_allclose(losses.hard, [expected.hard], rtol=1e-3)
+
+
+def test_the_autoencoder_gets_whole_images_next_to_crops():
+    images = noise(1, 0)
+    given = {"params": student_params(), "key": jax.random.key(0)}
+    objective = LossConfig(penalty=False)
+    batches = Batch(images, None, None), Batch(images[:, 32:96, :64], None, None, images)
+    whole, crops = (
+        compute_losses(NETWORKS, objective, teacher_params(), batch=batch, **given)
+        for batch in batches
+    )
+    for name in ("autoencoder", "student_autoencoder"):
+        assert getattr(crops, name) == pytest.approx(float(getattr(whole, name)), rel=1e-4)
+    assert crops.hard != whole.hard
 
 
 def test_many_steps_per_dispatch_and_cached_features_change_nothing():

@@ -1,0 +1,95 @@
+"""The images of one step: whole, or parts at random places."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float16, Int, UInt8
+
+from efficientad_jax.networks.pdn import STRIDE, output_size
+
+
+class TrainData(NamedTuple):
+    """The images of a training: NumPy arrays first, later arrays that stay on the device.
+
+    Attributes:
+      images: training images at the network's size, RGB in 0..255.
+      teacher_features: the normalized teacher's features of each image, rounded to float16, or
+        None to compute them in each step.
+      pretraining_images: images for the penalty, None if it is off.
+    """
+
+    images: UInt8[Array | np.ndarray, "n h w 3"]
+    teacher_features: Float16[Array | np.ndarray, "n oh ow c"] | None
+    pretraining_images: UInt8[Array | np.ndarray, "m h w 3"] | None
+
+
+class Batch(NamedTuple):
+    """The images of one step, or crops of them; see `TrainData`.
+
+    Attributes:
+      images: the training images or their crops.
+      teacher_features: of them, or None.
+      pretraining_images: as large as they are, or None.
+      whole_images: the training images for the autoencoder if `images` are crops, otherwise None.
+    """
+
+    images: UInt8[Array, "b h w 3"]
+    teacher_features: Float16[Array, "b oh ow c"] | None
+    pretraining_images: UInt8[Array, "b h w 3"] | None
+    whole_images: UInt8[Array, "b fh fw 3"] | None = None
+
+
+def whole_images(data: TrainData, images: Int[Array, " b"], photographs: Int[Array, " b"]) -> Batch:
+    """The batch of these training images and photographs."""
+    features, pretraining = data.teacher_features, data.pretraining_images
+    return Batch(
+        data.images[images],
+        None if features is None else features[images],
+        None if pretraining is None else pretraining[photographs],
+    )
+
+
+def random_crops(
+    data: TrainData,
+    images: Int[Array, " b"],
+    photographs: Int[Array, " b"],
+    *,
+    crop: tuple[int, int],
+    key: jax.Array,
+) -> Batch:
+    """The batch of parts of these training images and photographs, at random places.
+
+    The places are multiples of the stride of an unpadded PDN. The teacher's features of a part are
+    then exactly those of the whole image there.
+    """
+    (height, width), batch = data.images.shape[1:3], len(images)
+    keys = jax.random.split(key, 4)
+
+    def positions(key: jax.Array, side: int, part: int) -> Int[Array, " b"]:
+        return jax.random.randint(key, (batch,), 0, (side - part) // STRIDE + 1)
+
+    def cut(
+        whole: Array | np.ndarray,
+        indices: Array,
+        places: tuple[Array, Array],
+        size: tuple[int, int],
+    ) -> Array:
+        def part(index: Array, top: Array, left: Array) -> Array:
+            start = (index, top, left, 0)
+            return jax.lax.dynamic_slice(whole, start, (1, *size, whole.shape[-1]))[0]
+
+        return jax.vmap(part)(indices, *places)
+
+    rows, columns = positions(keys[0], height, crop[0]), positions(keys[1], width, crop[1])
+    pixels = (STRIDE * rows, STRIDE * columns)
+    elsewhere = (
+        STRIDE * positions(keys[2], height, crop[0]),
+        STRIDE * positions(keys[3], width, crop[1]),
+    )
+    features, pretraining = data.teacher_features, data.pretraining_images
+    return Batch(
+        cut(data.images, images, pixels, crop),
+        None if features is None else cut(features, images, (rows, columns), output_size(*crop)),
+        None if pretraining is None else cut(pretraining, photographs, elsewhere, crop),
+    )
