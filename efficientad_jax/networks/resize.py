@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from efficientad_jax.convolution import ConvolutionMethod, chosen_method
 
+
 @cache
 def bilinear_matrix(source: int, target: int) -> Float[np.ndarray, "{target} {source}"]:
     """Computes the weights `[target, source]` of 1-D bilinear resizing.

@@ -26,7 +26,7 @@ class FlatLayout(NamedTuple):
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    structure: jax.tree_util.PyTreeDef
+    structure: Any
 
     def flatten(self, tree: PyTree) -> Float[Array, " p"]:
         """All arrays of a tree in one float32 vector."""
