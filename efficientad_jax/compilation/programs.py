@@ -223,7 +223,7 @@ def _distillation_batch(
     vector = _abstract((sources,), jnp.float32)
     is_reduced = sources > config.channels or config.target_reduction == "pca"
     matrix = _abstract((sources, config.channels), jnp.float32) if is_reduced else None
-    params = (abstract_backbone_params(config.backbone), (vector, vector, matrix))
+    params = (abstract_backbone_params(config.backbone, config.dtype), (vector, vector, matrix))
     if config.views_on_device:
         shape = (_PHOTOGRAPHS, PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZE, 3)
         photographs = _abstract(shape, jnp.uint8)

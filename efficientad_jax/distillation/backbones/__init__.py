@@ -34,7 +34,7 @@ class Backbone(NamedTuple):
     Attributes:
       compute_features: from parameters and images to patch features; a pure function. The features
         of several networks are concatenated in the last axis.
-      params: the parameters.
+      params: the parameters, in the dtype of the computation.
       channels: number of features of a patch.
       record: name, source and license of the weights.
     """
@@ -102,7 +102,11 @@ def load_backbone(
     ]
     return Backbone(
         compute_features,
-        tuple(network.params for network in loaded),
+        # Cast once, and not by every layer in every step.
+        tuple(
+            jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), network.params)
+            for network in loaded
+        ),
         channels * len(loaded),
         records[0] if len(records) == 1 else {"networks": records},
     )
@@ -132,13 +136,18 @@ def feature_function(
     )
 
 
-def abstract_backbone_params(name: str) -> tuple[PyTree, ...]:
+def abstract_backbone_params(name: str, dtype: Dtype = "float32") -> tuple[PyTree, ...]:
     """Shapes and dtypes of the parameters of `load_backbone`, without their files."""
+
+    def cast(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
     shapes = []
     for network, _ in _parts(name):
         module = _module(network, "", "float32", "direct").module
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-        shapes.append(jax.eval_shape(module.init, jax.random.key(0), image))
+        stored = jax.eval_shape(module.init, jax.random.key(0), image)
+        shapes.append(jax.tree.map(cast, stored))
     return tuple(shapes)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax.distillation.backbones import load_backbone
+from efficientad_jax.distillation.backbones import abstract_backbone_params, load_backbone
 from efficientad_jax.distillation.backbones.patches import patch_features
 from efficientad_jax.distillation.backbones.resnet import (
     ResNet,
@@ -74,3 +74,10 @@ def test_unusable_names_and_weights_are_refused_in_one_line(name, weights, messa
         load_backbone(name, weights, 24, size=16)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_abstract_parameters_are_those_that_are_loaded():
+    loaded = load_backbone("resnet18", "", 24, size=16, dtype="bfloat16").params
+    expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), loaded)
+    assert abstract_backbone_params("resnet18", "bfloat16") == expected
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype("bfloat16")}
