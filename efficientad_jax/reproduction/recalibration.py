@@ -37,7 +37,7 @@ def recalibrated_scores(
     """Computes image scores of the test images for each calibration.
 
     Args:
-      detector: a trained one; of its calibration, only `upsample_first` is used.
+      detector: a trained one; of its calibration, `upsample_first` and `score_values` are used.
       validation_images: normal images for the calibration, at the detector's input size.
       test_images: images to score, at the detector's input size.
       choices: the calibrations.
@@ -60,7 +60,7 @@ def recalibrated_scores(
                 choice.q_b,
                 upsample_first=upsample_first,
                 normalize=choice.normalize,
-            ),
+            )._replace(score_values=detector.calibration.score_values),
         )
         for choice in choices
     ]
