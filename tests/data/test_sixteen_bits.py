@@ -1,7 +1,6 @@
 """Images of 16 bits: gray and color, with the white levels of cameras."""
 
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from PIL import Image
 
 from efficientad_jax.data.decoding import decode_image, decode_image_and_peak
 from efficientad_jax.errors import InputError
-from tests.helpers.bad_images import png_chunk
+from tests.helpers.bad_images import sixteen_bit_png
 from tests.helpers.images import encoded
 
 
@@ -26,17 +25,6 @@ def test_the_white_level_of_a_camera_becomes_white(white_level: int) -> None:
     np.testing.assert_array_equal(default[..., 0], np.rint(pixels / 257))
     assert peak == white_level
     assert decode_image_and_peak(np.zeros((2, 2), np.uint8))[1] is None
-
-
-def sixteen_bit_png(pixels: np.ndarray) -> bytes:
-    """A PNG file of 16 bits per channel, `[h, w, 2 to 4]`, which Pillow cannot write."""
-    height, width, channels = pixels.shape
-    rows = pixels.astype(">u2").reshape(height, -1)
-    content = b"".join(b"\0" + row.tobytes() for row in rows)
-    color = {2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
 def sixteen_bit_tiff(pixels: np.ndarray, order: str) -> bytes:

@@ -4,6 +4,7 @@ import io
 import os
 import socket
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,17 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + check
 
 
+def sixteen_bit_png(pixels: np.ndarray) -> bytes:
+    """A PNG file of 16 bits per channel, `[h, w, 2 to 4]`, which Pillow cannot write."""
+    height, width, channels = pixels.shape
+    rows = pixels.astype(">u2").reshape(height, -1)
+    content = b"".join(b"\0" + row.tobytes() for row in rows)
+    color = {2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
 def case(name: str | bytes, content: bytes, outcome, whole=None) -> Case:
     name = name if isinstance(name, bytes) else os.fsencode(name)
     return Case(name, lambda path: path.write_bytes(content), outcome, whole)
@@ -84,6 +96,7 @@ def cases() -> list[Case]:
         *_extreme_sizes(),
         *_bombs(),
         *_kinds_of_pixels(),
+        *_cameras_and_masks(),
         *_rotations(),
         *_names(),
         *_no_files(),
@@ -227,6 +240,31 @@ def _kinds_of_pixels():
         yield case(f"kind_animated{SUFFIX_OF[kind]}", content, first)
 
 
+def _cameras_and_masks():
+    colors = RNG.integers(0, 65536, (21, 33, 3), np.uint16)
+    upper_bytes = (colors >> 8).astype(np.uint8)
+    yield case("camera_16_bits_color.png", sixteen_bit_png(colors), upper_bytes)
+    twelve_bits = SIXTEEN_BITS // 16
+    as_rgb = np.rint(twelve_bits / 257).astype(np.uint8)[..., None].repeat(3, -1)
+    yield case("camera_12_bits.png", encoded(twelve_bits, "PNG"), as_rgb)
+    line = RNG.integers(0, 256, (1, 4000, 3), np.uint8)
+    yield case("camera_line.png", encoded(line, "PNG"), line)
+
+    disk = np.hypot(*np.mgrid[-10:11, -16:17]) < 8
+    white = np.where(disk, 255, 0).astype(np.uint8)
+    blurred = Image.fromarray(white).resize((11, 7)).resize((33, 21))
+    for name, mask, kind in (
+        ("anti_aliased", blurred, "PNG"),
+        ("lossy", white, "JPEG"),
+        ("dark_lossy", white // 9, "JPEG"),
+        ("inverted", 255 - white, "PNG"),
+        ("transparent", np.dstack([np.full((21, 33, 3), 255, np.uint8), white]), "PNG"),
+        ("only_transparent", np.dstack([np.zeros((21, 33, 3), np.uint8), white]), "PNG"),
+    ):
+        content = encoded(mask, kind)
+        yield case(f"mask_{name}{SUFFIX_OF[kind]}", content, decoded(content))
+
+
 def _rotations():
     turned = {
         1: RGB,
@@ -254,6 +292,7 @@ def _names():
         b"not_\xff\xfe_utf8.png",
         b"latin_\xe9.png",
         "größe 瓶 😀.png",
+        unicodedata.normalize("NFD", "größe.png"),
         "two\nlines.png",
         "a\ttab.png",
         "\x1b[31mred.png",
