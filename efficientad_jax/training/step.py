@@ -302,14 +302,7 @@ def scan_steps(
         carried: tuple[TrainState, PyTree | None], rows: tuple[Array, Array]
     ) -> tuple[tuple[TrainState, PyTree | None], Losses]:
         (state, params), (images, pretraining) = carried, rows
-        features, pretraining_images = data.teacher_features, data.pretraining_images
-        batch = Batch(
-            data.images[images],
-            None if features is None else features[images],
-            pretraining_images[pretraining]
-            if objective.penalty and pretraining_images is not None
-            else None,
-        )
+        batch = _take_batch(data, images, pretraining if objective.penalty else None)
         state, losses = train_step(
             networks,
             objective,
@@ -326,6 +319,18 @@ def scan_steps(
     first = state, unflatten(state)
     (state, _), losses = jax.lax.scan(step, first, (indices, pretraining_indices))
     return state if flat is None else flat.map(flat.unflatten, state), losses
+
+
+def _take_batch(
+    data: TrainData, images: Int[Array, " b"], pretraining: Int[Array, " b"] | None
+) -> Batch:
+    """The images with these indices, and their features and photographs where there are any."""
+    features, photographs = data.teacher_features, data.pretraining_images
+    return Batch(
+        data.images[images],
+        None if features is None else features[images],
+        None if pretraining is None or photographs is None else photographs[pretraining],
+    )
 
 
 train_steps = jax.jit(
