@@ -278,7 +278,7 @@ def scan_steps(
       optimizer: the one that made the state.
       teacher_params: parameters of the normalized teacher.
       data: the images, on the device.
-      state: the state to start from; `train_steps` donates it.
+      state: to start from; `train_steps` donates it.
       indices: which images each step takes.
       pretraining_indices: which pretraining images each step takes; not read if the penalty is off.
       key: random key of the whole training; each step folds its number in.
@@ -295,7 +295,6 @@ def scan_steps(
         teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
 
     def unflatten(state: TrainState) -> PyTree | None:
-        """The parameters as a tree in the dtype of the computation, which a step carries over."""
         return None if flat is None else flat.unflatten(state.params, dtype)
 
     def step(
