@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Float16, Int, PyTree, UInt8
 
 from efficientad_jax.config import LossConfig
-from efficientad_jax.convolution import is_for_accelerator
+from efficientad_jax.convolution import chosen_method
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
@@ -270,7 +270,7 @@ def scan_steps(
     pretraining_indices: Int[Array, "k b"],
     key: jax.Array,
 ) -> tuple[TrainState, Losses]:
-    """Makes `k` steps one after another; `train_steps` is the compiled version.
+    """Makes `k` steps; `train_steps` is compiled.
 
     Args:
       networks: the modules.
@@ -286,10 +286,11 @@ def scan_steps(
     Returns:
       The state after `k` steps, and the losses of each step.
     """
-    _, height, width, _ = data.images.shape
-    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, (height, width))
+    size = (data.images.shape[1], data.images.shape[2])
+    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, size)
     dtype, flat = networks.student.dtype, None
-    if is_for_accelerator(networks.student.convolution):
+    # On a TPU the slices of the vectors cost more than they save.
+    if chosen_method(networks.student.convolution) == "gpu":
         flat = flat_layout(state.params)
         state = flat.map(flat.flatten, state)
         teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
@@ -315,8 +316,8 @@ def scan_steps(
         )
         return (state, unflatten(state)), losses
 
-    first = state, unflatten(state)
-    (state, _), losses = jax.lax.scan(step, first, (indices, pretraining_indices))
+    rows = (indices, pretraining_indices)
+    (state, _), losses = jax.lax.scan(step, (state, unflatten(state)), rows)
     return state if flat is None else flat.map(flat.unflatten, state), losses
 
 
