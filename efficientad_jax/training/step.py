@@ -276,7 +276,7 @@ def scan_steps(
       networks: the modules.
       objective: which losses are on.
       optimizer: the one that made the state.
-      teacher_params: parameters of the normalized teacher.
+      teacher_params: of the normalized teacher.
       data: the images, on the device.
       state: to start from; `train_steps` donates it.
       indices: which images each step takes.
@@ -289,8 +289,7 @@ def scan_steps(
     size = (data.images.shape[1], data.images.shape[2])
     teacher_params = with_transformed_kernels(networks.teacher, teacher_params, size)
     dtype, flat = networks.student.dtype, None
-    # On a TPU the slices of the vectors cost more than they save.
-    if chosen_method(networks.student.convolution) == "gpu":
+    if chosen_method(networks.student.convolution) == "gpu":  # on a TPU slices cost more
         flat = flat_layout(state.params)
         state = flat.map(flat.flatten, state)
         teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
@@ -316,8 +315,8 @@ def scan_steps(
         )
         return (state, unflatten(state)), losses
 
-    rows = (indices, pretraining_indices)
-    (state, _), losses = jax.lax.scan(step, (state, unflatten(state)), rows)
+    first = state, unflatten(state)
+    (state, _), losses = jax.lax.scan(step, first, (indices, pretraining_indices))
     return state if flat is None else flat.map(flat.unflatten, state), losses
 
 
