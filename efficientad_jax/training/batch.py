@@ -40,8 +40,31 @@ class Batch(NamedTuple):
     whole_images: UInt8[Array, "b fh fw 3"] | None = None
 
 
-def whole_images(data: TrainData, images: Int[Array, " b"], photographs: Int[Array, " b"]) -> Batch:
-    """The batch of these training images and photographs."""
+def take_batch(
+    data: TrainData,
+    images: Int[Array, " b"],
+    photographs: Int[Array, " b"],
+    *,
+    crop: tuple[int, int] | None,
+    key: jax.Array,
+    whole: bool,
+) -> Batch:
+    """The batch of these training images and photographs.
+
+    Args:
+      data: all images.
+      images: which training images.
+      photographs: which pretraining images, if there are any.
+      crop: height and width in pixels of the part to take of each, at a random place; None takes
+        whole images.
+      key: random key of the step.
+      whole: whether a batch of crops has the whole training images as well.
+    """
+    if crop:
+        # Another key than those of the losses, which are split off this one.
+        crop_key = jax.random.fold_in(key, 0)
+        batch = random_crops(data, images, photographs, crop=crop, key=crop_key)
+        return batch._replace(whole_images=data.images[images]) if whole else batch
     features, pretraining = data.teacher_features, data.pretraining_images
     return Batch(
         data.images[images],

@@ -1,4 +1,4 @@
-"""A training's state as vectors, for accelerators: one kernel updates all parameters.
+"""A training's state as vectors, for GPUs: one kernel updates all parameters.
 
 As a tree the parameters of student and autoencoder are 36 arrays. Adam then takes as many kernels
 per step, most of them for a bias, and on a GPU each kernel costs some microseconds.

@@ -12,13 +12,13 @@ import optax
 from jaxtyping import Array, Float, Float16, Int, PyTree
 
 from efficientad_jax.config import LossConfig
-from efficientad_jax.convolution import is_for_accelerator
+from efficientad_jax.convolution import chosen_method
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.training.augmentation import jitter, random_grayscale
-from efficientad_jax.training.batch import Batch, TrainData, random_crops, whole_images
+from efficientad_jax.training.batch import Batch, TrainData, take_batch
 from efficientad_jax.training.flat import FlatLayout, flat_layout
 from efficientad_jax.training.losses import (
     Losses,
@@ -247,6 +247,10 @@ def train_step(
     return TrainState(new_params, opt_state, state.step + 1), losses
 
 
+# The state, and on a GPU its parameters as a tree in the dtype of the computation.
+_Carried = tuple[TrainState, PyTree | None]
+
+
 def scan_steps(
     networks: Networks,
     objective: LossConfig,
@@ -260,52 +264,36 @@ def scan_steps(
     key: jax.Array,
     crop: tuple[int, int] | None = None,
 ) -> tuple[TrainState, Losses]:
-    """Makes `k` steps one after another; `train_steps` is the compiled version.
+    """Makes `k` steps; returns the state and the losses of each. `train_steps` is compiled.
 
     Args:
       networks: the modules.
       objective: which losses are on.
       optimizer: the one that made the state.
-      teacher_params: parameters of the normalized teacher.
+      teacher_params: of the normalized teacher.
       data: the images, on the device.
-      state: the state to start from; `train_steps` donates it.
+      state: to start from; `train_steps` donates it.
       indices: which images each step takes.
-      pretraining_indices: which pretraining images each step takes; not read if the penalty is off.
+      pretraining_indices: which pretraining images each step takes, if the penalty is on.
       key: random key of the whole training; each step folds its number in.
-      crop: height and width in pixels of the part that a step takes of each image, at a random
-        place; None takes whole images.
-
-    Returns:
-      The state after `k` steps, and the losses of each step.
+      crop: see `take_batch`.
     """
-    _, height, width, _ = data.images.shape
-    teacher_params = with_transformed_kernels(
-        networks.teacher, teacher_params, crop or (height, width)
-    )
+    size = (data.images.shape[1], data.images.shape[2])
+    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, crop or size)
     dtype, flat = networks.student.dtype, None
-    if is_for_accelerator(networks.student.convolution):
+    if chosen_method(networks.student.convolution) == "gpu":  # on a TPU slices cost more
         flat = flat_layout(state.params)
         state = flat.map(flat.flatten, state)
         teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
     shown = data if objective.penalty else data._replace(pretraining_images=None)
 
     def unflatten(state: TrainState) -> PyTree | None:
-        """The parameters as a tree in the dtype of the computation, which a step carries over."""
         return None if flat is None else flat.unflatten(state.params, dtype)
 
-    def step(
-        carried: tuple[TrainState, PyTree | None], rows: tuple[Array, Array]
-    ) -> tuple[tuple[TrainState, PyTree | None], Losses]:
+    def step(carried: _Carried, rows: tuple[Array, Array]) -> tuple[_Carried, Losses]:
         state, params = carried
         step_key = jax.random.fold_in(key, state.step)
-        if crop:
-            # Another key than those of the losses, which are split off this one.
-            crop_key = jax.random.fold_in(step_key, 0)
-            batch = random_crops(shown, *rows, crop=crop, key=crop_key)
-            if objective.autoencoder:
-                batch = batch._replace(whole_images=data.images[rows[0]])
-        else:
-            batch = whole_images(shown, *rows)
+        batch = take_batch(shown, *rows, crop=crop, key=step_key, whole=objective.autoencoder)
         state, losses = train_step(
             networks,
             objective,
@@ -319,8 +307,8 @@ def scan_steps(
         )
         return (state, unflatten(state)), losses
 
-    first = state, unflatten(state)
-    (state, _), losses = jax.lax.scan(step, first, (indices, pretraining_indices))
+    rows = indices, pretraining_indices
+    (state, _), losses = jax.lax.scan(step, (state, unflatten(state)), rows)
     return state if flat is None else flat.map(flat.unflatten, state), losses
 
 

@@ -1,4 +1,4 @@
-"""The state as vectors, as on accelerators: the same steps, and the same trees afterwards."""
+"""The state as vectors, as on a GPU: the same steps, and the same trees afterwards."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_steps_are_those_of_a_state_of_trees(monkeypatch):
         )
 
     expected = train()
-    monkeypatch.setattr(training_step, "is_for_accelerator", lambda method: True)
+    monkeypatch.setattr(training_step, "chosen_method", lambda method: "gpu")
     ours = train()
     assert jax.tree.structure(ours) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
