@@ -46,11 +46,12 @@ install_import_hook("efficientad_jax", "beartype.beartype")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts slow tests first, so that no worker is left with one at the end.
 
-    Their order is reversed: in that of their names the longest, of `scheduling` and `system`, would
-    begin last.
+    The order of their files is reversed: in that of their names the longest, of `scheduling` and
+    `system`, would begin last.
     """
     slow = [item for item in items if item.get_closest_marker("slow")]
-    items[:] = slow[::-1] + [item for item in items if not item.get_closest_marker("slow")]
+    slow.sort(key=lambda item: item.path, reverse=True)
+    items[:] = slow + [item for item in items if not item.get_closest_marker("slow")]
 
 
 @pytest.hookimpl(optionalhook=True)
