@@ -237,9 +237,9 @@ def image_scores(maps: Float[Array, "n oh ow"], values: int) -> Float[Array, " n
     """
     if values == 1:
         return maps.max((1, 2))
-    flat = maps.reshape(maps.shape[0], -1)
-    highest, _ = jax.lax.top_k(flat, min(values, flat.shape[1]))
-    return highest.mean(1)
+    # Sorted, as `top_k` is no operation of StableHLO, to which detectors are exported.
+    ordered = jnp.sort(maps.reshape(maps.shape[0], -1), axis=1)
+    return ordered[:, -values:].mean(1)
 
 
 def _pad_to(maps: Array, size: tuple[int, int]) -> Array:

@@ -23,7 +23,6 @@ from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_configured_dataset, load_images
 from efficientad_jax.detection.calibration import IDENTITY
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.detection.inference import Calibration
 from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles
 from efficientad_jax.detection.threshold import choose_threshold
 from efficientad_jax.errors import InputError
@@ -60,7 +59,7 @@ def int8_model(detector: Detector, images: UInt8[np.ndarray, "n h w 3"]) -> onnx
     """
     calibration = detector.calibration
     measured = images[_evenly_spaced(len(images), _MOST_MEASURED)]
-    identity = Calibration(IDENTITY, calibration.global_ and IDENTITY, calibration.upsample_first)
+    identity = calibration._replace(local=IDENTITY, global_=calibration.global_ and IDENTITY)
     exact = onnx_model(replace(detector, calibration=identity))
     rounded = _quantized(exact, measured)
     before, after = (_raw_maps(model, detector, measured) for model in (exact, rounded))

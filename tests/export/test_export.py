@@ -39,7 +39,7 @@ SPEC = DetectorSpec("small", 3, (128, 160), False, "float32", autoencoder=True)
 
 @pytest.fixture(scope="module")
 def detector():
-    return random_detector(SPEC)
+    return random_detector(SPEC, score_values=20)
 
 
 def assert_agrees(actual, expected):
@@ -174,6 +174,8 @@ def test_int8_rounds_convolutions_and_keeps_the_scale_of_the_maps(detector, imag
         inside = np.s_[:, 4:-4, 4:-4]  # the margin is 0 in both
         quantiles = [np.quantile(m[name][inside], (0.9, 0.995)) for m in (rounded, expected)]
         np.testing.assert_allclose(*quantiles, rtol=1e-3)
+    inside = rounded["combined"][:, 4:-4, 4:-4].reshape(len(images), -1)
+    np.testing.assert_allclose(rounded["scores"], np.sort(inside)[:, -20:].mean(1), rtol=1e-5)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for name in ("teacher/conv2", "student/conv4"):
         assert constants[f"{name}/kernel_quantized"].data_type == onnx.TensorProto.INT8
