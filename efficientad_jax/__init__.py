@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     )
     from efficientad_jax.detection.threshold import Threshold, choose_threshold
     from efficientad_jax.detection.tiling import detect_tiled
-    from efficientad_jax.errors import InputError
+    from efficientad_jax.errors import InputError, StoppedError
+    from efficientad_jax.fitting.train_detector import train_detector
     from efficientad_jax.networks.autoencoder import Autoencoder
     from efficientad_jax.networks.pdn import PatchDescriptionNetwork
     from efficientad_jax.training.losses import hard_feature_loss
@@ -26,12 +27,14 @@ __all__ = [
     "InputError",
     "MapQuantiles",
     "PatchDescriptionNetwork",
+    "StoppedError",
     "Threshold",
     "choose_threshold",
     "detect_tiled",
     "hard_feature_loss",
     "map_quantiles",
     "normalize_map",
+    "train_detector",
 ]
 
 # The module of each public name, imported at the first use of the name: the command line prints its
@@ -43,12 +46,14 @@ _MODULES = {
     "InputError": "errors",
     "MapQuantiles": "detection.map_normalization",
     "PatchDescriptionNetwork": "networks.pdn",
+    "StoppedError": "errors",
     "Threshold": "detection.threshold",
     "choose_threshold": "detection.threshold",
     "detect_tiled": "detection.tiling",
     "hard_feature_loss": "training.losses",
     "map_quantiles": "detection.map_normalization",
     "normalize_map": "detection.map_normalization",
+    "train_detector": "fitting.train_detector",
 }
 
 

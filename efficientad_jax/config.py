@@ -478,3 +478,14 @@ def replace(config: AnyConfig, changes: Mapping[str, Any]) -> AnyConfig:
             section = section[part]
         section[last] = value
     return _read(type(config), plain)
+
+
+def field_types(kind: type = Config, prefix: str = "") -> dict[str, Any]:
+    """The type of each field of a training's configuration, by names such as 'losses.p_hard'."""
+    types = {}
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            types |= field_types(hint, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
+        elif get_origin(hint) is not ClassVar:
+            types[f"{prefix}{name}"] = hint
+    return types

@@ -3,6 +3,7 @@
 The results of each recipe are in the head of the file under `configs/` that uses it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from efficientad_jax.config import (
@@ -48,6 +49,14 @@ def folder() -> Config:
 def thorough() -> Config:
     """A folder in MVTec AD's layout; an hour on 2 cores, evaluation included."""
     return replace(folder(), train=replace(_CPU_TRAIN, steps=34_000, checkpoint_every=2000))
+
+
+# Those for any folder of images, by the names that commands give them. The last is the paper's.
+FOR_FOLDERS: dict[str, Callable[[], Config]] = {
+    "folder": folder,
+    "thorough": thorough,
+    "paper": Config,
+}
 
 
 def elpv(category: str) -> Config:

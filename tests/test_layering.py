@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import efficientad_jax
-from efficientad_jax.commands import COMMANDS
+from efficientad_jax.commands import COMMANDS, module_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "efficientad_jax"
@@ -39,6 +39,7 @@ PACKAGES = [
     "detection",
     "compilation",
     "fit",
+    "fitting",
     "evaluation",
     "export",
     "serving",
@@ -49,6 +50,8 @@ PACKAGES = [
     "sweep",
     "figures",
     "commands",
+    "commands.teachers",
+    "commands.training",
     "__main__",
 ]
 # Of these none imports another.
@@ -302,7 +305,7 @@ def test_a_detector_and_its_server_start_without_the_code_of_a_training() -> Non
         "detection.detector",
         "export.stablehlo",
         "detection.inference",
-        *(f"commands.{name.replace('-', '_')}" for name in COMMANDS),
+        *(module_of(name).removeprefix(f"{PACKAGE}.") for name in COMMANDS),
         "detection.predict_files",
         "serving.application",
     )

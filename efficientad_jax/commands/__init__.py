@@ -1,4 +1,4 @@
-"""The command `efficientad`: what uses a detector or a teacher, one file per subcommand.
+"""The command `efficientad`: makes, measures and uses detectors, one file per subcommand.
 
 A file has the function `add_arguments`, which describes its flags, and the function `run`. Only the
 file of the subcommand at hand is imported: `efficientad --help` loads neither JAX nor the others.
@@ -15,8 +15,11 @@ from efficientad_jax.commands.command_line import Parser
 from efficientad_jax.runs.signals import exit_with_one_line
 from efficientad_jax.storage.home import expand_home
 
-# Every subcommand and its line in the help. The file has the same name, with underscores.
+# Every subcommand and its line in the help.
 COMMANDS = {
+    "train": "make a detector from a folder of images",
+    "evaluate": "measure a detector on test images, with a report",
+    "info": "describe a detector: input, data, teacher, threshold, metrics",
     "predict": "score images and draw heat maps",
     "set-threshold": "choose a detector's threshold for another false-alarm rate",
     "export": "write a detector as ONNX or StableHLO",
@@ -28,9 +31,21 @@ COMMANDS = {
     "clear-cache": "remove the teacher features that sweeps keep on disk",
 }
 
+# The folders of the subcommands that do not lie next to this file.
+_FOLDERS = {
+    "train": "training",
+    "evaluate": "training",
+    "clear-cache": "training",
+    "import-teacher": "teachers",
+    "export-teacher": "teachers",
+}
+
 # Advice for a subcommand that runs out of memory; the first is for the others.
 _MEMORY_HINT = "close other programs or use a machine with more memory"
 _MEMORY_HINTS = {
+    "train": "lower config.train.batch_size, config.model.input_height and "
+    "config.model.input_width, or config.train.feature_cache_gb",
+    "evaluate": "give fewer or smaller test images",
     "predict": "large images need less with --tile --no-pictures, smaller ones with --no-pictures",
     "export": "give fewer or smaller --calibration-images",
     "evaluate-exported": "give one exported file at a time",
@@ -63,6 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(options)
 
 
+def module_of(name: str) -> str:
+    """The absolute name of a subcommand's module: the name with underscores, in its folder."""
+    folder = f".{_FOLDERS[name]}" if name in _FOLDERS else ""
+    return f"{__name__}{folder}.{name.replace('-', '_')}"
+
+
 def _parse(words: list[str]) -> tuple[Callable[[argparse.Namespace], int], argparse.Namespace]:
     """The function of the subcommand that is named first, and its arguments.
 
@@ -74,7 +95,7 @@ def _parse(words: list[str]) -> tuple[Callable[[argparse.Namespace], int], argpa
     as_module = Path(sys.argv[0]).name == "__main__.py"
     parser = Parser(
         prog="python -m efficientad_jax" if as_module else "efficientad",
-        description="Uses a trained anomaly detector, or converts a teacher.",
+        description="Trains and uses anomaly detectors, and converts teachers.",
         epilog="`%(prog)s COMMAND --help` describes the arguments of a command.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
@@ -83,7 +104,7 @@ def _parse(words: list[str]) -> tuple[Callable[[argparse.Namespace], int], argpa
     if name not in COMMANDS:
         parser.parse_args(words)  # Prints the help or raises.
         raise AssertionError(f"{words} was parsed, without a subcommand")
-    module = import_module(f"{__name__}.{name.replace('-', '_')}")
+    module = import_module(module_of(name))
     parsers[name].description = module.__doc__
     module.add_arguments(parsers[name])
     # Flags may stand between files.

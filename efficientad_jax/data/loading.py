@@ -104,9 +104,9 @@ def load_dataset(
     if "validation" in splits:
         validation = splits["validation"]
     else:
-        train, validation = _hold_out(train, validation_fraction, seed)
+        train, validation = hold_out(train, validation_fraction, seed)
     dataset = Dataset(train, validation, test)
-    _report_repeated(dataset)
+    report_repeated(dataset)
     return dataset
 
 
@@ -248,7 +248,7 @@ class _Loaded(NamedTuple):
 
 def _collect(dataset: grain.MapDataset, *, white_level: int, has_areas: bool = False) -> ImageSet:
     loaded: list[_Loaded] = sorted(dataset.to_iter_dataset(_READ), key=lambda image: image.name)
-    _check_white_level([image.peak for image in loaded], white_level)
+    check_white_level([image.peak for image in loaded], white_level)
     return ImageSet(
         images=np.stack([image.image for image in loaded]),
         labels=np.array([image.label for image in loaded], np.int64),
@@ -260,7 +260,7 @@ def _collect(dataset: grain.MapDataset, *, white_level: int, has_areas: bool = F
     )
 
 
-def _check_white_level(peaks: Sequence[int | None], white_level: int) -> None:
+def check_white_level(peaks: Sequence[int | None], white_level: int) -> None:
     """Warns if images of 16 bits use a small part of the gray levels, as those of cameras do."""
     known = [peak for peak in peaks if peak is not None]
     limit = next((limit for limit in _CAMERA_LIMITS if max(known, default=limit) <= limit), None)
@@ -310,7 +310,7 @@ def _union(masks: list[Bool[np.ndarray, "h w"]]) -> Bool[np.ndarray, "h w"] | No
     return np.any(masks, axis=0) if len(masks) > 1 else next(iter(masks), None)
 
 
-def _report_repeated(dataset: Dataset) -> None:
+def report_repeated(dataset: Dataset) -> None:
     """Warns of images that are in two splits: results on images that were trained on are too good.
 
     They are compared at the networks' input size.
@@ -334,7 +334,7 @@ def _report_repeated(dataset: Dataset) -> None:
             )
 
 
-def _hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Splits off a random part: at least one image goes, at least one stays."""
     count = len(images.names)
     held_out = min(max(1, round(fraction * count)), count - 1)

@@ -44,7 +44,7 @@ class Evaluation(NamedTuple):
       threshold: of the detector, None for a detector without one.
       verdicts: the verdicts by that threshold, None without one.
       report: the HTML file, None where the dataset has no test images: then no file is written.
-      dataset_root: `config.dataset.root` of the detector.
+      dataset_root: the folder or archive of the dataset.
     """
 
     metrics: Metrics
@@ -71,7 +71,7 @@ def evaluate_workdir(
     test images.
 
     Args:
-      workdir: of `experiments.train`.
+      workdir: of a training.
       dataset: the dataset, if it is loaded already.
       root: where the dataset lies now, '' for the place in the detector's configuration.
 
@@ -79,10 +79,28 @@ def evaluate_workdir(
       InputError: the detector or its dataset cannot be loaded.
       OSError: a file cannot be written.
     """
-    folder = Workdir(workdir).detector
+    return evaluate_saved(Workdir(workdir).detector, workdir, dataset, root=root)
+
+
+def evaluate_saved(
+    folder: Path, output: Path, dataset: Dataset | None = None, *, root: str = ""
+) -> Evaluation:
+    """Evaluates the detector of a folder; see `evaluate_workdir`.
+
+    Args:
+      folder: of the detector.
+      output: folder for `metrics.json` and `report.html`; it is created if needed.
+      dataset: see `evaluate_workdir`.
+      root: see `evaluate_workdir`.
+
+    Raises:
+      InputError, OSError: see `evaluate_workdir`.
+    """
     detector = Detector.load(folder)
     dataset = dataset or _load_dataset(read_config(detector.config), root)
-    evaluation = evaluate_detector(detector, dataset, workdir)
+    evaluation = evaluate_detector(detector, dataset, output)
+    if root:
+        evaluation = evaluation._replace(dataset_root=root)
     if evaluation.report is not None:
         detector.with_metrics(evaluation.metrics.as_dict()).save_record(folder)
     return evaluation
@@ -96,7 +114,8 @@ def _load_dataset(config: Config, root: str) -> Dataset:
     except InputError as error:
         if config.dataset.root and not Path(config.dataset.root).exists():
             raise InputError(
-                f"{error}; if it has moved, give its place as --dataset_root"
+                f"{error}; if it has moved, give its place as FOLDER of `efficientad evaluate`, or "
+                "as --dataset_root of experiments.evaluate"
             ) from error
         raise
 

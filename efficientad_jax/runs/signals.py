@@ -23,12 +23,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def interruption() -> Iterator[Callable[[], int]]:
     """Inside the context, the first Ctrl-C or SIGTERM sets a flag; a second has its usual effect.
 
-    Schedulers send SIGTERM before they take the machine away. The context works only in the main
-    thread, in which Python handles signals.
+    Schedulers send SIGTERM before they take the machine away. Python handles signals in the main
+    thread only; in another one the context changes nothing.
 
     Yields:
       A function that returns the number of the signal that was received, 0 if there was none.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
     received = 0
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
 

@@ -36,7 +36,8 @@ def test_a_subcommand_describes_its_arguments(ended, name):
     status, out, err = ended(name, "--help")
     assert (status, err) == (0, "")
     assert f"    efficientad {name} " in out
-    first = {"import-teacher": "FILE", "export-teacher": "TEACHER"}.get(name, "DETECTOR")
+    special = {"train": "FOLDER", "import-teacher": "FILE", "export-teacher": "TEACHER"}
+    first = special.get(name, "DETECTOR")
     positional = re.search(r"^positional arguments:\n  (\S+)", out, re.M)
     assert (positional and positional[1]) == (None if name == "clear-cache" else first)
     flags = re.findall(r"(?<!\S)--\S*", out)

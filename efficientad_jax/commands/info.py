@@ -1,0 +1,89 @@
+"""Describes a detector.
+
+    efficientad info runs/mine/detector
+
+Prints the size of its networks, its input, the data and the steps of its training, its teacher with
+the licenses, its threshold with the interval of the false-alarm rate, its last metrics and its
+format. The folder may come from anyone: see SECURITY.md.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from efficientad_jax.commands.command_line import add_detector
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.file import read_record
+from efficientad_jax.detection.threshold import summary
+from efficientad_jax.errors import printable
+from efficientad_jax.networks.pdn import NAMES
+
+_METRICS = {
+    "image_auroc": "image AU-ROC",
+    "pixel_auroc": "pixel AU-ROC",
+    "au_pro": "AU-PRO",
+    "au_spro": "AU-sPRO",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the arguments."""
+    add_detector(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the description."""
+    folder = Path(options.detector)
+    detector = Detector.load(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    version = read_record(folder)["version"]
+    facts = [("format", f"version {version}, {size / 1e6:.1f} MB"), *_facts(detector)]
+    for name, value in facts:
+        print(f"{name:<12}{printable(value)}")
+    return 0
+
+
+def _facts(detector: Detector) -> Iterator[tuple[str, str]]:
+    """Name and value of each line but the first."""
+    spec, config, teacher = detector.spec, detector.config, detector.teacher
+    branch = "with" if spec.autoencoder else "without"
+    name = NAMES[spec.size]  # pyright: ignore[reportArgumentType]
+    yield "networks", f"{name} {branch} autoencoder, {spec.out_channels} channels, {spec.dtype}"
+    yield "input", f"{spec.input_size[0]} x {spec.input_size[1]} pixels"
+    yield "score", _score(detector.calibration.score_values)
+    place = [_text(config, "dataset", key) for key in ("name", "root")]
+    data = " ".join(filter(None, [*place, _text(config, "category")]))
+    yield "data", f"{data or 'unknown'}; {len(detector.validation_scores)} validation images"
+    yield "steps", _text(config, "train", "steps") or "unknown"
+    yield "teacher", f"SHA-256 {_text(teacher, 'sha256')[:16] or 'unknown'}"
+    for key, title in (("backbone", "  backbone"), ("images", "  images")):
+        source = _text(teacher, "record", key, "name") or "unknown"
+        yield title, f"{source}; license: {_text(teacher, 'record', key, 'license') or 'unknown'}"
+    threshold = detector.threshold
+    yield "threshold", "none" if threshold is None else summary(threshold)
+    yield "metrics", _metrics(detector.metrics)
+
+
+def _score(values: int) -> str:
+    return "maximum of the map" if values == 1 else f"mean of the map's {values} highest values"
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    found = {
+        title: value
+        for key, title in _METRICS.items()
+        if isinstance(value := metrics.get(key), float)
+    }
+    if not found:
+        return "none, as it was not evaluated on test images"
+    images = [f"{_text(metrics, f'{kind}_images')} {kind}" for kind in ("good", "anomalous")]
+    values = ", ".join(f"{title} {value:.4f}" for title, value in found.items())
+    return f"{values}; on {' and '.join(images)} test images"
+
+
+def _text(values: Any, *keys: str) -> str:
+    """A value in nested objects of JSON, which may come from anyone; '' where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return str(values)[:200] if isinstance(values, str | int | float) else ""

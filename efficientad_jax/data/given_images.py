@@ -1,0 +1,87 @@
+"""Datasets of images that a program gives one by one, as files or from memory."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from efficientad_jax.config import Config
+from efficientad_jax.data.decoding import ImageSource, decode_image_and_peak, resize_image
+from efficientad_jax.data.examples import GOOD
+from efficientad_jax.data.loading import (
+    Dataset,
+    ImageSet,
+    check_white_level,
+    hold_out,
+    report_repeated,
+)
+from efficientad_jax.errors import InputError, printable
+
+_MOST_CHANNELS = 4
+
+
+def load_given_images(
+    images: Sequence[ImageSource] | Shaped[np.ndarray, "..."], config: Config
+) -> Dataset:
+    """A dataset of good images, for training and validation; it has no test images.
+
+    Args:
+      images: at least 2, of any size. Paths are sorted; the order of other images counts.
+      config: of the training; its input size, white level, seed and fraction of validation images
+        are used.
+
+    Raises:
+      InputError: there are fewer than 2 images, one is given twice or cannot be decoded, or an
+        array holds a single image.
+    """
+    if isinstance(images, np.ndarray):
+        is_single = images.ndim < 3 or (images.ndim == 3 and images.shape[-1] <= _MOST_CHANNELS)
+        if is_single:
+            raise InputError(
+                f"images: an array of shape {images.shape}, expected several images: [n, h, w] or "
+                "[n, h, w, channels]"
+            )
+    named = sorted(_named(images).items())
+    if len(named) < 2:
+        raise InputError(f"images: {len(named)}, expected at least 2 good images")
+    white_level = config.dataset.white_level
+    resized, sizes, peaks = [], [], []
+    for name, source in named:
+        pixels, peak = decode_image_and_peak(source, name, white_level=white_level)
+        resized.append(resize_image(pixels, *config.model.input_size))
+        sizes.append((pixels.shape[0], pixels.shape[1]))
+        peaks.append(peak)
+    check_white_level(peaks, white_level)
+    count = len(named)
+    good = ImageSet(
+        images=np.stack(resized),
+        labels=np.zeros(count, np.int64),
+        names=[name for name, _ in named],
+        defects=[GOOD] * count,
+        masks=[None] * count,
+        sizes=sizes,
+    )
+    train, validation = hold_out(good, config.dataset.validation_fraction, config.seed)
+    none = ImageSet(good.images[:0], good.labels[:0], [], [], [], [])
+    dataset = Dataset(train, validation, none)
+    report_repeated(dataset)
+    return dataset
+
+
+def _named(images: Sequence[ImageSource] | np.ndarray) -> dict[str, ImageSource]:
+    """The images by name: the path of a file, the place of another image in the sequence.
+
+    Raises:
+      InputError: a path is given twice.
+    """
+    named: dict[str, ImageSource] = {}
+    for number, image in enumerate(images):
+        name = f"image {number:06}"
+        if isinstance(image, str | os.PathLike):
+            name = str(Path(image))
+        if name in named:
+            raise InputError(f"image {printable(name)}: is given twice, expected different images")
+        named[name] = image
+    return named

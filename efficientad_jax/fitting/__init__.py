@@ -1,0 +1,1 @@
+"""Detectors in one call: from images to a saved detector."""
