@@ -1,4 +1,4 @@
-"""The built wheel holds everything that an installation needs, to use a detector and to make one."""
+"""The built wheel holds everything needed to make a detector and to use it."""
 
 import os
 import re

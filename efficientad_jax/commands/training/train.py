@@ -11,9 +11,11 @@ saves the state, and the same command resumes. Every field of the configuration 
 """
 
 import argparse
+from pathlib import Path
 
 from efficientad_jax.commands.command_line import print_line
 from efficientad_jax.commands.training.config_flags import add_fields, given_fields
+from efficientad_jax.runs.workdir import Workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
     """Trains, or resumes an earlier run of the same work directory."""
     # Only here: the other commands start without the code of a training.
     from efficientad_jax.fitting.train_detector import train_detector
-    from efficientad_jax.runs.workdir import Workdir
 
     train_detector(
         options.folder,
@@ -54,5 +55,5 @@ def run(options: argparse.Namespace) -> int:
         minutes=options.minutes,
         fields=given_fields(options),
     )
-    print_line(f"detector: {Workdir(options.workdir).detector}")
+    print_line(f"detector: {options.workdir.rstrip('/')}/{Workdir(Path()).detector.name}")
     return 0
