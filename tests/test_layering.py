@@ -42,6 +42,7 @@ PACKAGES = [
     "fitting",
     "evaluation",
     "export",
+    "monitoring",
     "serving",
     "watching",
     "benchmark",

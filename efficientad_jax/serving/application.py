@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +20,17 @@ from starlette.routing import Route
 
 from efficientad_jax.data.decoding import resize_image
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
+from efficientad_jax.detection.threshold import WORDS, is_anomalous
 from efficientad_jax.errors import printable
+from efficientad_jax.monitoring.drift import ScoreMonitor
 from efficientad_jax.serving.answers import create_response, response_type
 from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.metrics import create_metrics
 from efficientad_jax.serving.scoring import Scored, score_batch
 from efficientad_jax.serving.uploads import decode_upload, read_upload
+
+_log = logging.getLogger(__name__)
 
 # Each thread may hold an image of the largest permitted size and copies of it.
 _CODEC_THREADS = 2
@@ -40,7 +45,8 @@ class _Service:
         self.detector = detector
         self.limits = limits
         self.waiting = 0
-        self.metrics = create_metrics(lambda: self.waiting)
+        self.monitor = ScoreMonitor(detector.validation_scores)
+        self.metrics = create_metrics(lambda: self.waiting, self.monitor)
 
         def score(images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Scored]:
             return score_batch(detector, images)
@@ -48,6 +54,14 @@ class _Service:
         self.batcher = Batcher(score, BATCH_SIZE, self.metrics.batch_size.observe)
         self.codecs = ThreadPoolExecutor(_CODEC_THREADS, "codec")
         self.worker: asyncio.Task[None] | None = None
+
+    def count(self, score: float) -> None:
+        """Counts the score of an image; a line in the log says where drift begins or ends."""
+        verdict = is_anomalous(self.detector.threshold, score)
+        self.metrics.scores.observe(score)
+        self.metrics.verdicts.labels(WORDS[verdict]).inc()
+        if line := self.monitor.add(score, verdict):
+            _log.warning("%s", line)
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -131,6 +145,7 @@ async def _score_upload(request: Request, service: _Service) -> Response:
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
         resized, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
         scored = await service.batcher.submit(resized)
+        service.count(scored.score)
         respond = partial(create_response, media_type, scored, detector.threshold, size=size)
         return await in_thread(respond)
     finally:
@@ -154,6 +169,7 @@ async def _health(request: Request) -> Response:
         "input_size": service.detector.spec.input_size,
         "threshold": None if threshold is None else threshold.limit,
         "waiting": service.waiting,
+        "drift": service.monitor.fields(),
     }
     return JSONResponse(fields, 200 if healthy else 503)
 

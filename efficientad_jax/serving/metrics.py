@@ -1,14 +1,20 @@
 """The metrics that a server exports to Prometheus."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from efficientad_jax.detection.detector import BATCH_SIZE
+from efficientad_jax.detection.threshold import WORDS
+from efficientad_jax.monitoring.drift import ScoreMonitor
 
 # Histogram buckets: from one image on a GPU to a full queue on a small CPU.
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0)
+
+# Buckets of the scores of a detector that holds no validation scores.
+_SCORES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 OUTCOMES = ("ok", "refused", "overloaded", "failed", "gone")
 
@@ -21,19 +27,24 @@ class ServerMetrics(NamedTuple):
       requests: number of requests by outcome, one of `OUTCOMES`.
       seconds: time from a request's header to its response, of requests with outcome ok.
       batch_size: images per batch.
+      scores: of the images; the buckets end at the tenths of the validation scores.
+      verdicts: number of images by verdict, one of the words of `threshold.WORDS`.
     """
 
     registry: CollectorRegistry
     requests: Counter
     seconds: Histogram
     batch_size: Histogram
+    scores: Histogram
+    verdicts: Counter
 
 
-def create_metrics(waiting: Callable[[], int]) -> ServerMetrics:
+def create_metrics(waiting: Callable[[], int], monitor: ScoreMonitor) -> ServerMetrics:
     """Creates metrics in a new registry, with all counts 0.
 
     Args:
       waiting: returns how many requests are waiting or being processed.
+      monitor: of the scores.
     """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -63,4 +74,38 @@ def create_metrics(waiting: Callable[[], int]) -> ServerMetrics:
         registry=registry,
     )
     queue.set_function(waiting)
-    return ServerMetrics(registry, requests, seconds, batch_size)
+    scores, verdicts = _score_metrics(registry, monitor)
+    return ServerMetrics(registry, requests, seconds, batch_size, scores, verdicts)
+
+
+def _score_metrics(registry: CollectorRegistry, monitor: ScoreMonitor) -> tuple[Histogram, Counter]:
+    """Creates the metrics of scores, verdicts and drift. Those of drift read the monitor."""
+    scores = Histogram(
+        "efficientad_score",
+        "Scores of images; each bucket but the last has a tenth of the validation scores.",
+        buckets=monitor.edges or _SCORES,
+        registry=registry,
+    )
+    verdicts = Counter(
+        "efficientad_verdicts",
+        "Images by verdict: anomalous, normal, no verdict (the detector has no threshold).",
+        ["verdict"],
+        registry=registry,
+    )
+    for word in WORDS.values():
+        verdicts.labels(word)
+    drift = {
+        "alarm": "1 while recent scores do not look like the validation scores, else 0.",
+        "distance": "Distance of recent scores from the validation scores, 0 to 1.",
+        "limit": "The distance above which there is an alarm.",
+    }
+    for name, description in drift.items():
+        gauge = Gauge(
+            f"efficientad_drift_{name}", f"{description} NaN if unknown.", registry=registry
+        )
+        gauge.set_function(lambda name=name: _number(getattr(monitor, name)))
+    return scores, verdicts
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

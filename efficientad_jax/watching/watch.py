@@ -12,6 +12,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW, PICTURE_SUFFIX, save_picture
 from efficientad_jax.detection.threshold import WORDS, score_fields
 from efficientad_jax.errors import InputError, printable, stops_all_writing
+from efficientad_jax.monitoring.drift import ScoreMonitor
 from efficientad_jax.watching.address import public_name
 from efficientad_jax.watching.arrivals import completed_files
 from efficientad_jax.watching.camera import camera_frames
@@ -69,7 +70,8 @@ def watch(
     """Scores images as they arrive, until it is stopped or a video file ends.
 
     `results.jsonl` in the output folder gets a line for each image. Files that already have a line
-    are skipped, also when the watch is started again.
+    are skipped, also when the watch is started again. The scores are compared with those of the
+    validation images, see `monitoring/drift.py`.
 
     Args:
       detector: calibrated.
@@ -77,7 +79,8 @@ def watch(
       output: folder for the results.
       options: how to watch.
       stopped: whether to end.
-      report: is called with a line for each result.
+      report: is called with a line for each result, where drift begins or ends, and at the end
+        with the number of scores and verdicts.
       report_error: is called with a line for each image that cannot be used.
 
     Returns:
@@ -97,6 +100,7 @@ def watch(
             f"source {public_name(source)}: no such folder, device or file, expected one of these "
             "or an address such as rtsp://..."
         )
+    monitor = ScoreMonitor(detector.validation_scores)
     scored = failed = 0
     for image in inputs:
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **image.origin}
@@ -107,9 +111,14 @@ def watch(
             report_error(str(error))
             append_line(journal, entry | {"error": str(error)})
             continue
-        append_line(journal, entry)
+        drift = monitor.add(entry["score"], entry["verdict"])
+        append_line(journal, entry | {"drift": monitor.alarm})
         scored += 1
         report(printable(f"{image.name}  {entry['score']:.4g}  {WORDS[entry['verdict']]}"))
+        if drift:
+            report(drift)
+    if monitor.edges and scored:
+        report(monitor.summary())
     return scored, failed
 
 

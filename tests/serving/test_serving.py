@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import zlib
+from dataclasses import replace
 
 import httpx2
 import numpy as np
@@ -23,6 +24,7 @@ from efficientad_jax import commands
 from efficientad_jax.detection.heatmap import HIGH, LOW, color_indices, palette
 from efficientad_jax.detection.threshold import is_anomalous
 from efficientad_jax.errors import InputError
+from efficientad_jax.monitoring import drift
 from efficientad_jax.serving import application as application_module
 from efficientad_jax.serving.application import create_application
 from efficientad_jax.serving.batching import Batcher
@@ -147,6 +149,33 @@ def test_concurrent_requests_each_get_their_own_response(address, detector):
     assert after["process_resident_memory_bytes",] > 1e7
 
 
+def test_scores_are_counted_and_drift_is_reported(detector, monkeypatch, caplog):
+    monkeypatch.setattr(drift, "WINDOW", 10)
+    score = detector(picture()).score
+    validation_scores = tuple(score + 0.01 * i for i in range(40))
+    known = with_threshold(replace(detector, validation_scores=validation_scores), score + 1)
+    with running(create_application(known)) as address:
+        for _ in range(9):
+            post(address)
+        before = metrics_of(address)
+        assert np.isnan(before["efficientad_drift_alarm",])
+        assert httpx2.get(f"{address}/health").json()["drift"]["alarm"] is None
+        post(address)
+        after = metrics_of(address)
+        health = httpx2.get(f"{address}/health").json()
+    # All scores are the lowest of the validation scores.
+    assert health["drift"]["alarm"] is True
+    assert health["drift"]["distance"] == pytest.approx(39 / 40, abs=0.03)
+    assert after["efficientad_drift_alarm",] == 1
+    assert after["efficientad_drift_distance",] > after["efficientad_drift_limit",] > 0.5
+    assert after["efficientad_verdicts_total", "normal"] == 10
+    assert after["efficientad_score_count",] == 10
+    first = min(float(edge) for name, edge in before if name == "efficientad_score_bucket")
+    assert first == pytest.approx(np.quantile(validation_scores, 0.1))
+    (line,) = caplog.messages
+    assert line.startswith("scores: the last 10 no longer look like the 40 validation scores")
+
+
 def chunks():
     for _ in range(20):
         yield bytes(10_000)
@@ -229,7 +258,15 @@ def test_other_addresses_and_methods(address):
     missing = httpx2.get(f"{address}/nowhere")
     assert (missing.status_code, missing.json()) == (404, {"error": "Not Found"})
     health = httpx2.get(f"{address}/health").json()
-    assert health == {"status": "ok", "input_size": [128, 128], "threshold": None, "waiting": 0}
+    # The detector holds no validation scores.
+    unknown = dict.fromkeys(("alarm", "distance", "limit")) | {"window": 50, "validation_scores": 0}
+    assert health == {
+        "status": "ok",
+        "input_size": [128, 128],
+        "threshold": None,
+        "waiting": 0,
+        "drift": unknown,
+    }
 
 
 def test_a_full_queue_refuses_and_a_failed_batch_does_not_stop_the_server(detector, monkeypatch):

@@ -6,12 +6,14 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from efficientad_jax import commands
 from efficientad_jax.errors import InputError
+from efficientad_jax.monitoring import drift
 from efficientad_jax.watching.arrivals import completed_files
 from efficientad_jax.watching.camera import camera_frames
 from efficientad_jax.watching.journal import append_line, read_arrivals
@@ -139,6 +141,23 @@ def test_pictures_of_anomalous_images(detector, tmp_path):
         assert record["verdict"] is anomalous
         assert ("picture" in record) is anomalous
         assert record["threshold"] == sorted(scores)[2]
+
+
+def test_drift_is_written_and_reported(detector, tmp_path, monkeypatch):
+    monkeypatch.setattr(drift, "WINDOW", 10)
+    folder, output = tmp_path / "camera", tmp_path / "results"
+    folder.mkdir()
+    score = detector(picture()).score
+    for i in range(12):
+        (folder / f"{i:02}.png").write_bytes(encoded(picture()))
+    validation_scores = tuple(score + 0.01 * i for i in range(40))
+    known = with_threshold(replace(detector, validation_scores=validation_scores), score + 1)
+    with Watch(known, folder, output) as watched:
+        watched.wait_for(13)
+    assert [entry["drift"] for entry in records(output)] == [None] * 9 + [True] * 3
+    assert watched.results[10].startswith("scores: the last 10 no longer look like the 40 valid")
+    assert watched.results[-1].startswith("verdicts: 12 normal; scores in the tenths")
+    assert watched.counts == [(12, 0)]
 
 
 def test_a_folder_that_is_removed_is_an_error(tmp_path):

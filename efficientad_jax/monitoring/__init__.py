@@ -1,0 +1,1 @@
+"""Watches whether a detector still sees images of the kind that it was made for."""
