@@ -70,15 +70,15 @@ def _score(values: int) -> str:
 
 
 def _metrics(metrics: dict[str, Any]) -> str:
-    found = {
+    measured = {
         title: value
         for key, title in _METRICS.items()
         if isinstance(value := metrics.get(key), float)
     }
-    if not found:
+    if not measured:
         return "none, as it was not evaluated on test images"
     images = [f"{_text(metrics, f'{kind}_images')} {kind}" for kind in ("good", "anomalous")]
-    values = ", ".join(f"{title} {value:.4f}" for title, value in found.items())
+    values = ", ".join(f"{title} {value:.4f}" for title, value in measured.items())
     return f"{values}; on {' and '.join(images)} test images"
 
 

@@ -35,11 +35,11 @@ def test_the_distance_is_that_of_scipy() -> None:
 def test_good_images_raise_no_more_alarms_than_the_rate(count: int) -> None:
     rng = np.random.default_rng(count)
     repetitions = 6
-    found = sum(
+    count_of_alarms = sum(
         alarms(ScoreMonitor(good_scores(rng, count).tolist()), good_scores(rng, 10_000))
         for _ in range(repetitions)
     )
-    assert found <= repetitions * 10_000 / IMAGES_PER_FALSE_ALARM
+    assert count_of_alarms <= repetitions * 10_000 / IMAGES_PER_FALSE_ALARM
 
 
 @pytest.mark.parametrize("count", [10, 27, 100])

@@ -1,0 +1,270 @@
+"""What a handful of known defects can teach: recall at thresholds, and which score finds more.
+
+Nothing is trained on them. They choose among a few candidates only: the rule of the score, and the
+weights of the two maps. A candidate is suggested if its AU-ROC is higher than that of the present
+score in a bootstrap over defects and good images (Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993), with a level that allows for the number of candidates (Bonferroni).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from scipy.stats import binomtest
+
+from efficientad_jax.detection.calibration import collect_raw_maps, scores_of_maps
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.inference import Calibration
+from efficientad_jax.detection.map_normalization import MapQuantiles
+from efficientad_jax.detection.threshold import CONFIDENCE, choose_threshold, percent
+
+# Rates of false alarms whose thresholds are shown.
+_RATES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
+# The candidates.
+_RULES = (1, 5, 20, 100)
+_LOCAL_WEIGHTS = (0.25, 0.5, 0.75)
+
+# With fewer defects or good images the bootstrap's intervals are too narrow.
+FEWEST = 5
+_RESAMPLINGS = 10_000
+
+
+class Recall(NamedTuple):
+    """How many defects a threshold finds.
+
+    Attributes:
+      limit: a score at or above it counts as anomalous.
+      false_alarm_rate: the threshold's target, in (0, 1).
+      found: number of defects with such a score.
+      low: lower bound of the recall for defects like these, in [0, 1].
+      high: upper bound; the two are Clopper and Pearson's for 95 %.
+    """
+
+    limit: float
+    false_alarm_rate: float
+    found: int
+    low: float
+    high: float
+
+
+class Candidate(NamedTuple):
+    """A way to compute scores from the two maps.
+
+    Attributes:
+      score_values: see `Calibration`.
+      local_weight: of the local map in (0, 1), where that of the global map is 1 minus it; the
+        present weights count as one half each.
+      calibration: computes these scores.
+    """
+
+    score_values: int
+    local_weight: float
+    calibration: Calibration
+
+
+class Comparison(NamedTuple):
+    """The scores of a candidate, compared with the present ones.
+
+    Attributes:
+      candidate: the way to compute scores.
+      good: its scores of the good images.
+      found: number of defects found at the threshold for the present rate of false alarms.
+      auroc: of the defects against the good images, in [0, 1].
+      low: lower bound of the difference to the AU-ROC of the present scores, in [-1, 1].
+      high: its upper bound.
+    """
+
+    candidate: Candidate
+    good: Float[np.ndarray, " m"]
+    found: int
+    auroc: float
+    low: float
+    high: float
+
+
+def recalls(detector: Detector, scores: Float[np.ndarray, " n"]) -> list[Recall]:
+    """Recall at the detector's threshold, which is the first, and at those of other rates.
+
+    Args:
+      detector: with validation scores; rates that these cannot resolve are left out.
+      scores: of defects.
+    """
+    thresholds = [] if detector.threshold is None else [detector.threshold]
+    images = len(detector.validation_scores)
+    thresholds += [
+        choose_threshold(detector.validation_scores, rate)
+        for rate in _RATES
+        if rate * images >= 1 and all(rate != t.false_alarm_rate for t in thresholds)
+    ]
+    rows = []
+    for threshold in thresholds:
+        count = int((scores >= threshold.limit).sum())
+        interval = binomtest(count, len(scores)).proportion_ci(CONFIDENCE)
+        bounds = float(interval.low), float(interval.high)
+        rows.append(Recall(threshold.limit, threshold.false_alarm_rate, count, *bounds))
+    return rows
+
+
+def candidates(calibration: Calibration) -> list[Candidate]:
+    """The present way to compute scores, which is the first, and others."""
+    rules = (1,) if calibration.upsample_first else _RULES
+    weights = (0.5,) if calibration.global_ is None else _LOCAL_WEIGHTS
+    present = Candidate(calibration.score_values, 0.5, calibration)
+    others = [
+        Candidate(rule, weight, _weighted(calibration, weight)._replace(score_values=rule))
+        for weight in weights
+        for rule in dict.fromkeys((calibration.score_values, *rules))
+    ]
+    return [present, *(other for other in others if other[:2] != present[:2])]
+
+
+def _weighted(calibration: Calibration, local_weight: float) -> Calibration:
+    """A calibration whose combined map weights the two maps.
+
+    The combined map is the mean of the normalized maps. A map whose scale `b - a` is divided by 2w
+    counts with a weight of w. So every program that runs a detector knows weights.
+    """
+    if calibration.global_ is None or local_weight == 0.5:
+        return calibration
+
+    def scaled(quantiles: MapQuantiles, weight: float) -> MapQuantiles:
+        a, b = quantiles
+        return MapQuantiles(a, a + (b - a) / (2 * weight))
+
+    return calibration._replace(
+        local=scaled(calibration.local, local_weight),
+        global_=scaled(calibration.global_, 1 - local_weight),
+    )
+
+
+def compare(
+    detector: Detector,
+    good: UInt8[np.ndarray, "m h w 3"],
+    defects: UInt8[np.ndarray, "n h w 3"],
+    *,
+    false_alarm_rate: float,
+) -> list[Comparison]:
+    """Compares the candidates; the first is the present way to compute scores.
+
+    Args:
+      detector: calibrated.
+      good: good images at the detector's input size that it was not trained on.
+      defects: images of defects at that size.
+      false_alarm_rate: at which defects are counted, in (0, 1).
+    """
+    tried = candidates(detector.calibration)
+    scores = []
+    for images in (good, defects):
+        maps = collect_raw_maps(
+            detector.networks,
+            detector.params,
+            images,
+            upsample_first=detector.calibration.upsample_first,
+        )
+        scores.append([scores_of_maps(maps, candidate.calibration) for candidate in tried])
+    wins = np.stack([_wins(bad, fine) for fine, bad in zip(*scores, strict=True)])
+    intervals = difference_intervals(wins)
+    return [
+        Comparison(
+            candidate,
+            fine,
+            int((bad >= choose_threshold(fine, false_alarm_rate).limit).sum()),
+            float(win.mean()),
+            *interval,
+        )
+        for candidate, fine, bad, win, interval in zip(tried, *scores, wins, intervals, strict=True)
+    ]
+
+
+def _wins(
+    defects: Float[np.ndarray, " n"], good: Float[np.ndarray, " m"]
+) -> Float[np.ndarray, "n m"]:
+    """1 where a defect has the higher score, 0.5 where both are equal; the mean is the AU-ROC."""
+    difference = np.float64(defects)[:, None] - np.float64(good)
+    return (difference > 0) + 0.5 * (difference == 0)
+
+
+def difference_intervals(wins: Float[np.ndarray, "k n m"]) -> list[tuple[float, float]]:
+    """Intervals of the difference of each AU-ROC to the first, by a bootstrap.
+
+    Args:
+      wins: of each of k scores, as `_wins` gives them.
+
+    Returns:
+      Lower and upper bound of each. With 95 % probability all of them hold together.
+    """
+    count, defects, good = wins.shape
+    rng = np.random.default_rng(0)
+    # How often each image is drawn, per resampling.
+    drawn = [
+        rng.multinomial(size, np.full(size, 1 / size), _RESAMPLINGS) / size
+        for size in (defects, good)
+    ]
+    tail = (1 - CONFIDENCE) / 2 / max(1, count - 1)
+    intervals = []
+    for win in wins - wins[0]:
+        differences = ((drawn[0] @ win) * drawn[1]).sum(1)
+        low, high = np.quantile(differences, (tail, 1 - tail))
+        intervals.append((float(low), float(high)))
+    return intervals
+
+
+def suggestion(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """The candidate with the highest AU-ROC of those that are surely better than the present one.
+
+    None where there is no such one, or too few images to tell; see `FEWEST`.
+    """
+    better = [comparison for comparison in comparisons[1:] if comparison.low > 0]
+    return max(better, key=lambda comparison: comparison.auroc, default=None)
+
+
+def with_candidate(detector: Detector, comparison: Comparison) -> Detector:
+    """The detector with the scores of a candidate, and the threshold for its present rate.
+
+    Its metrics are those of other scores and are removed.
+    """
+    scores, threshold = comparison.good, detector.threshold
+    rule = comparison.candidate.score_values
+    chosen = detector.config.get("calibration")
+    config = detector.config
+    if isinstance(chosen, dict):
+        config = config | {"calibration": chosen | {"score": rule_name(rule)}}
+    return replace(
+        detector,
+        calibration=comparison.candidate.calibration,
+        validation_scores=tuple(scores.tolist()),
+        threshold=threshold and choose_threshold(scores, threshold.false_alarm_rate),
+        config=config,
+        metrics={},
+    )
+
+
+def rule_name(score_values: int) -> str:
+    """The rule as `config.calibration.score` names it."""
+    return "max" if score_values == 1 else f"top{score_values}"
+
+
+def recall_lines(rows: Sequence[Recall], defects: int) -> Iterator[str]:
+    """A table of the recall at each threshold."""
+    yield "false alarms  threshold  found"
+    for recall in rows:
+        yield (
+            f"{percent(recall.false_alarm_rate):>12}  {recall.limit:>9.4g}  {recall.found} of "
+            f"{defects}; recall {percent(recall.low)} to {percent(recall.high)}"
+        )
+
+
+def comparison_lines(comparisons: Sequence[Comparison], defects: int) -> Iterator[str]:
+    """A table of the candidates, the best first."""
+    present = comparisons[0]
+    has_weights = any(c.candidate.local_weight != 0.5 for c in comparisons)
+    yield f"score   {'local map  ' if has_weights else ''}AU-ROC  found  against the present score"
+    for c in sorted(comparisons, key=lambda c: -c.auroc):
+        weight = f"{percent(c.candidate.local_weight):>9}  " if has_weights else ""
+        difference = "present" if c is present else f"{c.low:+.3f} to {c.high:+.3f}"
+        yield (
+            f"{rule_name(c.candidate.score_values):<6}  {weight}{c.auroc:.4f}  "
+            f"{c.found:>2} of {defects}  {difference}"
+        )

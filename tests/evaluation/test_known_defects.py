@@ -1,0 +1,176 @@
+"""Known defects: recall at thresholds, and the choice among a few ways to compute scores."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from efficientad_jax import commands, recipes
+from efficientad_jax.config import as_dict
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.inference import Calibration, RawMaps, combine_maps
+from efficientad_jax.detection.map_normalization import MapQuantiles
+from efficientad_jax.evaluation import known_defects
+from efficientad_jax.evaluation.known_defects import (
+    candidates,
+    compare,
+    difference_intervals,
+    recalls,
+)
+from tests.helpers.detectors import SPEC, random_detector
+from tests.helpers.images import encoded, uint8_images, write_image
+
+VALIDATION_SCORES = tuple(0.1 + 0.01 * i for i in range(40))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    known = random_detector(config=as_dict(recipes.folder()))
+    return replace(known, validation_scores=VALIDATION_SCORES).with_threshold(0.05)
+
+
+def test_recall_is_counted_at_several_thresholds(detector: Detector) -> None:
+    scores = np.array([0.2, 0.3, 0.44, 0.465, 0.495, 0.6, 0.7, 0.8])
+    rows = recalls(detector, scores)
+    # 1 of 40 images cannot resolve a rate below 2.5 %.
+    assert [row.false_alarm_rate for row in rows] == [0.05, 0.1, 0.2]
+    assert [row.found for row in rows] == [4, 5, 6]
+    assert detector.threshold is not None
+    assert rows[0].limit == detector.threshold.limit
+    # Clopper and Pearson's interval for 4 of 8.
+    assert (rows[0].low, rows[0].high) == pytest.approx((0.157, 0.843), abs=1e-3)
+
+
+def test_weights_are_those_of_the_combined_map() -> None:
+    calibration = Calibration(MapQuantiles(0.5, 2.0), MapQuantiles(0.2, 1.0))
+    rng = np.random.default_rng(0)
+    maps = RawMaps(*(jnp.asarray(rng.random((2, 5, 5), np.float32)) for _ in range(2)))
+    _, local, global_ = combine_maps(maps, calibration)
+    assert global_ is not None
+    first, *others = candidates(calibration)
+    assert first.calibration == calibration
+    assert {other.local_weight for other in others} == {0.25, 0.5, 0.75}
+    assert len({c[:2] for c in (first, *others)}) == len(others) + 1 == 12
+    for candidate in others:
+        combined, _, _ = combine_maps(maps, candidate.calibration)
+        weight = candidate.local_weight
+        np.testing.assert_allclose(combined, weight * local + (1 - weight) * global_, atol=1e-6)
+        assert candidate.calibration.score_values == candidate.score_values
+    without = candidates(calibration._replace(global_=None, score_values=7))
+    assert [candidate.score_values for candidate in without] == [7, 1, 5, 20, 100]
+    assert len(candidates(calibration._replace(global_=None, upsample_first=True))) == 1
+
+
+def test_the_present_scores_are_those_of_the_detector() -> None:
+    detector = random_detector(SPEC._replace(autoencoder=True), score_values=5)
+    good, defects = uint8_images(6, block=8), uint8_images(3, seed=1)
+    present, *_ = compare(detector, good, defects, false_alarm_rate=0.2)
+    expected = [detection.score for detection in detector.detect_resized(good)]
+    assert present.good == pytest.approx(expected, rel=1e-4)
+    bad = np.array([detection.score for detection in detector.detect_resized(defects)])
+    assert present.auroc == pytest.approx((bad[:, None] > np.array(expected)).mean())
+    assert (present.low, present.high) == (0.0, 0.0)
+
+
+def test_intervals_hold_the_true_difference() -> None:
+    rng = np.random.default_rng(0)
+
+    def wins(shift: float, noise: np.ndarray, good: np.ndarray) -> np.ndarray:
+        return 1.0 * (noise[:, None] + shift > good)
+
+    # Two scores of the same quality, with the same images: the interval holds 0 nearly always.
+    held = 0
+    for _ in range(20):
+        first, second = (
+            wins(1.0, rng.standard_normal(10), rng.standard_normal(27)) for _ in range(2)
+        )
+        _, (low, high) = difference_intervals(np.stack([first, second]))
+        held += low <= 0 <= high
+    assert held >= 17
+    noise, good = rng.standard_normal(10), rng.standard_normal(27)
+    far = np.stack([wins(0.0, noise, good), wins(4.0, noise, good)])
+    assert difference_intervals(far)[1][0] > 0
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("efficientad_jax.storage.cache.keep_compiled_programs", lambda: None)
+    yield lambda *arguments: commands.main([str(argument) for argument in arguments])
+    signal.signal(signal.SIGTERM, before)
+
+
+def maps_by_mean(networks, params, images, *, upsample_first) -> RawMaps:
+    """Maps with a narrow peak on every image; those of dark images, the defects, are wide."""
+    rng = np.random.default_rng(len(images))
+    maps = rng.random((len(images), 24, 24), np.float32)
+    maps[:, 3, 3] += 5 * rng.random(len(images), np.float32)
+    for image, values in zip(images, maps, strict=True):
+        if image.mean() < 60:
+            values[8:14, 8:14] += 2.0
+    return RawMaps(jnp.asarray(maps), None)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for i in range(10):
+        black = encoded(np.zeros((12, 18, 3), np.uint8))
+        write_image(tmp_path / f"defects/{i}.png").write_bytes(black)
+    for i in range(27):
+        write_image(tmp_path / f"good/{i:02}.png")
+    return tmp_path
+
+
+def test_a_better_score_is_suggested_and_saved(
+    detector: Detector, folders: Path, main, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(known_defects, "collect_raw_maps", maps_by_mean)
+    saved = folders / "detector"
+    replace(
+        detector, calibration=detector.calibration._replace(score_values=1), metrics={"a": 1}
+    ).save(saved)
+    before = (saved / "detector.json").read_bytes()
+    defects = ("set-threshold", saved, f"--defects={folders / 'defects'}")
+    good = f"--good-images={folders / 'good'}"
+    assert main(*defects, good) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("10 defects, 40 validation images\nfalse alarms  threshold  found\n")
+    assert "         5 %" in shown
+    assert "suggestion: score top20; its AU-ROC is higher by 0." in shown
+    assert (saved / "detector.json").read_bytes() == before
+    assert main(*defects, good, "--apply") == 0
+    assert "threshold " in capsys.readouterr().out.splitlines()[-1]
+    record = json.loads((saved / "detector.json").read_text())
+    assert (record["version"], record["calibration"]["score_values"]) == (3, 20)
+    assert (record["metrics"], record["config"]["calibration"]["score"]) == ({}, "top20")
+    assert len(record["validation_scores"]) == 27
+    assert record["threshold"]["false_alarm_rate"] == 0.05
+
+    for path in list((folders / "defects").iterdir())[3:]:
+        path.unlink()
+    assert main(*defects, good) == 0
+    assert "suggestion: none, expected at least 5 defects" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line(detector: Detector, folders: Path, main, capsys) -> None:
+    saved = folders / "detector"
+    detector.save(saved)
+    write_image(folders / "test/Good/a.png")
+    (folders / "empty").mkdir()
+    for arguments, named in (
+        (("--apply", "--false-alarm-rate=0.1"), "--apply: is used with --defects only"),
+        ((f"--good-images={folders}", "--false-alarm-rate=0.1"), "--good-images: is used with"),
+        ((f"--defects={folders / 'nowhere'}",), "nowhere'"),
+        ((f"--defects={folders / 'empty'}",), "empty: no images"),
+        ((f"--defects={folders / 'test'}",), "test: holds good images, such as"),
+        ((f"--defects={folders / 'defects'}",), "give good images as --good-images=FOLDER"),
+        ((f"--defects={folders / 'defects'}", f"--good-images={folders / 'empty'}"), "no images"),
+    ):
+        with pytest.raises(SystemExit):
+            main("set-threshold", saved, *arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert named in line
