@@ -8,6 +8,7 @@ from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fit import fit_detector
 from efficientad_jax.runs.profile import steps_to_profile
 from efficientad_jax.runs.remote import local_workdir
+from efficientad_jax.runs.tracking import tracking
 from efficientad_jax.runs.workdir import Workdir
 from experiments import run
 
@@ -19,6 +20,9 @@ _WORKDIR = flags.DEFINE_string(
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", "", "FIRST,LAST: steps to record for TensorBoard's or XProf's profiler"
 )
+_MLFLOW = flags.DEFINE_string(
+    "mlflow", "", "MLflow server to track the training in: http://... or sqlite:///mlflow.db"
+)
 
 
 def main() -> int:
@@ -26,7 +30,7 @@ def main() -> int:
     config = read_config(_CONFIG.value)
     profile_steps = steps_to_profile(_PROFILE_STEPS.value)
     dataset = load_configured_dataset(config)
-    with local_workdir(_WORKDIR.value) as workdir:
+    with local_workdir(_WORKDIR.value) as workdir, tracking(_MLFLOW.value, workdir):
         fit_detector(config, dataset, workdir, profile_steps=profile_steps)
     print(f"detector: {_WORKDIR.value}/{Workdir(workdir).detector.name}")
     return 0

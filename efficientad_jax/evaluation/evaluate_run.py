@@ -30,6 +30,7 @@ from efficientad_jax.evaluation.report import ScoredImages, write_report
 from efficientad_jax.networks.layers import float32_features
 from efficientad_jax.networks.pdn import NAMES
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.runs.tracking import track_evaluation
 from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.storage.atomic import write_atomically
 
@@ -103,6 +104,7 @@ def evaluate_saved(
         evaluation = evaluation._replace(dataset_root=root)
     if evaluation.report is not None:
         detector.with_metrics(evaluation.metrics.as_dict()).save_record(folder)
+        track_evaluation(output)
     return evaluation
 
 

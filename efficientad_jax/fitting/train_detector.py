@@ -19,6 +19,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.fit import fit_detector
 from efficientad_jax.runs.remote import local_workdir
+from efficientad_jax.runs.tracking import tracking
 
 
 def train_detector(
@@ -29,6 +30,7 @@ def train_detector(
     minutes: float = 0.0,
     fields: Mapping[str, Any] | None = None,
     on_steps: Callable[[int, float], None] | None = None,
+    mlflow: str = "",
 ) -> Detector:
     """Trains and calibrates a detector, as `efficientad train` does.
 
@@ -48,9 +50,10 @@ def train_detector(
         `{"train.steps": 2000, "model.input_height": 384}`.
       on_steps: called at the start and after every few steps with the number of steps done and
         their mean loss (NaN at the start); None shows a progress bar on stderr.
+      mlflow: address of an MLflow server to track the training in, see `tracking`; '' for none.
 
     Raises:
-      InputError: an image, a field or the work directory cannot be used.
+      InputError: an image, a field, the work directory or the server cannot be used.
       StoppedError: Ctrl-C or SIGTERM stopped the training; its state is saved.
       DivergenceError: a loss or a parameter is no longer finite.
     """
@@ -66,6 +69,7 @@ def train_detector(
             local = Path(stack.enter_context(temporary))
         else:
             local = stack.enter_context(local_workdir(os.fspath(workdir)))
+        stack.enter_context(tracking(mlflow, local))
         return fit_detector(config, dataset, local, on_steps=on_steps)
 
 

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 # protobuf creates these classes at import, so that pyright does not see them.
@@ -21,6 +22,18 @@ from tensorboard.compat.proto.summary_pb2 import (
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 WriteScalars = Callable[[Mapping[str, float], int], None]
+
+_others: ContextVar[tuple[WriteScalars, ...]] = ContextVar("other writers of scalars", default=())
+
+
+@contextmanager
+def also_written_to(write_scalars: WriteScalars) -> Iterator[None]:
+    """Inside the context, every `scalar_log` passes its values to this function, too."""
+    token = _others.set((*_others.get(), write_scalars))
+    try:
+        yield
+    finally:
+        _others.reset(token)
 
 
 @contextmanager
@@ -55,6 +68,8 @@ def scalar_log(folder: Path, enabled: bool = True) -> Iterator[WriteScalars]:
             value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         )
         write(Event(wall_time=time.time(), step=step, summary=summary))
+        for write_to_other in _others.get():
+            write_to_other(values, step)
 
     try:
         write(Event(wall_time=time.time(), file_version="brain.Event:2"))

@@ -75,6 +75,11 @@ class Workdir:
         return self.path / "tensorboard"
 
     @property
+    def mlflow(self) -> Path:
+        """The MLflow server and run that this run is tracked in, as JSON."""
+        return self.path / "mlflow.json"
+
+    @property
     def detector(self) -> Path:
         """The folder of the calibrated detector."""
         return self.path / "detector"

@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="time for the training steps, in place of the recipe's number of steps",
     )
+    add(
+        "--mlflow",
+        metavar="URI",
+        default="",
+        help="MLflow server to track the training in, such as http://localhost:5000 or "
+        "sqlite:///mlflow.db",
+    )
     add_fields(parser)
 
 
@@ -54,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
         options.recipe,
         minutes=options.minutes,
         fields=given_fields(options),
+        mlflow=options.mlflow,
     )
     print_line(f"detector: {options.workdir.rstrip('/')}/{Workdir(Path()).detector.name}")
     return 0
