@@ -58,8 +58,6 @@ def train_detector(
       DivergenceError: a loss or a parameter is no longer finite.
     """
     is_folder = isinstance(images, str | os.PathLike)
-    if isinstance(images, bytes):
-        raise InputError("images: encoded bytes of one image, expected a folder or several images")
     root = os.fspath(images) if is_folder else ""
     config = configure(recipe, root, minutes=minutes, fields=fields or {})
     dataset = load_configured_dataset(config) if is_folder else load_given_images(images, config)

@@ -2,7 +2,7 @@
 
     efficientad train FOLDER --workdir=runs/mine
     efficientad train FOLDER --workdir=runs/mine --minutes=15
-    efficientad train FOLDER --workdir=runs/mine --config.model.input_height=384
+    efficientad train FOLDER --workdir=runs/mine --config.train.steps=20000
 
 The folder holds good images, or is laid out as MVTec AD: train/good, test/good, test/DEFECT and
 ground_truth/DEFECT. The detector is left in the folder `detector` of the work directory. Ctrl-C
