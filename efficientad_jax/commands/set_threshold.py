@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     for flag in ("good_images", "apply"):
         if getattr(options, flag) and options.defects is None:
             raise InputError(f"--{flag.replace('_', '-')}: is used with --defects only")
+    defects = [] if options.defects is None else _defects(options.defects)
     folder = Path(options.detector)
     detector = Detector.load(folder)
     if options.false_alarm_rate is not None:
@@ -72,14 +73,29 @@ def run(options: argparse.Namespace) -> int:
         assert detector.threshold is not None
         detector.save_record(folder)
         print(f"threshold {summary(detector.threshold)}")
-    if options.defects is not None:
-        _report_on_defects(detector, folder, options)
+    if defects:
+        size, white_level = detector.spec.input_size, detector.white_level
+        _report_on_defects(
+            detector, folder, load_images(defects, size, white_level=white_level), options=options
+        )
     return 0
 
 
-def _report_on_defects(detector: Detector, folder: Path, options: argparse.Namespace) -> None:
-    """Prints how many defects are found, and a suggestion; saves it if that is asked for."""
-    defects = _defects(detector, options.defects)
+def _report_on_defects(
+    detector: Detector,
+    folder: Path,
+    defects: UInt8[np.ndarray, "n h w 3"],
+    *,
+    options: argparse.Namespace,
+) -> None:
+    """Prints how many defects are found, and a suggestion; saves it if that is asked for.
+
+    Args:
+      detector: that was loaded from the folder.
+      folder: of the detector.
+      defects: at the detector's input size.
+      options: of the command.
+    """
     scores = np.array([detection.score for detection in detector.detect_resized(defects)])
     print(f"{len(defects)} defects, {len(detector.validation_scores)} validation images")
     for line in recall_lines(recalls(detector, scores), len(defects)):
@@ -117,8 +133,8 @@ def _in_words(comparison: Comparison) -> str:
     )
 
 
-def _defects(detector: Detector, folder: Path) -> UInt8[np.ndarray, "n h w 3"]:
-    """The defects at the detector's input size.
+def _defects(folder: Path) -> list[Path]:
+    """The images of defects.
 
     Raises:
       InputError: the folder holds no images, or a folder of good ones.
@@ -129,7 +145,7 @@ def _defects(detector: Detector, folder: Path) -> UInt8[np.ndarray, "n h w 3"]:
             raise InputError(
                 f"--defects={folder}: holds good images, such as {path}; expected only defects"
             )
-    return load_images(paths, detector.spec.input_size, white_level=detector.white_level)
+    return paths
 
 
 def _good_images(detector: Detector, folder: Path | None) -> UInt8[np.ndarray, "n h w 3"]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from efficientad_jax.detection.calibration import collect_raw_maps, scores_of_maps
 from efficientad_jax.detection.detector import Detector
@@ -28,7 +28,7 @@ _LOCAL_WEIGHTS = (0.25, 0.5, 0.75)
 
 # With fewer defects or good images the bootstrap's intervals are too narrow.
 FEWEST = 5
-_RESAMPLINGS = 10_000
+_RESAMPLINGS = 2000
 
 
 class Recall(NamedTuple):
@@ -187,7 +187,11 @@ def _wins(
 
 
 def difference_intervals(wins: Float[np.ndarray, "k n m"]) -> list[tuple[float, float]]:
-    """Intervals of the difference of each AU-ROC to the first, by a bootstrap.
+    """Intervals of the difference of each AU-ROC to the first.
+
+    They are normal ones with the standard error of a bootstrap over defects and good images. Its
+    quantiles would be too narrow for ten defects: in simulations of two equal scores they missed
+    the difference, 0, in 7 to 10 % of the cases, and these intervals in 5 %.
 
     Args:
       wins: of each of k scores, as `_wins` gives them.
@@ -197,17 +201,18 @@ def difference_intervals(wins: Float[np.ndarray, "k n m"]) -> list[tuple[float, 
     """
     count, defects, good = wins.shape
     rng = np.random.default_rng(0)
-    # How often each image is drawn, per resampling.
+    # How often each image is drawn, per resampling. One fewer than there are: the variance of a
+    # sample that is drawn from n images is too small by (n - 1) / n.
     drawn = [
-        rng.multinomial(size, np.full(size, 1 / size), _RESAMPLINGS) / size
+        rng.multinomial(size - 1, np.full(size, 1 / size), _RESAMPLINGS) / max(1, size - 1)
         for size in (defects, good)
     ]
     tail = (1 - CONFIDENCE) / 2 / max(1, count - 1)
     intervals = []
     for win in wins - wins[0]:
-        differences = ((drawn[0] @ win) * drawn[1]).sum(1)
-        low, high = np.quantile(differences, (tail, 1 - tail))
-        intervals.append((float(low), float(high)))
+        error = ((drawn[0] @ win) * drawn[1]).sum(1).std()
+        half = float(norm.isf(tail) * error)
+        intervals.append((float(win.mean()) - half, float(win.mean()) + half))
     return intervals
 
 

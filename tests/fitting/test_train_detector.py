@@ -175,7 +175,7 @@ def test_ctrl_c_saves_the_state_and_the_same_call_resumes(place: Path, tmp_path:
 
 
 def test_a_configuration_has_the_fields_that_are_given() -> None:
-    config = configure("thorough", "data", minutes=15, fields={"losses.p_hard": 0.5})
+    config = configure("thorough", "data", minutes=15.0, fields={"losses.p_hard": 0.5})
     assert (config.train.minutes, config.losses.p_hard) == (15.0, 0.5)
     assert (config.train.steps, config.dataset.root) == (34_000, "data")
     assert configure("paper", "", minutes=0.0, fields={}).losses.penalty
