@@ -25,7 +25,7 @@ from efficientad_jax.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Param
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +33,13 @@ _EXPERIMENT = "efficientad"
 _SECONDS_BETWEEN_BATCHES = 5.0
 # Limits of MLflow's interface.
 _MOST_METRICS, _MOST_PARAMS, _LONGEST_VALUE = 1000, 100, 6000
-# By default the client tries for minutes to reach a server that does not answer.
-_CLIENT_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# By default the client tries for minutes to reach a server that does not answer, and reports its
+# use to MLflow's makers. The environment of the user comes first.
+_CLIENT_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 _SQLITE = "sqlite:///"
 
 
@@ -114,6 +119,7 @@ class _Tracker:
                 "running server, or sqlite:///FILE"
             ) from error
         self._run_id = ""
+        self._params: list[Param] = []
         self._values: list[Metric] = []
         self._sent_at = time.monotonic()
         self._sender = ThreadPoolExecutor(1, "mlflow")
@@ -156,33 +162,34 @@ class _Tracker:
 
     def _send_values(self) -> None:
         if not self._run_id:
-            self._run_id = self._begin()
+            self._begin()
+        while params := self._params[:_MOST_PARAMS]:
+            self._client.log_batch(self._run_id, params=params)
+            del self._params[: len(params)]
         while values := self._values[:_MOST_METRICS]:
             self._client.log_batch(self._run_id, metrics=values)
             del self._values[: len(values)]
 
-    def _begin(self) -> str:
-        """The run of the work directory, continued; or a new one with the configuration."""
+    def _begin(self) -> None:
+        """Continues the run of the work directory, or begins one with the configuration."""
         from mlflow.entities import Param
 
         files = self._files
         stored = json.loads(files.mlflow.read_text()) if files.mlflow.is_file() else {}
         if stored.get("uri") == self._uri:
             self._client.update_run(stored["run_id"], status="RUNNING")
-            return stored["run_id"]
-        name = files.path.name
-        run_id = self._client.create_run(self._experiment, run_name=name).info.run_id
-        fields = _flat(json.loads(files.config.read_text()))
-        params = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in fields.items()]
-        for start in range(0, len(params), _MOST_PARAMS):
-            self._client.log_batch(run_id, params=params[start : start + _MOST_PARAMS])
-        record = {"uri": self._uri, "run_id": run_id}
+            self._run_id = stored["run_id"]
+            return
+        run = self._client.create_run(self._experiment, run_name=files.path.name)
+        self._run_id = run.info.run_id
+        record = {"uri": self._uri, "run_id": self._run_id}
         write_atomically(files.mlflow, (json.dumps(record) + "\n").encode())
-        return run_id
+        fields = _flat(json.loads(files.config.read_text()))
+        self._params = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in fields.items()]
 
 
 def _client(uri: str) -> "MlflowClient":
-    for name, value in _CLIENT_LIMITS.items():
+    for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         from mlflow import MlflowClient
