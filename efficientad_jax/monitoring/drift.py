@@ -1,20 +1,19 @@
 """An alarm when recent scores no longer look like those of the validation images.
 
 A lamp ages, a camera is moved, a product changes: scores shift long before anybody looks. The
-monitor compares the last `WINDOW` scores with the validation scores, which every detector holds, by
-the two-sample Kolmogorov-Smirnov distance: the largest difference between the two distribution
-functions.
+monitor compares the last scores with the validation scores, which every detector holds, by the
+statistic of Mann and Whitney: the share of pairs in which the recent score is the higher one, which
+is 0.5 for two samples of one distribution. `shift` is that share minus 0.5.
 
 Both samples are finite. Let F be the distribution of the scores of good images, from which both
-are drawn. The distance between them is at most the sum of their distances from F. That of the `m`
-validation scores stays below its 0.95-quantile in 95 of 100 validation sets. That of the window
-exceeds its (1 - EVERY / IMAGES_PER_FALSE_ALARM)-quantile in one of IMAGES_PER_FALSE_ALARM / EVERY
-tests. The limit is the sum of the two quantiles, which are exact for any continuous F (Marsaglia,
-Tsang and Wang, Evaluating Kolmogorov's distribution, 2003) and conservative for others. A test is
-made every `EVERY` images. So with 95 % probability over validation sets a detector gives at most
-one false alarm per `IMAGES_PER_FALSE_ALARM` good images in the mean. A limit by the p-value of the
-two-sample test would keep that rate only in the mean over validation sets: a detector with an
-unlucky one would give many false alarms.
+are drawn. The shift is the sum of two parts. One is that of the `m` validation scores from F: their
+mean rank under F has a standard deviation of 1 / sqrt(12 m), and in 95 of 100 validation sets it
+is within 1.96 of them. The other is that of the `n` recent scores, with 1 / sqrt(12 n), and a bound
+that one of IMAGES_PER_FALSE_ALARM / EVERY tests exceeds. The limit is the sum of the two bounds. So
+with 95 % probability over validation sets a detector gives at most one false alarm per
+IMAGES_PER_FALSE_ALARM good images in the mean. A limit by the p-value of the test of two samples
+keeps that rate only in the mean over validation sets: a detector with an unlucky one would give
+many false alarms.
 """
 
 from collections import deque
@@ -23,24 +22,28 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import kstwo
+from scipy.stats import norm
 
 from efficientad_jax.detection.threshold import CONFIDENCE, WORDS
 
-# Scores that are compared with those of the validation images.
+# Recent scores that are compared with those of the validation images.
 WINDOW = 50
 # Images between two tests.
 EVERY = 10
 # In the mean there is at most one false alarm per so many good images.
 IMAGES_PER_FALSE_ALARM = 10_000
+# With fewer validation scores the normal distribution does not describe their mean rank.
+FEWEST = 4
 
 
 class ScoreMonitor:
     """Counts scores and verdicts, and tests the last scores.
 
     Attributes:
-      limit: a distance above it is an alarm; None for too few validation scores.
-      distance: of the last test, in [0, 1]; None before the first.
+      shift: of the last test, in [-0.5, 0.5], above 0 if recent scores are higher than those of
+        the validation images; None before the first.
+      limit: a shift above it, or below its negative, is an alarm; None with too few validation
+        scores.
       edges: upper ends of the bins of the histogram, in ascending order: the tenths of the
         validation scores, without repetition.
       counts: scores in each bin; the last bin is that of scores above all validation scores.
@@ -51,9 +54,8 @@ class ScoreMonitor:
         """Starts without scores. A detector of an old version has no validation scores."""
         self._reference = np.sort(np.asarray(validation_scores, np.float64))
         count = len(self._reference)
-        limit = drift_limit(count)
-        self.limit = limit if limit < 1 else None
-        self.distance: float | None = None
+        self.limit = drift_limit(count) if count >= FEWEST else None
+        self.shift: float | None = None
         tenths = np.quantile(self._reference, np.arange(1, 11) / 10) if count else []
         self.edges: list[float] = np.unique(tenths).tolist()
         self.counts = [0] * (len(self.edges) + 1)
@@ -63,10 +65,10 @@ class ScoreMonitor:
 
     @property
     def alarm(self) -> bool | None:
-        """Whether the last test found a difference; None before the first test."""
-        if self.distance is None or self.limit is None:
+        """Whether the last test found a shift; None before the first test."""
+        if self.shift is None or self.limit is None:
             return None
-        return self.distance > self.limit
+        return abs(self.shift) > self.limit
 
     def add(self, score: float, verdict: bool | None) -> str:
         """Takes the score of one more image.
@@ -83,22 +85,23 @@ class ScoreMonitor:
             return ""
         before = bool(self.alarm)
         self._untested = 0
-        self.distance = ks_distance(self._reference, np.sort(self._recent))
+        self.shift = mann_whitney_shift(self._reference, np.array(self._recent))
         if bool(self.alarm) == before:
             return ""
-        distance = f"(distance {self.distance:.2f}, limit {self.limit:.2f})"
+        shift = f"(shift {self.shift:+.2f}, limit {self.limit:.2f})"
+        count = len(self._reference)
         if before:
-            return f"scores: the last {WINDOW} look like the validation scores again {distance}"
+            return f"scores: again like those of the {count} validation images {shift}"
         return (
-            f"scores: the last {WINDOW} no longer look like the {len(self._reference)} validation "
-            f"scores {distance}; has the camera, the light or the product changed?"
+            f"scores: no longer like those of the {count} validation images {shift}; has the "
+            "camera, the light or the product changed?"
         )
 
     def fields(self) -> dict[str, Any]:
         """The state as JSON has it."""
         return {
             "alarm": self.alarm,
-            "distance": self.distance,
+            "shift": self.shift,
             "limit": self.limit,
             "window": WINDOW,
             "validation_scores": len(self._reference),
@@ -120,24 +123,28 @@ class ScoreMonitor:
 
 
 def drift_limit(validation_scores: int) -> float:
-    """The distance above which the window counts as different.
+    """The size of a shift above which the recent scores count as different.
 
     Args:
-      validation_scores: how many there are. With fewer than 4 the limit is 1 or so close to it that
-        no distance, or only one of two samples without overlap, is above it.
+      validation_scores: how many there are.
     """
-    if not validation_scores:
-        return 1.0
-    of_reference = kstwo.ppf(CONFIDENCE, validation_scores)
-    of_window = kstwo.isf(EVERY / IMAGES_PER_FALSE_ALARM, WINDOW)
-    return float(min(1.0, of_reference + of_window))
+    of_reference = norm.isf((1 - CONFIDENCE) / 2) / np.sqrt(12 * validation_scores)
+    of_window = norm.isf(EVERY / IMAGES_PER_FALSE_ALARM / 2) / np.sqrt(12 * WINDOW)
+    return float(of_reference + of_window)
 
 
-def ks_distance(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " n"]) -> float:
-    """The largest difference of the distribution functions of two sorted samples, in [0, 1].
+def mann_whitney_shift(
+    reference: Float[np.ndarray, " m"], recent: Float[np.ndarray, " n"]
+) -> float:
+    """The share of pairs in which the recent score is the higher one, minus 0.5.
 
-    It is `scipy.stats.ks_2samp(first, second).statistic`, without its p-value.
+    It is `scipy.stats.mannwhitneyu(recent, reference).statistic / (m * n) - 0.5`, without the
+    p-value.
+
+    Args:
+      reference: sorted.
+      recent: in any order.
     """
-    values = np.concatenate([first, second])
-    shares = [np.searchsorted(s, values, side="right") / len(s) for s in (first, second)]
-    return float(np.abs(shares[0] - shares[1]).max())
+    below = np.searchsorted(reference, recent, side="left")
+    not_above = np.searchsorted(reference, recent, side="right")
+    return float((below + not_above).mean() / (2 * len(reference)) - 0.5)

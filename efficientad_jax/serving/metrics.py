@@ -96,8 +96,8 @@ def _score_metrics(registry: CollectorRegistry, monitor: ScoreMonitor) -> tuple[
         verdicts.labels(word)
     drift = {
         "alarm": "1 while recent scores do not look like the validation scores, else 0.",
-        "distance": "Distance of recent scores from the validation scores, 0 to 1.",
-        "limit": "The distance above which there is an alarm.",
+        "shift": "Share of pairs in which a recent score is above a validation score, minus 0.5.",
+        "limit": "The size of a shift above which there is an alarm.",
     }
     for name, description in drift.items():
         gauge = Gauge(

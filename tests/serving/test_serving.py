@@ -165,15 +165,15 @@ def test_scores_are_counted_and_drift_is_reported(detector, monkeypatch, caplog)
         health = httpx2.get(f"{address}/health").json()
     # All scores are the lowest of the validation scores.
     assert health["drift"]["alarm"] is True
-    assert health["drift"]["distance"] == pytest.approx(39 / 40, abs=0.03)
+    assert health["drift"]["shift"] == pytest.approx(-0.5, abs=0.03)
     assert after["efficientad_drift_alarm",] == 1
-    assert after["efficientad_drift_distance",] > after["efficientad_drift_limit",] > 0.5
+    assert -after["efficientad_drift_shift",] > after["efficientad_drift_limit",] > 0.3
     assert after["efficientad_verdicts_total", "normal"] == 10
     assert after["efficientad_score_count",] == 10
     first = min(float(edge) for name, edge in before if name == "efficientad_score_bucket")
     assert first == pytest.approx(np.quantile(validation_scores, 0.1))
     (line,) = caplog.messages
-    assert line.startswith("scores: the last 10 no longer look like the 40 validation scores")
+    assert line.startswith("scores: no longer like those of the 40 validation images (shift -0.")
 
 
 def chunks():
@@ -259,7 +259,7 @@ def test_other_addresses_and_methods(address):
     assert (missing.status_code, missing.json()) == (404, {"error": "Not Found"})
     health = httpx2.get(f"{address}/health").json()
     # The detector holds no validation scores.
-    unknown = dict.fromkeys(("alarm", "distance", "limit")) | {"window": 50, "validation_scores": 0}
+    unknown = dict.fromkeys(("alarm", "shift", "limit")) | {"window": 50, "validation_scores": 0}
     assert health == {
         "status": "ok",
         "input_size": [128, 128],
