@@ -107,5 +107,5 @@ def _score_metrics(registry: CollectorRegistry, monitor: ScoreMonitor) -> tuple[
     return scores, verdicts
 
 
-def _number(value: float | None) -> float:
+def _number(value: bool | float | None) -> float:
     return math.nan if value is None else float(value)
