@@ -170,7 +170,7 @@ def test_scores_are_counted_and_drift_is_reported(detector, monkeypatch, caplog)
     assert -after["efficientad_drift_shift",] > after["efficientad_drift_limit",] > 0.3
     assert after["efficientad_verdicts_total", "normal"] == 10
     assert after["efficientad_score_count",] == 10
-    first = min(float(edge) for name, edge in before if name == "efficientad_score_bucket")
+    first = min(float(key[1]) for key in before if key[0] == "efficientad_score_bucket")
     assert first == pytest.approx(np.quantile(validation_scores, 0.1))
     (line,) = caplog.messages
     assert line.startswith("scores: no longer like those of the 40 validation images (shift -0.")
