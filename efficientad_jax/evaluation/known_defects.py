@@ -1,4 +1,4 @@
-"""What a handful of known defects can teach: recall at thresholds, and which score finds more.
+"""The use of a handful of known defects: recall at thresholds, and which score finds more.
 
 Nothing is trained on them. They choose among a few candidates only: the rule of the score, and the
 weights of the two maps. A candidate is suggested if its AU-ROC is higher than that of the present
@@ -182,7 +182,7 @@ def _wins(
     defects: Float[np.ndarray, " n"], good: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, "n m"]:
     """1 where a defect has the higher score, 0.5 where both are equal; the mean is the AU-ROC."""
-    difference = np.float64(defects)[:, None] - np.float64(good)
+    difference = defects.astype(np.float64)[:, None] - good.astype(np.float64)
     return (difference > 0) + 0.5 * (difference == 0)
 
 

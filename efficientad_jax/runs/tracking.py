@@ -24,8 +24,8 @@ from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+    from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class _Tracker:
 
     def _begin(self) -> None:
         """Continues the run of the work directory, or begins one with the configuration."""
-        from mlflow.entities import Param
+        from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
         files = self._files
         stored = json.loads(files.mlflow.read_text()) if files.mlflow.is_file() else {}
@@ -192,7 +192,7 @@ def _client(uri: str) -> "MlflowClient":
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             f"{error.name} is not installed: pip install 'efficientad-jax[mlflow]'"
@@ -233,7 +233,7 @@ def _warn_of_failure(send: Callable[[], None]) -> None:
 
 
 def _metric(name: str, value: float, milliseconds: int, step: int) -> "Metric":
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
     return Metric(name, value, milliseconds, step)
 
