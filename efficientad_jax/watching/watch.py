@@ -69,9 +69,8 @@ def watch(
 ) -> tuple[int, int]:
     """Scores images as they arrive, until it is stopped or a video file ends.
 
-    `results.jsonl` in the output folder gets a line for each image. Files that already have a line
-    are skipped, also when the watch is started again. The scores are compared with those of the
-    validation images, see `monitoring/drift.py`.
+    `results.jsonl` in the output folder gets a line for each image. Files that have a line are
+    skipped, also when the watch is started again. `monitoring/drift.py` watches the scores.
 
     Args:
       detector: calibrated.
@@ -79,8 +78,7 @@ def watch(
       output: folder for the results.
       options: how to watch.
       stopped: whether to end.
-      report: is called with a line for each result, where drift begins or ends, and at the end
-        with the number of scores and verdicts.
+      report: is called with a line for each result, for drift, and with counts at the end.
       report_error: is called with a line for each image that cannot be used.
 
     Returns:
@@ -91,15 +89,7 @@ def watch(
       OSError: results cannot be written.
     """
     journal = output / JOURNAL
-    if os.path.isdir(source):
-        inputs = _folder_inputs(Path(source), output, options, stopped=stopped)
-    elif "://" in source or os.path.exists(source):
-        inputs = _camera_inputs(source, output, options, stopped=stopped, report_error=report_error)
-    else:
-        raise InputError(
-            f"source {public_name(source)}: no such folder, device or file, expected one of these "
-            "or an address such as rtsp://..."
-        )
+    inputs = _inputs(source, output, options, stopped=stopped, report_error=report_error)
     monitor = ScoreMonitor(detector.validation_scores)
     scored = failed = 0
     for image in inputs:
@@ -147,6 +137,25 @@ def _score(
         else:
             result["picture"] = str(image.picture)
     return result
+
+
+def _inputs(
+    source: str,
+    output: Path,
+    options: Options,
+    *,
+    stopped: Callable[[], bool],
+    report_error: ReportLine,
+) -> Generator[_Input, None, None]:
+    """The images of a source as they arrive. Arguments and errors are those of `watch`."""
+    if os.path.isdir(source):
+        return _folder_inputs(Path(source), output, options, stopped=stopped)
+    if "://" in source or os.path.exists(source):
+        return _camera_inputs(source, output, options, stopped=stopped, report_error=report_error)
+    raise InputError(
+        f"source {public_name(source)}: no such folder, device or file, expected one of these "
+        "or an address such as rtsp://..."
+    )
 
 
 def _folder_inputs(

@@ -17,7 +17,11 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 IGNORED = shutil.ignore_patterns("__pycache__")
 
-READ = """
+# Reads what an installation needs, and runs the commands of a page of the documentation as they are
+# written there, and its first example in Python. Only the recipe is a smaller one. All of it is one
+# process, as each would wait for the imports.
+SCRIPT = """
+import shlex, sys
 from importlib import resources
 import efficientad_jax
 from efficientad_jax.distillation.backbones.resnet import load_packaged_resnet18
@@ -29,12 +33,7 @@ print(teacher.size, teacher.params["params"]["conv4"]["kernel"].shape)
 print(load_packaged_resnet18()["params"]["layer3_1"]["conv2"]["kernel"].shape)
 print(resources.files("efficientad_jax.evaluation").joinpath("report.html.jinja").is_file())
 print(resources.files("efficientad_jax.convolution").joinpath("native.cc").is_file())
-"""
 
-# Runs the commands of a page of the documentation as they are written there, in one process, and
-# then its first example in Python. Only the recipe is a smaller one.
-FOLLOW = """
-import shlex, sys
 from efficientad_jax import commands, recipes
 from efficientad_jax.config import replace
 
@@ -86,46 +85,33 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return installed
 
 
-def lines_of(installed: Path, folder: Path, *arguments: str) -> list[str]:
-    """The output of a fresh process in a folder outside of the checkout."""
+def test_the_documentation_is_followed_with_the_wheel(installed: Path, tmp_path: Path) -> None:
+    write_mvtec_ad(tmp_path, "FOLDER")
+    write_image(tmp_path / "PHOTO.png", 40, 50)
+    page = (REPOSITORY / "docs/installed.md").read_text()
+    commands = block(page, "bash", "efficientad train")
+    names = [line.split()[1] for line in commands.splitlines()]
+    assert names == ["train", "evaluate", "set-threshold", "predict", "info"]
+    # The beginning of README.md is the beginning of that page.
+    assert commands.startswith(block((REPOSITORY / "README.md").read_text(), "bash", "efficientad"))
+    example = block(page, "python", "import efficientad_jax")
     result = subprocess.run(
-        [sys.executable, "-c", *arguments],
-        cwd=folder,
+        [sys.executable, "-c", SCRIPT, commands, example],
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
-
-
-def test_the_networks_are_read_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    assert lines_of(installed, tmp_path, READ) == [
+    lines = result.stdout.splitlines()
+    assert lines[:5] == [
         str(installed / "efficientad_jax" / "__init__.py"),
         "small (4, 4, 256, 384)",
         "(3, 3, 256, 256)",
         "True",
         "True",
     ]
-
-
-def test_the_documentation_is_followed_with_the_wheel(installed: Path, tmp_path: Path) -> None:
-    write_mvtec_ad(tmp_path, "FOLDER")
-    write_image(tmp_path / "PHOTO.png", 40, 50)
-    page = (REPOSITORY / "docs/installed.md").read_text()
-    commands = block(page, "bash", "efficientad train")
-    assert {line.split()[1] for line in commands.splitlines()} == {
-        "train",
-        "evaluate",
-        "set-threshold",
-        "predict",
-        "info",
-    }
-    # The beginning of README.md is the beginning of that page.
-    assert commands.startswith(block((REPOSITORY / "README.md").read_text(), "bash", "efficientad"))
-    example = block(page, "python", "import efficientad_jax")
-    lines = lines_of(installed, tmp_path, FOLLOW, commands, example)
     assert lines[-1] == "(40, 50) 0.05"
     assert "detector: runs/mine/detector" in lines
     assert any(line.startswith("threshold   ") and "for 5 % false" in line for line in lines)
