@@ -146,7 +146,7 @@ def calibrated(autoencoder=False, **rules):
     spec = SPEC._replace(out_channels=4, autoencoder=autoencoder)
     plain = random_detector(spec)
     images = np.stack([picture(128, 128, seed) for seed in range(13)])
-    calibration, scores = calibrate(plain.networks, plain.params, images, **rules)
+    calibration, scores, _ = calibrate(plain.networks, plain.params, images, **rules)
     detector = replace(plain, calibration=calibration, validation_scores=tuple(scores.tolist()))
     return detector.with_threshold(0.2), images
 
