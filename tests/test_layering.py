@@ -36,6 +36,7 @@ PACKAGES = [
     "distillation.backbones",
     "distillation",
     "training",
+    "detection.regions",
     "detection",
     "compilation",
     "fit",
