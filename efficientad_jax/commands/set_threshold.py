@@ -59,7 +59,10 @@ def run(options: argparse.Namespace) -> int:
     """Chooses the thresholds and saves them."""
     rate, region_rate = options.false_alarm_rate, options.region_false_positive_rate
     if rate is None and region_rate is None:
-        raise InputError("--false-alarm-rate, --region-false-positive-rate: expected one of them")
+        raise InputError(
+            "--false-alarm-rate, --region-false-positive-rate: neither is given, expected one of "
+            "them; see efficientad set-threshold --help"
+        )
     if region_rate is None and (options.images or options.smallest_region):
         flag = "--images" if options.images else "--smallest-region"
         raise InputError(f"{flag}: is of regions, expected --region-false-positive-rate with it")
