@@ -119,7 +119,7 @@ def test_a_detector_of_an_earlier_version_has_no_regions_and_says_how_to_get_the
     detection = loaded(pixels)
     np.testing.assert_array_equal(detection.anomaly_map, detector(pixels).anomaly_map)
     for refused in (lambda: detection.regions, partial(loaded.with_region_rate, 0.1)):
-        with pytest.raises(InputError, match="has no pixel threshold .*set-threshold") as error:
+        with pytest.raises(InputError, match=r"has no pixel threshold .*set-threshold") as error:
             refused()
         assert str(error.value).isprintable()
 
