@@ -34,7 +34,7 @@ class Task(NamedTuple):
     Attributes:
       image: its file.
       picture: file for its heat map, None for no picture.
-      name: its path inside the folder that the user named; None for that of the file alone.
+      name: its path inside the folder that the user named; None for only its file name.
     """
 
     image: Path

@@ -32,16 +32,16 @@ def outer_boundary(mask: Bool[np.ndarray, "h w"], offset: tuple[int, int] = (0, 
     (x, y), step = start, 0
     while True:
         x, y = x + _STEPS[step][0], y + _STEPS[step][1]
-        turn = _next_step(padded, x, y, step)
-        if (x, y) == start and turn == 0:
+        following = _next_step(padded, x, y, step=step)
+        if (x, y) == start and following == 0:
             break
-        if turn != step:
+        if following != step:
             corners.append((x, y))
-            step = turn
+            step = following
     return tuple((x - 1 + offset[0], y - 1 + offset[1]) for x, y in corners)
 
 
-def _next_step(padded: Bool[np.ndarray, "h w"], x: int, y: int, step: int) -> int:
+def _next_step(padded: Bool[np.ndarray, "h w"], x: int, y: int, *, step: int) -> int:
     """The step from a corner of pixels: to the left if that is an edge, or ahead, or right."""
     for turn in (-1, 0, 1):
         ahead = (step + turn) % 4
