@@ -64,24 +64,31 @@ def find_regions(
         return ()
     places = np.flatnonzero(mask)
     owners = labels.ravel()[places] - 1
-    values = anomaly_map.ravel()[places]
-    rows, columns = np.divmod(places, mask.shape[1])
     areas = np.bincount(owners, minlength=count)
-    peaks = np.full(count, -np.inf, values.dtype)
-    np.maximum.at(peaks, owners, values)
+    # The pixels of each region together, row by row.
+    places = places[np.argsort(owners, kind="stable")]
+    starts = np.cumsum(areas) - areas
+    rows, columns = np.divmod(places, mask.shape[1])
+    values = anomaly_map.ravel()[places]
+    left, top = np.minimum.reduceat(columns, starts), rows[starts]
+    widths = np.maximum.reduceat(columns, starts) + 1 - left
+    heights = rows[starts + areas - 1] + 1 - top
+    peaks = np.maximum.reduceat(values, starts)
+    x, y, means = (
+        np.add.reduceat(of_pixels, starts, dtype=np.float64) / areas
+        for of_pixels in (columns, rows, values)
+    )
     kept = np.flatnonzero(areas >= smallest_area)
     kept = kept[np.argsort(-peaks[kept], kind="stable")]
-    means = (np.bincount(owners, of, minlength=count) / areas for of in (columns, rows, values))
-    table = (array[kept].tolist() for array in (areas, *means, peaks))
-    windows = ndimage.find_objects(labels)
+    boxes = np.stack([left, top, widths, heights], -1)[kept].tolist()
+    fields = (array[kept].tolist() for array in (areas, x + 0.5, y + 0.5, peaks, means))
     regions = []
-    for i, area, x, y, mean, peak in zip(kept.tolist(), *table, strict=True):
-        down, across = windows[i]
-        box = (across.start, down.start, across.stop - across.start, down.stop - down.start)
+    for i, box, area, *centroid, peak, mean in zip(kept.tolist(), boxes, *fields, strict=True):
         polygon = None
         if polygons:
-            polygon = outer_boundary(labels[down, across] == i + 1, (across.start, down.start))
-        regions.append(Region(box, area, (x + 0.5, y + 0.5), peak, mean, polygon))
+            window = labels[box[1] : box[1] + box[3], box[0] : box[0] + box[2]]
+            polygon = outer_boundary(window == i + 1, (box[0], box[1]))
+        regions.append(Region(tuple(box), area, tuple(centroid), peak, mean, polygon))
     return tuple(regions)
 
 
