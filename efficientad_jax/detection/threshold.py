@@ -311,19 +311,20 @@ def checked_region_rule(stored: dict[str, Any] | None) -> RegionRule | None:
     """A rule from `region_rule_fields`, which may come from anyone.
 
     Raises:
-      KeyError: a field of the threshold is missing.
-      TypeError: a field is of another type, missing, or one too many.
+      KeyError: a field is missing.
+      TypeError: a field is of another type, or one too many.
       ValueError: one is out of range.
     """
     if stored is None:
         return None
-    rule = RegionRule(**stored)
-    fields = dict(rule.threshold)  # pyright: ignore[reportArgumentType]
+    fields: dict[str, Any] = dict(stored["threshold"])
     threshold = checked_threshold(fields, fields.pop("margin"))
+    scores = checked_scores(stored["validation_scores"])
+    rule = RegionRule(**{**stored, "threshold": threshold, "validation_scores": scores})
     area = rule.smallest_area
-    if threshold is None or type(area) is not int or area < 1:
+    if type(area) is not int or area < 1:
         raise ValueError(f"smallest_area {str(area)[:20]}: expected a whole number from 1")
-    return RegionRule(threshold, area, checked_scores(rule.validation_scores))  # pyright: ignore
+    return rule
 
 
 # The verdicts in words.

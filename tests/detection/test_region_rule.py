@@ -11,14 +11,10 @@ from scipy import ndimage, stats
 from efficientad_jax import Detector, InputError, choose_threshold, detect_tiled
 from efficientad_jax.commands import set_threshold
 from efficientad_jax.commands.command_line import Parser
-from efficientad_jax.data.decoding import resize_map
-from efficientad_jax.detection.calibration import calibrate
 from efficientad_jax.detection.regions.components import find_regions
 from efficientad_jax.detection.threshold import choose_region_rule, region_summary
-from tests.helpers.detectors import SPEC, random_detector, with_regions
+from tests.helpers.detectors import random_detector, with_regions
 from tests.helpers.images import encoded, picture
-
-SIZES = [(128, 128), (90, 200), (300, 260)]
 
 
 def smooth_maps(count, seed=0, size=(16, 16)):
@@ -70,22 +66,6 @@ def test_too_few_images_are_reported_once(caplog):
     (record,) = caplog.records
     assert record.getMessage().startswith("pixel threshold: too few validation images")
     assert "regions of 4 pixels or more in 10 % of the good images" in region_summary(rule)
-
-
-@pytest.mark.parametrize("rules", [{}, {"upsample_first": True}])
-def test_maps_of_the_calibration_are_those_of_the_detection(rules):
-    spec = SPEC._replace(out_channels=4, autoencoder=bool(rules))
-    plain = random_detector(spec, **rules)
-    images = np.stack([picture(128, 128, seed) for seed in range(3)])
-    calibration, _, maps = calibrate(plain.networks, plain.params, images, **rules)
-    detector = replace(plain, calibration=calibration)
-    own = [resize_map(each, size) for each, size in zip(maps, SIZES, strict=True)]
-    for each, detection in zip(own, detector.detect_resized(images, SIZES), strict=True):
-        np.testing.assert_allclose(each, detection.anomaly_map, atol=2e-5)
-    # No image that the threshold is chosen on reaches the limit more often than the rate says.
-    rule = choose_region_rule(own, 0.3, 30)
-    found = replace(detector, region_rule=rule).detect_resized(images, SIZES)
-    assert [bool(detection.regions) for detection in found] == [False] * 3
 
 
 @pytest.fixture(scope="module")

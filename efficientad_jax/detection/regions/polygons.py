@@ -28,7 +28,7 @@ def outer_boundary(mask: Bool[np.ndarray, "h w"], offset: tuple[int, int] = (0, 
     """
     padded = np.pad(mask, 1)
     start = (int(np.argmax(mask[0])) + 1, 1)  # the upper left corner of the first pixel
-    corners = [start]
+    corners: list[tuple[int, int]] = [start]
     (x, y), step = start, 0
     while True:
         x, y = x + _STEPS[step][0], y + _STEPS[step][1]
