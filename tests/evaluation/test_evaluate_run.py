@@ -70,7 +70,8 @@ def test_regions_are_counted_where_there_is_a_pixel_threshold(workdir: Path) -> 
     assert plain.regions is None
     assert "regions" not in plain.as_dict()
     assert "pixel threshold" not in evaluation_summary(plain)
-    peaks = [float(d.anomaly_map.max()) for d in detector.detect_resized(dataset.test.images)]
+    found = detector.detect_resized(dataset.test.images, dataset.test.sizes)
+    peaks = [float(detection.anomaly_map.max()) for detection in found]
     with_regions(detector, 0.9 * min(peaks)).save(Workdir(workdir).detector)
     evaluation = evaluate_workdir(workdir, dataset)
     counts = evaluation.regions
