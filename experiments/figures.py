@@ -158,9 +158,8 @@ def _regions(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     shown = []
     for file in (files[i] for i in chosen):
         image = detector.decode(file)
-        mask = _mask_of(file)
-        title = f"{file.parent.name} {file.stem}"
-        shown.append(RegionsOfImage(title, image, detector(image), mask))
+        kind = file.absolute().parent.name
+        shown.append(RegionsOfImage(kind, image, detector(image), _mask_of(file)))
     return draw_regions(shown)
 
 

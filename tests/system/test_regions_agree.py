@@ -7,9 +7,11 @@ import threading
 import httpx2
 import numpy as np
 import pytest
+from PIL import Image
 
 from efficientad_jax.commands import predict
 from efficientad_jax.commands.command_line import Parser
+from efficientad_jax.detection.heatmap import LINE_COLOR
 from efficientad_jax.serving.application import create_application
 from efficientad_jax.watching.watch import Options, watch
 from tests.helpers.command import REPOSITORY
@@ -94,7 +96,7 @@ def test_watch(detector, images, expected, tmp_path):
         if len(lines) == len(SIZES):
             done.set()
 
-    options = Options(settle=0.0, pictures="none")
+    options = Options(settle=0.0, pictures="all")
     watch(
         detector,
         str(images),
@@ -107,6 +109,10 @@ def test_watch(detector, images, expected, tmp_path):
     entries = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     entries.sort(key=lambda entry: entry["image"])
     assert_same([entry["regions"] for entry in entries], expected)
+    for entry in entries:
+        with Image.open(entry["picture"]) as drawn:
+            has_boxes = (np.asarray(drawn) == LINE_COLOR).all(-1).any()
+        assert has_boxes == bool(entry["regions"])
 
 
 def test_an_onnx_file_and_the_lines_of_the_documentation(
