@@ -49,13 +49,13 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
     size: Size, channels: Sequence[int]
 ) -> None:
     network, params = random_network(size)
-    position = (1, 2)
+    position, image_size = (1, 2), (40, 44)
     gradient = absolute_gradient(
-        network, params, uint8_images(1, SIZE), position=position, channels=channels
+        network, params, uint8_images(1, image_size), position=position, channels=channels
     )
     rows, columns = receptive_window(*position)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (33, 33)
-    inside = np.zeros(SIZE, bool)
+    inside = np.zeros(image_size, bool)
     inside[rows, columns] = True
     np.testing.assert_array_equal(gradient[~inside], 0)
     assert np.all(gradient[inside] > 0)
@@ -63,8 +63,8 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
 
 def test_the_gradient_is_how_much_the_feature_changes() -> None:
     network, params = random_network("small")
-    images = uint8_images(2, SIZE)
-    position, channel = (2, 2), 1
+    images = uint8_images(2, (44, 44))
+    position, channel = (1, 1), 1
     gradient = absolute_gradient(network, params, images, position=position, channels=[channel])
     np.testing.assert_array_equal(
         gradient, absolute_gradient(network, params, images, channels=[channel])
