@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         map_quantiles,
         normalize_map,
     )
+    from efficientad_jax.detection.regions.components import Region
     from efficientad_jax.detection.threshold import Threshold, choose_threshold
     from efficientad_jax.detection.tiling import detect_tiled
     from efficientad_jax.errors import InputError, StoppedError
@@ -27,6 +28,7 @@ __all__ = [
     "InputError",
     "MapQuantiles",
     "PatchDescriptionNetwork",
+    "Region",
     "StoppedError",
     "Threshold",
     "choose_threshold",
@@ -46,6 +48,7 @@ _MODULES = {
     "InputError": "errors",
     "MapQuantiles": "detection.map_normalization",
     "PatchDescriptionNetwork": "networks.pdn",
+    "Region": "detection.regions.components",
     "StoppedError": "errors",
     "Threshold": "detection.threshold",
     "choose_threshold": "detection.threshold",

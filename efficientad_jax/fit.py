@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float16, PyTree, UInt8
 
-from efficientad_jax.config import Config, as_dict, replace
+from efficientad_jax.config import CalibrationConfig, Config, as_dict, replace
+from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import Dataset
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
@@ -23,7 +24,11 @@ from efficientad_jax.detection.calibration import calibrate
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import DetectorParams
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.detection.threshold import choose_threshold
+from efficientad_jax.detection.threshold import (
+    RegionRule,
+    choose_region_rule,
+    choose_threshold,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.channel_statistics import ChannelStatistics, channel_statistics
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
@@ -173,7 +178,7 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         state.params["autoencoder"] if spec.autoencoder else None,
     )
     chosen = config.calibration
-    calibration, scores = calibrate(
+    calibration, scores, maps = calibrate(
         networks_of(spec),
         params,
         dataset.validation.images,
@@ -193,9 +198,26 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
         teacher=inputs.teacher,
+        region_rule=_region_rule(chosen, maps, dataset.validation.sizes),
     )
     detector.save(Workdir(inputs.workdir).detector)
     return detector
+
+
+def _region_rule(
+    chosen: CalibrationConfig, maps: Float[np.ndarray, "n h w"], sizes: Sequence[tuple[int, int]]
+) -> RegionRule | None:
+    """The rule for regions, by the maps of the validation images, whose own sizes are given."""
+    rate = chosen.region_false_positive_rate
+    if rate is None:
+        return None
+    return choose_region_rule(
+        (resize_map(each, size) for each, size in zip(maps, sizes, strict=True)),
+        rate,
+        chosen.smallest_region,
+        # At the same rate the threshold of scores has the same warning.
+        reports_few_images=rate != chosen.false_alarm_rate,
+    )
 
 
 def _steps_for_minutes(

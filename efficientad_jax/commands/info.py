@@ -3,8 +3,8 @@
     efficientad info runs/mine/detector
 
 Prints the size of its networks, its input, the data and the steps of its training, its teacher with
-the licenses, its threshold with the interval of the false-alarm rate, its last metrics and its
-format. The folder may come from anyone: see SECURITY.md.
+the licenses, its thresholds with the intervals of their rates, its last metrics and its format. The
+folder may come from anyone: see SECURITY.md.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 from efficientad_jax.commands.command_line import add_detector
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.file import read_record
-from efficientad_jax.detection.threshold import summary
+from efficientad_jax.detection.threshold import region_summary, summary
 from efficientad_jax.errors import printable
 from efficientad_jax.networks.pdn import NAMES
 
@@ -62,6 +62,8 @@ def _facts(detector: Detector) -> Iterator[tuple[str, str]]:
         yield title, f"{source}; license: {_text(teacher, 'record', key, 'license') or 'unknown'}"
     threshold = detector.threshold
     yield "threshold", "none" if threshold is None else summary(threshold)
+    rule = detector.region_rule
+    yield "regions", "none" if rule is None else f"pixel threshold {region_summary(rule)}"
     yield "metrics", _metrics(detector.metrics)
 
 

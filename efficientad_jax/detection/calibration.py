@@ -12,6 +12,7 @@ from efficientad_jax.detection.inference import (
     combine_maps,
     image_scores,
     jitted_raw_maps,
+    pad_maps,
     prepared_params,
 )
 from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles
@@ -34,7 +35,7 @@ def calibrate(
     upsample_first: bool = False,
     normalize: bool = True,
     score_values: int = 1,
-) -> tuple[Calibration, Float[np.ndarray, " n"]]:
+) -> tuple[Calibration, Float[np.ndarray, " n"], Float[np.ndarray, "n mh mw"]]:
     """Computes the quantiles over all pixels of all validation maps.
 
     Args:
@@ -48,7 +49,8 @@ def calibrate(
       score_values: see `Calibration`.
 
     Returns:
-      The calibration, and the scores of the images with it.
+      The calibration, and the scores and combined maps of the images with it; the maps are those
+      of `inference.detect` up to the last bits.
 
     Raises:
       InputError: a map has the same value at both quantiles, so that it has no scale.
@@ -58,7 +60,10 @@ def calibrate(
     calibration = calibration_of_maps(
         maps, q_a, q_b, upsample_first=upsample_first, normalize=normalize
     )._replace(score_values=score_values)
-    return calibration, scores_of_maps(maps, calibration)
+    combined, _, _ = combine_maps(maps, calibration)
+    if not upsample_first:
+        combined = pad_maps(combined, (images.shape[1], images.shape[2]))
+    return calibration, scores_of_maps(maps, calibration), np.asarray(combined)
 
 
 def collect_raw_maps(

@@ -40,6 +40,7 @@ from efficientad_jax.detection.inference import (
     prepared_params,
     runs_images_sequentially,
 )
+from efficientad_jax.detection.regions.components import Region
 from efficientad_jax.detection.spec import (
     DetectorSpec,
     abstract_params,
@@ -47,10 +48,13 @@ from efficientad_jax.detection.spec import (
     networks_of,
 )
 from efficientad_jax.detection.threshold import (
+    RegionRule,
     Threshold,
+    checked_region_rule,
     checked_scores,
     checked_threshold,
     choose_threshold,
+    region_rule_fields,
 )
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.model import Networks
@@ -70,12 +74,30 @@ class Detection(NamedTuple):
         `q_a`-quantile of normal pixels (0.9), 0.1 at the `q_b`-quantile (0.995).
       local_map: the student-teacher part, for structural defects.
       global_map: the autoencoder-student part, for logical ones; None without an autoencoder.
+      region_rule: of the detector; None without one, and for maps of another size than the image's.
     """
 
     score: float
     anomaly_map: Float[np.ndarray, "h w"]
     local_map: Float[np.ndarray, "h w"]
     global_map: Float[np.ndarray, "h w"] | None
+    region_rule: RegionRule | None = None
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Where the image is anomalous, the most anomalous region first; see `find_regions`."""
+        return self.find_regions()
+
+    def find_regions(self, *, polygons: bool = False) -> tuple[Region, ...]:
+        """Finds the regions by the detector's pixel threshold and its smallest area.
+
+        Args:
+          polygons: whether to trace the boundary of each.
+
+        Raises:
+          InputError: the detector has no pixel threshold.
+        """
+        return required_rule(self.region_rule).find(self.anomaly_map, polygons=polygons)
 
 
 @dataclass(frozen=True)
@@ -92,6 +114,7 @@ class Detector:
       validation_scores: scores of the validation images, to choose other thresholds by.
       teacher: the `sha256` of the teacher file that it was trained with, and the `record` in that
         file; empty for a detector of a version that did not store them.
+      region_rule: the pixel threshold and the smallest area of regions; None where none was chosen.
       saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
 
@@ -103,6 +126,7 @@ class Detector:
     threshold: Threshold | None = None
     validation_scores: tuple[float, ...] = ()
     teacher: dict[str, Any] = field(default_factory=dict)
+    region_rule: RegionRule | None = None
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
     @overload
@@ -170,7 +194,9 @@ class Detector:
             anomalies = jax.device_get(anomalies)
             for i in range(len(batch)):
                 size_of_image = None if sizes is None else sizes[start + i]
-                detections.append(_at_own_size(anomalies, i, size_of_image))
+                detection = _at_own_size(anomalies, i, size_of_image)
+                rule = None if size_of_image is None else self.region_rule
+                detections.append(detection._replace(region_rule=rule))
         return detections
 
     def batch_size(self, images: int) -> int:
@@ -228,6 +254,18 @@ class Detector:
             )
         return replace(self, threshold=choose_threshold(self.validation_scores, false_alarm_rate))
 
+    def with_region_rate(self, false_positive_rate: float) -> "Detector":
+        """The same detector with the pixel threshold of regions for another rate.
+
+        Args:
+          false_positive_rate: target fraction of the normal images that have a region, in (0, 1).
+
+        Raises:
+          InputError: the rate is out of range, or the detector has no pixel threshold.
+        """
+        rule = required_rule(self.region_rule).with_rate(false_positive_rate)
+        return replace(self, region_rule=rule)
+
     def save(self, folder: str | Path) -> None:
         """Writes the detector to a folder: `detector.json` and a safetensors file of its arrays.
 
@@ -265,6 +303,7 @@ class Detector:
             "threshold": threshold,
             "threshold_margin": margin,
             "validation_scores": self.validation_scores,
+            "regions": region_rule_fields(self.region_rule),
             "config": self.config,
             "teacher": self.teacher,
             "metrics": self.metrics,
@@ -287,6 +326,7 @@ class Detector:
                 record.get("threshold"), record.get("threshold_margin", 0.0)
             )
             scores = checked_scores(record.get("validation_scores", []))
+            region_rule = checked_region_rule(record.get("regions"))  # absent in older versions
             config, metrics = record["config"], record["metrics"]
             teacher = record.get("teacher", {})  # absent in detectors of older versions
             if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
@@ -302,8 +342,23 @@ class Detector:
             threshold,
             scores,
             teacher,
+            region_rule,
             saved_arrays=saved,
         )
+
+
+def required_rule(rule: RegionRule | None) -> RegionRule:
+    """A detector's rule for regions.
+
+    Raises:
+      InputError: it has none.
+    """
+    if rule is None:
+        raise InputError(
+            "detector: has no pixel threshold to find regions by; choose one with `efficientad "
+            "set-threshold DETECTOR --region-false-positive-rate=0.01 --images=GOOD_IMAGES`"
+        )
+    return rule
 
 
 def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int] | None) -> Detection:

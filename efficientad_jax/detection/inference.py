@@ -209,7 +209,7 @@ def _anomalies(
     """Pads maps that are not upsampled; `size` is that of the images."""
     if upsample_first:
         return Anomalies(scores, combined, local, global_)
-    pad = partial(_pad_to, size=(size[0] // STRIDE, size[1] // STRIDE))
+    pad = partial(pad_maps, image_size=size)
     return Anomalies(scores, pad(combined), pad(local), None if global_ is None else pad(global_))
 
 
@@ -242,8 +242,9 @@ def image_scores(maps: Float[Array, "n oh ow"], values: int) -> Float[Array, " n
     return ordered[:, -values:].mean(1)
 
 
-def _pad_to(maps: Array, size: tuple[int, int]) -> Array:
-    """Zeros on each side, so that every pixel of a map lies over the patch it describes."""
+def pad_maps(maps: Array, image_size: tuple[int, int]) -> Array:
+    """Zeros on each side, so that every value of a map lies over the patch it describes."""
+    size = image_size[0] // STRIDE, image_size[1] // STRIDE
     margins = [((s - m) // 2,) * 2 for s, m in zip(size, maps.shape[1:], strict=True)]
     return jnp.pad(maps, ((0, 0), *margins))
 

@@ -55,7 +55,7 @@ def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = N
     anomaly_map = enlarge(detector, tiled, tiled.combined)
     parts = [enlarge(detector, tiled, part) for part in tiled.parts]
     local, global_ = parts or (anomaly_map, None)
-    return Detection(tiled.score, anomaly_map, local, global_)
+    return Detection(tiled.score, anomaly_map, local, global_, detector.region_rule)
 
 
 class TiledMaps(NamedTuple):

@@ -15,10 +15,12 @@ from efficientad_jax.config import Config, read_config, replace
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset
 from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.threshold import (
+    RegionRule,
     Threshold,
     VerdictCounts,
     count_verdicts,
     percent,
+    region_summary,
     summary,
 )
 from efficientad_jax.errors import InputError
@@ -26,6 +28,7 @@ from efficientad_jax.evaluation.baselines import mean_brightness_scores, pca_rec
 from efficientad_jax.evaluation.lazy_maps import Enlarged
 from efficientad_jax.evaluation.metrics import NO_SATURATION_AREAS, Metrics, evaluate
 from efficientad_jax.evaluation.nearest_neighbors import nearest_neighbor_scores
+from efficientad_jax.evaluation.region_detection import RegionCounts, RelativeBox, count_regions
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 from efficientad_jax.networks.layers import float32_features
 from efficientad_jax.networks.pdn import NAMES
@@ -46,6 +49,8 @@ class Evaluation(NamedTuple):
       verdicts: the verdicts by that threshold, None without one.
       report: the HTML file, None where the dataset has no test images: then no file is written.
       dataset_root: the folder or archive of the dataset.
+      region_rule: of the detector, None for a detector without one.
+      regions: the regions of the test images by that rule, None without one.
     """
 
     metrics: Metrics
@@ -54,12 +59,16 @@ class Evaluation(NamedTuple):
     verdicts: VerdictCounts | None
     report: Path | None
     dataset_root: str
+    region_rule: RegionRule | None = None
+    regions: RegionCounts | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `metrics.json`."""
         content = {"detector": self.metrics.as_dict(), "baselines_image_auroc": self.baselines}
         if self.threshold is not None and self.verdicts is not None:
             content["threshold"] = self.threshold._asdict() | self.verdicts._asdict()
+        if self.region_rule is not None and self.regions is not None:
+            content["regions"] = self.regions.as_dict(self.region_rule)
         return content
 
 
@@ -151,6 +160,9 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         defects=test.defects,
         regions=test.regions,
     )
+    rule, region_counts, boxes = detector.region_rule, None, None
+    if rule is not None:
+        region_counts, boxes = count_regions(rule, maps, test.labels, test.masks)
     evaluation = Evaluation(
         metrics,
         _baseline_aurocs(detector, dataset),
@@ -158,24 +170,31 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         None if threshold is None else count_verdicts(threshold, scores, test.labels),
         Workdir(workdir).report,
         config.dataset.root,
+        rule,
+        region_counts,
     )
     content = json.dumps(evaluation.as_dict(), indent=2) + "\n"
     write_atomically(Workdir(workdir).metrics, content.encode())
-    facts = _facts(config, dataset, threshold)
+    facts = _facts(config, dataset, threshold, rule=rule)
     write_report(
         Workdir(workdir).report,
-        _scored_images(test, detections, scores),
+        _scored_images(test, detections, scores, boxes=boxes),
         metrics,
         title=f"{NAMES[config.model.size]} on {facts['dataset']}",
         baselines=evaluation.baselines,
         facts=facts,
         threshold=None if threshold is None else threshold.limit,
+        regions=region_counts,
     )
     return evaluation
 
 
 def _scored_images(
-    test: ImageSet, detections: Sequence[Detection], scores: Float[np.ndarray, " n"]
+    test: ImageSet,
+    detections: Sequence[Detection],
+    scores: Float[np.ndarray, " n"],
+    *,
+    boxes: Sequence[Sequence[RelativeBox]] | None,
 ) -> ScoredImages:
     """The contents of the report; it shows local and global maps if there are global ones."""
     global_maps = [d.global_map for d in detections if d.global_map is not None]
@@ -191,10 +210,13 @@ def _scored_images(
         test.masks,
         local_maps=local_maps if global_maps else None,
         global_maps=Enlarged(global_maps, test.sizes) if global_maps else None,
+        boxes=boxes,
     )
 
 
-def _facts(config: Config, dataset: Dataset, threshold: Threshold | None) -> dict[str, str]:
+def _facts(
+    config: Config, dataset: Dataset, threshold: Threshold | None, *, rule: RegionRule | None
+) -> dict[str, str]:
     """The facts that head the report."""
     facts = {
         "dataset": f"{config.dataset.name} {config.category}".strip(),
@@ -205,6 +227,8 @@ def _facts(config: Config, dataset: Dataset, threshold: Threshold | None) -> dic
     }
     if threshold is not None:
         facts["threshold"] = summary(threshold)
+    if rule is not None:
+        facts["pixel threshold"] = region_summary(rule)
     return facts
 
 
@@ -244,6 +268,7 @@ def evaluation_summary(evaluation: Evaluation) -> str:
     lines = [
         *_metric_lines(evaluation.metrics, evaluation.baselines),
         *_threshold_lines(evaluation.threshold, evaluation.verdicts),
+        *_region_lines(evaluation.region_rule, evaluation.regions),
         f"report: {evaluation.report}",
     ]
     return "\n".join(lines)
@@ -279,13 +304,28 @@ def _threshold_lines(threshold: Threshold | None, verdicts: VerdictCounts | None
     """The threshold, and the verdicts on the test images by it."""
     if threshold is None or verdicts is None:
         return []
-
-    def part(count: int, total: int, kind: str) -> str:
-        share = f", {percent(count / total)}" if total else ""
-        return f"{count} of {total} {kind} test images{share}"
-
+    alarms = _part(verdicts.false_alarms, verdicts.normal, "normal test images")
+    found = _part(verdicts.found, verdicts.anomalous, "anomalous test images")
     return [
         f"threshold            {summary(threshold)}",
-        f"  false alarms       {part(verdicts.false_alarms, verdicts.normal, 'normal')}",
-        f"  found              {part(verdicts.found, verdicts.anomalous, 'anomalous')}",
+        f"  false alarms       {alarms}",
+        f"  found              {found}",
     ]
+
+
+def _region_lines(rule: RegionRule | None, counts: RegionCounts | None) -> list[str]:
+    """The pixel threshold, and the regions of the test images by it."""
+    if rule is None or counts is None:
+        return []
+    false = _part(counts.good_images_with_regions, counts.good_images, "normal test images")
+    return [
+        f"pixel threshold      {region_summary(rule)}",
+        f"  false regions      {counts.false_regions}, in {false}",
+        f"  defects found      {_part(counts.found, counts.defects, 'defects in masks')}",
+    ]
+
+
+def _part(count: int, total: int, kind: str) -> str:
+    """A count and its part of all, as text."""
+    share = f", {percent(count / total)}" if total else ""
+    return f"{count} of {total} {kind}{share}"

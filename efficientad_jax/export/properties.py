@@ -32,6 +32,8 @@ def export_properties(
       detector: the one that is exported.
       precision: type that the convolutions are computed in, for example 'float32' or 'int8'.
       threshold: for the scores of the exported file; without one, its properties are left out.
+        Those of regions are left out where the detector has no pixel threshold, and for int8, whose
+        maps differ.
 
     Returns:
       Texts, numbers and lists of numbers by name.
@@ -62,6 +64,16 @@ def export_properties(
             "false_alarm_rate_low": threshold.low,
             "false_alarm_rate_high": threshold.high,
             "threshold_images": threshold.images,
+        }
+    rule = detector.region_rule
+    if rule is not None and precision != "int8":
+        properties |= {
+            "regions": "by the caller: connected pixels of the map at the image's own size",
+            "pixel_threshold": rule.threshold.limit,
+            "smallest_region": rule.smallest_area,
+            "region_false_positive_rate": rule.threshold.false_alarm_rate,
+            "region_false_positive_rate_low": rule.threshold.low,
+            "region_false_positive_rate_high": rule.threshold.high,
         }
     return properties
 

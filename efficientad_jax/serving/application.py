@@ -23,7 +23,7 @@ from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.threshold import WORDS, is_anomalous
 from efficientad_jax.errors import printable
 from efficientad_jax.monitoring.drift import ScoreMonitor
-from efficientad_jax.serving.answers import create_response, response_type
+from efficientad_jax.serving.answers import create_response, response_type, wants_regions
 from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.metrics import create_metrics
@@ -141,12 +141,20 @@ async def _score_upload(request: Request, service: _Service) -> Response:
     service.waiting += 1
     try:
         media_type = response_type(request)
+        rule = detector.region_rule if wants_regions(request, media_type) else None
         content = await read_upload(request, limits)
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
         resized, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
         scored = await service.batcher.submit(resized)
         service.count(scored.score)
-        respond = partial(create_response, media_type, scored, detector.threshold, size=size)
+        respond = partial(
+            create_response,
+            media_type,
+            scored,
+            detector.threshold,
+            size=size,
+            region_rule=rule,
+        )
         return await in_thread(respond)
     finally:
         service.waiting -= 1

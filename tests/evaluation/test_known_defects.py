@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 
 from efficientad_jax import commands, recipes
+from efficientad_jax.commands import set_threshold
 from efficientad_jax.config import as_dict
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration, RawMaps, combine_maps
 from efficientad_jax.detection.map_normalization import MapQuantiles
+from efficientad_jax.detection.threshold import choose_region_rule
 from efficientad_jax.evaluation import known_defects
 from efficientad_jax.evaluation.known_defects import (
+    Comparison,
     candidates,
     compare,
     difference_intervals,
     recalls,
 )
-from tests.helpers.detectors import random_detector
+from tests.helpers.detectors import SPEC, random_detector
 from tests.helpers.images import encoded, uint8_images, write_image
 
 VALIDATION_SCORES = tuple(0.1 + 0.01 * i for i in range(40))
@@ -138,7 +141,7 @@ def test_a_better_score_is_suggested_and_saved(
     few.mkdir()
     for i in range(3):
         (few / f"{i}.png").write_bytes((folders / f"defects/{i}.png").read_bytes())
-    good = f"--good-images={folders / 'good'}"
+    good = f"--images={folders / 'good'}"
     assert main("set-threshold", saved, f"--defects={few}", good, "--apply") == 0
     shown = capsys.readouterr().out
     assert shown.startswith("3 defects, 40 validation images\nfalse alarms  threshold  found\n")
@@ -157,19 +160,59 @@ def test_a_better_score_is_suggested_and_saved(
     assert record["threshold"]["false_alarm_rate"] == 0.05
 
 
+def test_other_weights_choose_another_pixel_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = [np.full((20, 30), 0.01 * i, np.float32) for i in range(40)]
+    detector = replace(
+        random_detector(SPEC._replace(autoencoder=True)),
+        validation_scores=VALIDATION_SCORES,
+        region_rule=choose_region_rule(iter(maps), 0.05, 7),
+    ).with_threshold(0.05)
+    detector.save(tmp_path)
+    scores = np.array(VALIDATION_SCORES) / 2
+    _, *others = candidates(detector.calibration)
+    weighted = next(c for c in others if c.local_weight == 0.75)
+    same = next(c for c in others if c.local_weight == 0.5)
+    seen = []
+
+    def double(applied: Detector, images: str) -> list[np.ndarray]:
+        seen.append((applied.calibration, images))
+        return [2 * values for values in maps]
+
+    monkeypatch.setattr(set_threshold, "_maps", double)
+    for candidate in (same, weighted):
+        better = Comparison(candidate, scores, 3, 0.9, 0.1, 0.2)
+        set_threshold._apply(detector, better, tmp_path, images="good")
+        applied = Detector.load(tmp_path)
+        assert applied.calibration == candidate.calibration
+        assert applied.validation_scores == tuple(scores)
+        assert applied.threshold is not None
+        assert applied.region_rule is not None
+        assert detector.region_rule is not None
+        factor = 2 if candidate is weighted else 1
+        ours, theirs = applied.region_rule, detector.region_rule
+        assert ours.threshold.value == pytest.approx(factor * theirs.threshold.value)
+        assert ours.smallest_area == 7
+    assert seen == [(weighted.calibration, "good")]
+
+
 def test_bad_input_is_one_line(detector: Detector, folders: Path, main, capsys) -> None:
     saved = folders / "detector"
     detector.save(saved)
     write_image(folders / "test/Good/a.png")
     (folders / "empty").mkdir()
     for arguments, named in (
-        (("--apply", "--false-alarm-rate=0.1"), "--apply: is used with --defects only"),
-        ((f"--good-images={folders}", "--false-alarm-rate=0.1"), "--good-images: is used with"),
+        (
+            ("--apply", "--false-alarm-rate=0.1"),
+            "--apply: is of a suggestion, expected --defects with it",
+        ),
+        ((f"--images={folders}", "--false-alarm-rate=0.1"), "--images: is of regions and defects"),
         ((f"--defects={folders / 'nowhere'}",), "nowhere'"),
         ((f"--defects={folders / 'empty'}",), "empty: no images"),
         ((f"--defects={folders / 'test'}",), "test: holds good images, such as"),
-        ((f"--defects={folders / 'defects'}",), "give good images as --good-images=FOLDER"),
-        ((f"--defects={folders / 'defects'}", f"--good-images={folders / 'empty'}"), "no images"),
+        ((f"--defects={folders / 'defects'}",), "give good images as --images=FOLDER"),
+        ((f"--defects={folders / 'defects'}", f"--images={folders / 'empty'}"), "no images"),
     ):
         with pytest.raises(SystemExit):
             main("set-threshold", saved, *arguments)

@@ -1,0 +1,113 @@
+"""The report of `efficientad set-threshold --defects`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from efficientad_jax.config import read_config
+from efficientad_jax.data.examples import GOOD
+from efficientad_jax.data.files import list_images
+from efficientad_jax.data.loading import load_configured_dataset, load_images
+from efficientad_jax.detection.detector import Detector
+from efficientad_jax.detection.threshold import percent
+from efficientad_jax.errors import InputError
+from efficientad_jax.evaluation.known_defects import (
+    FEWEST,
+    Comparison,
+    compare,
+    comparison_lines,
+    recall_lines,
+    recalls,
+    rule_name,
+    suggestion,
+)
+
+# At which defects are counted for a detector without a threshold.
+_RATE = 0.01
+
+
+def list_defects(folder: Path) -> list[Path]:
+    """The images of defects in a folder.
+
+    Raises:
+      InputError: the folder holds no images, or a folder of good ones.
+    """
+    paths = list_images(folder)
+    for path in paths:
+        if GOOD in (part.casefold() for part in path.relative_to(folder).parts[:-1]):
+            raise InputError(
+                f"--defects={folder}: holds good images, such as {path}; expected only defects"
+            )
+    return paths
+
+
+def report_on_defects(
+    detector: Detector, defects: Sequence[Path], images: str
+) -> Comparison | None:
+    """Prints how many defects are found, and a suggestion.
+
+    Args:
+      detector: calibrated.
+      defects: images of defects.
+      images: folder of good images to compare with; '' for the validation images.
+
+    Returns:
+      The suggested way to compute scores, None without one.
+
+    Raises:
+      InputError: an image cannot be decoded, or there are no good images.
+    """
+    bad = _load(detector, defects)
+    scores = np.array([detection.score for detection in detector.detect_resized(bad)])
+    print(f"{len(bad)} defects, {len(detector.validation_scores)} validation images")
+    for line in recall_lines(recalls(detector, scores), len(bad)):
+        print(line)
+    good = _good_images(detector, images)
+    threshold = detector.threshold
+    rate = _RATE if threshold is None else threshold.false_alarm_rate
+    comparisons = compare(detector, good, bad, false_alarm_rate=rate)
+    print(f"compared with {len(good)} good images, found at {percent(rate)} false alarms:")
+    for line in comparison_lines(comparisons, len(bad)):
+        print(line)
+    if min(len(bad), len(good)) < FEWEST:
+        print(f"suggestion: none, expected at least {FEWEST} defects and {FEWEST} good images")
+        return None
+    better = suggestion(comparisons)
+    if better is None:
+        print("suggestion: keep the present score; these images are too few to tell another better")
+    else:
+        print(f"suggestion: {_in_words(better)}")
+    return better
+
+
+def _in_words(comparison: Comparison) -> str:
+    candidate = comparison.candidate
+    weights = ""
+    if candidate.local_weight != 0.5:
+        weights = f", local map with {percent(candidate.local_weight)} of the weight"
+    return (
+        f"score {rule_name(candidate.score_values)}{weights}; its AU-ROC is higher by "
+        f"{comparison.low:.3f} to {comparison.high:.3f} (--apply saves it)"
+    )
+
+
+def _good_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n h w 3"]:
+    """The good images of a folder, or the validation images of the training.
+
+    Raises:
+      InputError: they cannot be loaded.
+    """
+    if folder:
+        return _load(detector, list_images(Path(folder)))
+    try:
+        return load_configured_dataset(read_config(detector.config)).validation.images
+    except InputError as error:
+        raise InputError(
+            f"{error}; to compare scores, give good images as --images=FOLDER"
+        ) from error
+
+
+def _load(detector: Detector, paths: Sequence[Path]) -> UInt8[np.ndarray, "n h w 3"]:
+    return load_images(paths, detector.spec.input_size, white_level=detector.white_level)
