@@ -66,7 +66,8 @@ def report_on_defects(
         print(line)
     good = _good_images(detector, images)
     threshold = detector.threshold
-    rate = _RATE if threshold is None else threshold.false_alarm_rate
+    # A lower rate than that of one image is not known to be kept.
+    rate = max(1 / len(good), _RATE if threshold is None else threshold.false_alarm_rate)
     comparisons = compare(detector, good, bad, false_alarm_rate=rate)
     print(f"compared with {len(good)} good images, found at {percent(rate)} false alarms:")
     for line in comparison_lines(comparisons, len(bad)):
