@@ -50,6 +50,10 @@ def test_a_subcommand_describes_its_arguments(ended, name):
     [
         ((), "COMMAND"),
         (("calibrate",), "'calibrate'"),
+        (("train", "folder"), "--workdir"),
+        (("train", "folder", "--workdir=a", "--config.train.stepz=1"), "--config.train.stepz=1"),
+        (("evaluate",), "DETECTOR"),
+        (("info", "detector", "folder"), "folder"),
         (("predict",), "DETECTOR, IMAGE"),
         (("predict", "detector"), "IMAGE"),
         (("predict", "detector", "a.png", "--false_alarm_rate=0.1"), "--false_alarm_rate"),
