@@ -111,6 +111,10 @@ class DatasetConfig(_Checked):
         dataset has no validation images (Section 4).
       white_level: value of 16-bit pixels that becomes 255. Cameras of 10, 12 and 14 bits write
         files of 16 bits whose values end at 1023, 4095 and 16383.
+      ignore_mask: an image file that is black where all images are ignored, and as large as they
+        are; '' to ignore nothing.
+      region_of_interest: 'LEFT,TOP,WIDTH,HEIGHT' in pixels, the part of each image that is cut out
+        before it is resized; '' for the whole image.
     """
 
     prefix: ClassVar[str] = "config.dataset."
@@ -120,6 +124,12 @@ class DatasetConfig(_Checked):
     data_dir: str = ""
     validation_fraction: float = _fraction(0.1, "(0, 1)")
     white_level: int = _at_least(1, 65535)
+    ignore_mask: str = ""
+    region_of_interest: str = _value(
+        "",
+        "'' or 'LEFT,TOP,WIDTH,HEIGHT', whole numbers of pixels, the last two at least 1",
+        lambda x: re.fullmatch(r"|(\d{1,6},){2}[1-9]\d{0,5},[1-9]\d{0,5}", x),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float16, PyTree, UInt8
 
 from efficientad_jax.config import Config, as_dict, replace
 from efficientad_jax.data.files import list_images
+from efficientad_jax.data.framing import Framing, ignored_pixels, read_framing
 from efficientad_jax.data.loading import Dataset
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
 from efficientad_jax.detection.calibration import calibrate
@@ -26,6 +27,7 @@ from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.detection.threshold import choose_threshold
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.channel_statistics import ChannelStatistics, channel_statistics
+from efficientad_jax.networks.ignored import Ignored, ignored_places
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.networks.teacher import Teacher, load_teacher, normalize_teacher
@@ -54,6 +56,7 @@ class _Inputs(NamedTuple):
       workdir: absolute; claimed for the configuration and the teacher.
       teacher: identifies the teacher, see `Detector.teacher`.
       initial_params: of student and autoencoder, None for random ones.
+      framing: which part of an image counts.
     """
 
     config: Config
@@ -64,6 +67,7 @@ class _Inputs(NamedTuple):
     workdir: Path
     teacher: dict[str, Any]
     initial_params: dict[str, PyTree] | None
+    framing: Framing
 
 
 def fit_detector(
@@ -129,7 +133,8 @@ def _prepare(
         dtype=model.dtype,
         autoencoder=config.losses.autoencoder,
     )
-    images = dataset.train.images
+    images, framing = dataset.train.images, read_framing(config.dataset)
+    ignored = _ignored(framing, spec)
     photographs = None
     if config.losses.penalty:
         if not config.pretraining_images:
@@ -142,6 +147,9 @@ def _prepare(
     identities = {"images": _identity_of_images(dataset)}
     if config.losses.penalty:
         identities["pretraining images"] = _identity_of_files(config.pretraining_images)
+    if framing.ignored is not None:
+        packed = np.packbits(framing.ignored).tobytes()
+        identities["ignore mask"] = DataIdentity(hashlib.sha256(packed).hexdigest())
     initial_params = _initial_params(config.start_from, spec, teacher.sha256)
     if config.train.minutes:
         steps = _steps_for_minutes(config, spec, teacher, images=images, workdir=workdir)
@@ -151,12 +159,31 @@ def _prepare(
         networks_of(spec).teacher,
         teacher,
         images,
+        ignored=ignored,
         config=config,
         disk_cache_gb=disk_cache_gb,
     )
-    data = TrainData(images, features, None)
-    kept = {"sha256": teacher.sha256, "record": teacher.record}
-    return _Inputs(config, spec, teacher_params, data, photographs, workdir, kept, initial_params)
+    return _Inputs(
+        config,
+        spec,
+        teacher_params,
+        TrainData(images, features, None, ignored),
+        photographs,
+        workdir,
+        {"sha256": teacher.sha256, "record": teacher.record},
+        initial_params,
+        framing,
+    )
+
+
+def _ignored(
+    framing: Framing, spec: DetectorSpec, *, upsample_first: bool = False
+) -> Ignored | None:
+    """What is ignored of each image, None for nothing; see `ignored_places`."""
+    pixels = ignored_pixels(framing, spec.input_size)
+    if pixels is None:
+        return None
+    return ignored_places(pixels, padding=spec.padding, upsample_first=upsample_first)
 
 
 def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainState) -> Detector:
@@ -182,6 +209,7 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         upsample_first=chosen.upsample_first,
         normalize=chosen.normalize,
         score_values=chosen.score_values,
+        ignored=_ignored(inputs.framing, spec, upsample_first=chosen.upsample_first),
     )
     rate = chosen.false_alarm_rate
     detector = Detector(
@@ -193,6 +221,7 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
         teacher=inputs.teacher,
+        framing=inputs.framing,
     )
     detector.save(Workdir(inputs.workdir).detector)
     return detector
@@ -292,10 +321,13 @@ def _normalize_over_images(
     teacher: Teacher,
     images: UInt8[np.ndarray, "n h w 3"],
     *,
+    ignored: Ignored | None,
     config: Config,
     disk_cache_gb: float,
 ) -> tuple[PyTree, Float16[np.ndarray, "n oh ow c"] | None]:
     """Normalizes the teacher over the training images (Algorithm 1, lines 3-11).
+
+    Outputs that are ignored do not count.
 
     Returns:
       Parameters of the normalized teacher, and its features of each image if they fit into
@@ -312,7 +344,8 @@ def _normalize_over_images(
             if features is not None:
                 features[start : start + len(batch)] = batch
             start += len(batch)
-            yield batch
+            # A row of outputs that count.
+            yield batch if ignored is None else batch[:, ~np.asarray(ignored.values)][:, None]
 
     statistics: ChannelStatistics = channel_statistics(batches())
     if statistics.constant_channels:

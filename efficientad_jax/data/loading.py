@@ -16,9 +16,16 @@ from efficientad_jax.data.decoding import (
     decode_image,
     decode_image_and_peak,
     decode_mask,
-    resize_image,
 )
 from efficientad_jax.data.examples import GOOD, Example, read_files
+from efficientad_jax.data.framing import (
+    WHOLE,
+    Framing,
+    cut_out,
+    network_input,
+    read_framing,
+    seen_size,
+)
 from efficientad_jax.errors import InputError, printable
 
 _log = logging.getLogger(__name__)
@@ -32,8 +39,10 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 class ImageSet(NamedTuple):
     """Images of one split, ordered by name.
 
+    With a region of interest, an image is only that part.
+
     Attributes:
-      images: RGB, resized to the networks' input size.
+      images: RGB, resized to the networks' input size; ignored pixels are filled.
       labels: 0 for normal, 1 for anomalous.
       names: unique in the dataset, such as `test/crack/017.png`.
       defects: kinds of defect, 'good' for none.
@@ -70,6 +79,7 @@ def load_dataset(
     validation_fraction: float,
     seed: int,
     white_level: int = WHITE_LEVEL,
+    framing: Framing = WHOLE,
 ) -> Dataset:
     """Loads a dataset into memory.
 
@@ -90,15 +100,17 @@ def load_dataset(
       seed: selects the images that are held out.
       white_level: see `decode_image`. If it is far above all values of the training images, a line
         in the log says so.
+      framing: which part of each image counts.
 
     Raises:
       InputError: dataset, category, a folder or an image cannot be used.
     """
+    reading = _Reading(image_size, framing, white_level)
     if name == "folder":
-        splits = _load_folder(category, root, image_size, white_level=white_level)
+        splits = _load_folder(category, root, reading)
     else:
         builder = _builder(name, category, root, data_dir or None)
-        splits = _load_copy(builder, image_size, white_level=white_level)
+        splits = _load_copy(builder, reading)
     train = splits["train"]
     test = splits.get("test", _take(train, np.arange(0)))
     if "validation" in splits:
@@ -125,6 +137,7 @@ def load_configured_dataset(config: Config) -> Dataset:
         validation_fraction=config.dataset.validation_fraction,
         seed=config.seed,
         white_level=config.dataset.white_level,
+        framing=read_framing(config.dataset),
     )
 
 
@@ -149,16 +162,19 @@ def categories_of(name: str, root: str) -> list[str]:
 
 
 def load_images(
-    paths: Sequence[Path], image_size: tuple[int, int], *, white_level: int = WHITE_LEVEL
+    paths: Sequence[Path],
+    image_size: tuple[int, int],
+    *,
+    white_level: int = WHITE_LEVEL,
+    framing: Framing = WHOLE,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Decodes and resizes image files; see `decode_image`.
+    """Decodes and resizes image files; see `decode_image` and `network_input`.
 
     Raises:
-      InputError: one cannot be decoded; it is named.
+      InputError: one cannot be decoded or does not suit the framing; it is named.
     """
-    dataset = grain.MapDataset.source(list(paths)).map(
-        partial(_load_file, size=image_size, white_level=white_level)
-    )
+    reading = _Reading(image_size, framing, white_level)
+    dataset = grain.MapDataset.source(list(paths)).map(partial(_load_file, reading=reading))
     return np.stack(list(dataset.to_iter_dataset(_READ)))
 
 
@@ -195,26 +211,31 @@ def _no_dataset(name: str) -> InputError:
     return InputError(f"dataset {name!r}: no such dataset, expected one of: {known}")
 
 
-def _load_file(
-    path: Path, size: tuple[int, int], *, white_level: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    return resize_image(decode_image(path, white_level=white_level), *size)
+class _Reading(NamedTuple):
+    """How images are read; see `load_dataset`."""
+
+    size: tuple[int, int]
+    framing: Framing
+    white_level: int
 
 
-def _load_folder(
-    category: str, root: str, size: tuple[int, int], *, white_level: int
-) -> dict[str, ImageSet]:
+def _load_file(path: Path, reading: _Reading) -> UInt8[np.ndarray, "h w 3"]:
+    image = decode_image(path, white_level=reading.white_level)
+    return network_input(reading.framing, image, reading.size, name=str(path))
+
+
+def _load_folder(category: str, root: str, reading: _Reading) -> dict[str, ImageSet]:
     from efficientad_jax.data.datasets import folder
 
     examples = folder.list_examples(folder.resolve_category(root, category))
-    read = partial(_read_example, size=size, white_level=white_level)
+    read = partial(_read_example, reading=reading)
     return {
-        split: _collect(grain.MapDataset.source(listed).map(read), white_level=white_level)
+        split: _collect(grain.MapDataset.source(listed).map(read), white_level=reading.white_level)
         for split, listed in examples.items()
     }
 
 
-def _load_copy(builder: Any, size: tuple[int, int], *, white_level: int) -> dict[str, ImageSet]:
+def _load_copy(builder: Any, reading: _Reading) -> dict[str, ImageSet]:
     """Loads the copy of a builder of tensorflow-datasets, which is made unless it exists."""
     # Slow to import, and not needed for folders.
     from efficientad_jax.data.prepare import StoredBytes, write_dataset
@@ -224,10 +245,10 @@ def _load_copy(builder: Any, size: tuple[int, int], *, white_level: int) -> dict
     splits = {}
     for split in builder.info.splits:
         source = builder.as_data_source(split, decoders={"image": stored, "masks": stored})
-        read = partial(_decode_example, size=size, white_level=white_level)
+        read = partial(_decode_example, reading=reading)
         splits[split] = _collect(
             grain.MapDataset.source(source).map(read),
-            white_level=white_level,
+            white_level=reading.white_level,
             has_areas="saturation_areas" in builder.info.features,
         )
     return splits
@@ -274,33 +295,38 @@ def _check_white_level(peaks: Sequence[int | None], white_level: int) -> None:
         )
 
 
-def _read_example(example: Example, size: tuple[int, int], *, white_level: int) -> _Loaded:
-    image, masks, peak = read_files(example, white_level)
+def _read_example(example: Example, reading: _Reading) -> _Loaded:
+    image, masks, peak = read_files(example, reading.white_level)
     return _Loaded(
         example.name,
-        resize_image(image, *size),
+        network_input(reading.framing, image, reading.size, name=str(example.image)),
         int(example.defect != GOOD),
         example.defect,
-        _union(masks),
-        (image.shape[0], image.shape[1]),
+        _union([cut_out(reading.framing, mask) for mask in masks]),
+        seen_size(reading.framing, (image.shape[0], image.shape[1])),
         [],
         peak,
     )
 
 
-def _decode_example(example: dict[str, Any], size: tuple[int, int], *, white_level: int) -> _Loaded:
+def _decode_example(example: dict[str, Any], reading: _Reading) -> _Loaded:
     name = example["name"].decode()
-    image, peak = decode_image_and_peak(example["image"], name, white_level=white_level)
-    masks = [decode_mask(mask, name) for mask in example["masks"]]
-    areas = example.get("saturation_areas", ())
+    image, peak = decode_image_and_peak(example["image"], name, white_level=reading.white_level)
+    masks = [cut_out(reading.framing, decode_mask(mask, name)) for mask in example["masks"]]
+    regions = [
+        (mask, float(area))
+        for mask, area in zip(masks, example.get("saturation_areas", ()), strict=False)
+    ]
+    if reading.framing.box is not None:  # of defects that lie inside, or a part of them
+        regions = [(mask, min(area, float(mask.sum()))) for mask, area in regions if mask.any()]
     return _Loaded(
         name,
-        resize_image(image, *size),
+        network_input(reading.framing, image, reading.size, name=name),
         int(example["label"]),
         example["defect"].decode(),
         _union(masks),
-        (image.shape[0], image.shape[1]),
-        [(mask, float(area)) for mask, area in zip(masks, areas, strict=False)],
+        seen_size(reading.framing, (image.shape[0], image.shape[1])),
+        regions,
         peak,
     )
 

@@ -1,6 +1,7 @@
 """A trained, calibrated detector."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,8 +17,16 @@ from efficientad_jax.data.decoding import (
     WHITE_LEVEL,
     ImageSource,
     decode_image,
-    resize_image,
-    resize_map,
+)
+from efficientad_jax.data.framing import (
+    WHOLE,
+    Framing,
+    check_image_size,
+    checked_framing,
+    framing_fields,
+    ignored_pixels,
+    map_of_image,
+    network_input,
 )
 from efficientad_jax.detection.accelerated import AcceleratedDetection
 from efficientad_jax.detection.file import (
@@ -53,6 +62,7 @@ from efficientad_jax.detection.threshold import (
     choose_threshold,
 )
 from efficientad_jax.errors import InputError
+from efficientad_jax.networks.ignored import Ignored, ignored_places
 from efficientad_jax.networks.model import Networks
 
 # The largest number of images in a batch.
@@ -67,7 +77,9 @@ class Detection(NamedTuple):
     Attributes:
       score: of the whole image; higher is more anomalous. Normal images have about 0.1.
       anomaly_map: `[h, w]` at the image's own size: 0 where a pixel is as anomalous as the
-        `q_a`-quantile of normal pixels (0.9), 0.1 at the `q_b`-quantile (0.995).
+        `q_a`-quantile of normal pixels (0.9), 0.1 at the `q_b`-quantile (0.995). It is also 0
+        where nothing is looked at: outside of the region of interest, and where a patch of 33x33
+        pixels of the networks' input is ignored as a whole.
       local_map: the student-teacher part, for structural defects.
       global_map: the autoencoder-student part, for logical ones; None without an autoencoder.
     """
@@ -92,6 +104,7 @@ class Detector:
       validation_scores: scores of the validation images, to choose other thresholds by.
       teacher: the `sha256` of the teacher file that it was trained with, and the `record` in that
         file; empty for a detector of a version that did not store them.
+      framing: which part of an image counts.
       saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
 
@@ -103,6 +116,7 @@ class Detector:
     threshold: Threshold | None = None
     validation_scores: tuple[float, ...] = ()
     teacher: dict[str, Any] = field(default_factory=dict)
+    framing: Framing = WHOLE
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
     @overload
@@ -122,22 +136,38 @@ class Detector:
           A `Detection` for one image, a list of them for a list or tuple.
 
         Raises:
-          InputError: an image cannot be decoded; the message names it.
+          InputError: an image cannot be decoded, or its size does not suit the mask or the region
+            of interest; the message names it.
         """
         if not isinstance(images, list | tuple):
             return self([images])[0]  # pyright: ignore
         decoded = [self.decode(image) for image in images]
         if not decoded:
             return []
-        height, width = self.spec.input_size
-        resized = np.stack([resize_image(image, height, width) for image in decoded])
+        resized = np.stack([self.network_input(image) for image in decoded])
         return self.detect_resized(resized, [image.shape[:2] for image in decoded])
 
     def decode(
         self, image: ImageSource, name: str = "", most_pixels: int | None = None
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """Decodes an image with the white level of the training images; see `decode_image`."""
-        return decode_image(image, name, most_pixels, white_level=self.white_level)
+        """Decodes an image with the white level of the training images; see `decode_image`.
+
+        Raises:
+          InputError: also if its size does not suit the mask or the region of interest.
+        """
+        pixels = decode_image(image, name, most_pixels, white_level=self.white_level)
+        if not self.framing.is_whole:
+            is_path = isinstance(image, str | os.PathLike)
+            check_image_size(
+                self.framing, pixels.shape[:2], name or (os.fspath(image) if is_path else "")
+            )
+        return pixels
+
+    def network_input(
+        self, image: UInt8[np.ndarray, "h w 3"], name: str = ""
+    ) -> UInt8[np.ndarray, "_h _w 3"]:
+        """A decoded image at `spec.input_size`: its region of interest, ignored pixels filled."""
+        return network_input(self.framing, image, self.spec.input_size, name=name)
 
     @property
     def white_level(self) -> int:
@@ -152,14 +182,14 @@ class Detector:
     def detect_resized(
         self,
         images: UInt8[np.ndarray, "n h w 3"],
-        sizes: Sequence[tuple[int, int]] | None = None,
+        sizes: Sequence[tuple[int, int] | None] | None = None,
     ) -> list[Detection]:
         """Detects in images that are already resized to the input size.
 
         Args:
-          images: RGB at `spec.input_size`.
-          sizes: height and width of each image's maps in the result; None leaves the maps at the
-            size at which the detector computes them.
+          images: RGB at `spec.input_size`, as `network_input` returns them.
+          sizes: height and width of each whole image, and so of its maps in the result; None leaves
+            maps at the size at which the detector computes them.
         """
         size = self.batch_size(len(images))
         detections = []
@@ -170,7 +200,7 @@ class Detector:
             anomalies = jax.device_get(anomalies)
             for i in range(len(batch)):
                 size_of_image = None if sizes is None else sizes[start + i]
-                detections.append(_at_own_size(anomalies, i, size_of_image))
+                detections.append(_at_own_size(anomalies, i, size_of_image, framing=self.framing))
         return detections
 
     def batch_size(self, images: int) -> int:
@@ -183,17 +213,41 @@ class Detector:
 
     def detect(self, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
         """Scores and maps of images that already have the input size; see `inference.detect`."""
-        return self._detect(self.calibration, images)
+        return self._detect(self.calibration, images, self.ignored)
 
     def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
-        """As `detect`, with maps of a quarter of the size for either `upsample_first`."""
-        calibration = self.calibration._replace(upsample_first=False)
-        return self._detect(calibration, tiles)
+        """As `detect`, with maps of a quarter of the size for either `upsample_first`.
 
-    def _detect(self, calibration: Calibration, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
+        The caller has filled the ignored pixels, and leaves out the values that do not count.
+        """
+        calibration = self.calibration._replace(upsample_first=False)
+        return self._detect(calibration, tiles, None)
+
+    def _detect(
+        self,
+        calibration: Calibration,
+        images: UInt8[np.ndarray, "n h w 3"],
+        ignored: Ignored | None,
+    ) -> Anomalies:
         if is_for_accelerator(self.networks.teacher.convolution):
-            return self._accelerated(calibration, images)
-        return jitted_detect(self.networks, self._prepared, calibration, images)
+            return self._accelerated(calibration, images, ignored)
+        return jitted_detect(self.networks, self._prepared, calibration, images, ignored)
+
+    @cached_property
+    def ignored(self) -> Ignored | None:
+        """What is ignored of the networks' input and of the maps; None for nothing.
+
+        Raises:
+          InputError: everything is.
+        """
+        pixels = ignored_pixels(self.framing, self.spec.input_size)
+        if pixels is None:
+            return None
+        return ignored_places(
+            pixels,
+            padding=self.spec.padding,
+            upsample_first=self.calibration.upsample_first,
+        )
 
     @cached_property
     def _accelerated(self) -> AcceleratedDetection:
@@ -259,7 +313,9 @@ class Detector:
         """The fields of `detector.json`; `load` reads them."""
         threshold = self.threshold and self.threshold._asdict()
         margin = threshold.pop("margin") if threshold else 0.0
-        return {
+        # Absent without a mask or a region, as in detectors of older versions.
+        framing = {} if self.framing.is_whole else {"framing": framing_fields(self.framing)}
+        return framing | {
             "spec": self.spec._asdict(),
             "calibration": calibration_fields(self.calibration),
             "threshold": threshold,
@@ -287,6 +343,7 @@ class Detector:
                 record.get("threshold"), record.get("threshold_margin", 0.0)
             )
             scores = checked_scores(record.get("validation_scores", []))
+            framing = checked_framing(record.get("framing"))
             config, metrics = record["config"], record["metrics"]
             teacher = record.get("teacher", {})  # absent in detectors of older versions
             if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
@@ -302,18 +359,21 @@ class Detector:
             threshold,
             scores,
             teacher,
+            framing=framing,
             saved_arrays=saved,
         )
 
 
-def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int] | None) -> Detection:
+def _at_own_size(
+    anomalies: Anomalies, index: int, size: tuple[int, int] | None, *, framing: Framing
+) -> Detection:
     """The detection in one image, its maps resized bilinearly to the size of the image if given."""
 
     def resize(maps: np.ndarray | None) -> np.ndarray | None:
         if maps is None:
             return None
         own = np.asarray(maps[index], np.float32)
-        return own if size is None else resize_map(own, size)
+        return own if size is None else map_of_image(framing, own, size)
 
     return Detection(
         float(anomalies.scores[index]),

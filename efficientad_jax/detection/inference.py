@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.detection.map_normalization import MapQuantiles, normalize_map
+from efficientad_jax.networks.ignored import Ignored, fill_ignored
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import STRIDE
@@ -58,7 +59,8 @@ class Anomalies(NamedTuple):
     Attributes:
       scores: `image_scores` of the combined maps before they are padded.
       combined: normalized maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
-        A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0.
+        A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0, and
+        so are values that are ignored, in all maps.
       local: of the student against the teacher.
       global_: of the autoencoder against the student, None without an autoencoder.
     """
@@ -83,6 +85,7 @@ def raw_maps(
     images: UInt8[Array, "n h w 3"],
     *,
     upsample_first: bool = False,
+    ignored: Ignored | None = None,
 ) -> RawMaps:
     """The two maps of each image (Algorithm 2, lines 2-7).
 
@@ -91,7 +94,9 @@ def raw_maps(
       params: their parameters.
       images: RGB at the networks' input size.
       upsample_first: whether to resize the maps to that size.
+      ignored: the pixels that the networks do not see, None for no such pixels.
     """
+    images = fill_ignored(images, ignored)
     # By default GPUs with tensor cores round the factors of float32 products to TF32, and TPUs to
     # bfloat16: 10 and 7 bits of mantissa in place of 23. Scores would differ from those on a CPU by
     # thousandths, and a threshold is chosen on one device and used on others. Training keeps the
@@ -137,6 +142,7 @@ def detect(
     params: DetectorParams,
     calibration: Calibration,
     images: UInt8[Array, "n h w 3"],
+    ignored: Ignored | None = None,
 ) -> Anomalies:
     """Scores and normalized maps (Algorithm 2).
 
@@ -145,16 +151,20 @@ def detect(
       params: their parameters.
       calibration: quantiles of the validation maps.
       images: RGB at the networks' input size.
+      ignored: what is ignored of each image, None for nothing.
     """
-    maps = raw_maps(networks, params, images, upsample_first=calibration.upsample_first)
+    maps = raw_maps(
+        networks, params, images, upsample_first=calibration.upsample_first, ignored=ignored
+    )
     combined, local, global_ = combine_maps(maps, calibration)
     return _anomalies(
-        image_scores(combined, calibration.score_values),
+        image_scores(combined, calibration.score_values, ignored),
         combined,
         local,
         global_,
         size=(images.shape[1], images.shape[2]),
         upsample_first=calibration.upsample_first,
+        ignored=ignored,
     )
 
 
@@ -163,6 +173,7 @@ def detect_with_quantiles(
     params: DetectorParams,
     quantiles: Float[Array, "maps 2"],
     images: UInt8[Array, "n h w 3"],
+    ignored: Ignored | None = None,
     *,
     upsample_first: bool,
     score_values: int,
@@ -176,10 +187,11 @@ def detect_with_quantiles(
       params: their parameters.
       quantiles: of the local and, with an autoencoder, of the global map.
       images: RGB at the networks' input size.
+      ignored: what is ignored of each image, None for nothing.
       upsample_first: see `Calibration`.
       score_values: see `Calibration`.
     """
-    maps = raw_maps(networks, params, images, upsample_first=upsample_first)
+    maps = raw_maps(networks, params, images, upsample_first=upsample_first, ignored=ignored)
     found = [m for m in maps if m is not None]
     scaled = [
         0.1 * (m - quantiles[i, 0]) / (quantiles[i, 1] - quantiles[i, 0])
@@ -188,12 +200,13 @@ def detect_with_quantiles(
     combined = scaled[0] if len(scaled) == 1 else 0.5 * scaled[0] + 0.5 * scaled[1]
     global_ = None if len(scaled) == 1 else scaled[1]
     return _anomalies(
-        image_scores(combined, score_values),
+        image_scores(combined, score_values, ignored),
         combined,
         scaled[0],
         global_,
         size=(images.shape[1], images.shape[2]),
         upsample_first=upsample_first,
+        ignored=ignored,
     )
 
 
@@ -205,8 +218,13 @@ def _anomalies(
     *,
     size: tuple[int, int],
     upsample_first: bool,
+    ignored: Ignored | None,
 ) -> Anomalies:
     """Pads maps that are not upsampled; `size` is that of the images."""
+    if ignored is not None:
+        values = jnp.asarray(ignored.values)
+        combined, local = (jnp.where(values, 0.0, m) for m in (combined, local))
+        global_ = None if global_ is None else jnp.where(values, 0.0, global_)
     if upsample_first:
         return Anomalies(scores, combined, local, global_)
     pad = partial(_pad_to, size=(size[0] // STRIDE, size[1] // STRIDE))
@@ -228,18 +246,28 @@ def combine_maps(
     return 0.5 * local + 0.5 * global_, local, global_
 
 
-def image_scores(maps: Float[Array, "n oh ow"], values: int) -> Float[Array, " n"]:
+def image_scores(
+    maps: Float[Array, "n oh ow"], values: int, ignored: Ignored | None = None
+) -> Float[Array, " n"]:
     """The mean of the highest values of each map (Algorithm 2, line 11, for 1: the maximum).
 
     Args:
       maps: combined maps, not padded.
       values: how many; a smaller map counts with all of its values.
+      ignored: the values that do not count, None if all do.
     """
+    if ignored is not None:
+        maps = jnp.where(jnp.asarray(ignored.values), jnp.finfo(maps.dtype).min, maps)
     if values == 1:
         return maps.max((1, 2))
     # Sorted, as `top_k` is no operation of StableHLO, to which detectors are exported.
     ordered = jnp.sort(maps.reshape(maps.shape[0], -1), axis=1)
-    return ordered[:, -values:].mean(1)
+    highest = ordered[:, -values:]
+    if ignored is None:
+        return highest.mean(1)
+    count = jnp.minimum((~jnp.asarray(ignored.values)).sum(), highest.shape[1])
+    counts = jnp.arange(highest.shape[1]) >= highest.shape[1] - count
+    return jnp.where(counts, highest, 0.0).sum(1) / count
 
 
 def _pad_to(maps: Array, size: tuple[int, int]) -> Array:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from efficientad_jax.data.decoding import resize_image
 from efficientad_jax.data.files import is_heat_map, list_images
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
@@ -235,9 +234,8 @@ def _scored(
 ) -> Iterator[_Scored]:
     """The images of a chunk with their scores, and maps for those that are drawn."""
     if overlap is None:
-        input_size = detector.spec.input_size
-        resized = [resize_image(rows.read(0, rows.size[0]), *input_size) for _, rows in chunk]
-        sizes = [input_size if task.picture is None else rows.size for task, rows in chunk]
+        resized = [detector.network_input(rows.read(0, rows.size[0])) for _, rows in chunk]
+        sizes = [None if task.picture is None else rows.size for task, rows in chunk]
         detections = detector.detect_resized(np.stack(resized), sizes)
         for (task, rows), detection in zip(chunk, detections, strict=True):
             drawn = None if task.picture is None else detection.anomaly_map
@@ -245,7 +243,7 @@ def _scored(
         return
     for task, rows in chunk:
         try:
-            tiled = compute_tiled_maps(detector, rows, overlap)
+            tiled = compute_tiled_maps(detector, rows, overlap, name=str(task.image))
         except InputError as error:  # of a file that is cut off and read tile by tile
             complain(str(error))
             continue

@@ -18,13 +18,15 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, resize_image, resize_map
+from efficientad_jax.data.framing import filled_rows, ignored_pixels, put_back, seen_rows
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array
 from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.errors import InputError
+from efficientad_jax.networks.ignored import ignored_outputs
 from efficientad_jax.networks.pdn import MARGIN, STRIDE
 
 SMALLEST_OVERLAP = 2 * MARGIN * STRIDE
@@ -67,7 +69,8 @@ class TiledMaps(NamedTuple):
       parts: the local and the global map; none without an autoencoder, where the combined map is
         the local one.
       tiled_size: height and width of the image that was cut into tiles.
-      size: height and width of the image.
+      size: height and width of the part of the image that counts.
+      image_size: height and width of the whole image.
     """
 
     score: float
@@ -75,24 +78,29 @@ class TiledMaps(NamedTuple):
     parts: list[Float32[np.ndarray, "c d"]]
     tiled_size: tuple[int, int]
     size: tuple[int, int]
+    image_size: tuple[int, int]
 
 
 def compute_tiled_maps(
-    detector: Detector, image: ImageRows, overlap: int | None = None
+    detector: Detector, image: ImageRows, overlap: int | None = None, *, name: str = ""
 ) -> TiledMaps:
     """The maps of `detect_tiled` at a quarter of the image's size.
 
     Of the image it reads the rows of one row of tiles at a time. If a side is shorter than the
-    input's, it reads the whole image, to resize it.
+    input's, it reads the whole image, to resize it. `name` is that of the image, for messages.
 
     Raises:
-      InputError: the image cannot be read, or the overlap does not suit.
+      InputError: the image cannot be read or does not suit the mask or the region of interest, or
+        the overlap does not suit.
     """
-    overlap = chosen_overlap(detector.spec, overlap)
+    overlap, image_size = chosen_overlap(detector.spec, overlap), image.size
+    image = seen_rows(detector.framing, image, name)
     size, tile = image.size, detector.spec.input_size
     if size[0] < tile[0] or size[1] < tile[1]:
         pixels = image.read(0, size[0])
         image = rows_of_array(resize_image(pixels, max(size[0], tile[0]), max(size[1], tile[1])))
+    ignored = ignored_pixels(detector.framing, image.size)
+    image = filled_rows(image, ignored)
     rows, columns = (tile_offsets(image.size[i], tile[i], overlap) for i in (0, 1))
     shares_down, shares_across = blend_shares(rows, tile[0]), blend_shares(columns, tile[1])
     shape = ((rows[-1] + tile[0]) // STRIDE, (columns[-1] + tile[1]) // STRIDE)
@@ -114,11 +122,37 @@ def compute_tiled_maps(
             combined[window] += share * anomalies.combined[k]
             for part, of_tiles in zip(parts, (anomalies.local, anomalies.global_), strict=False):
                 part[window] += share * of_tiles[k]
-    scored = combined[_inner(detector, combined)]
+    values = combined[_inner(detector, combined)]
     if detector.calibration.upsample_first:
-        scored = resize_map(scored, image.size)
-    score = _score_of_map(scored, detector.calibration.score_values)
-    return TiledMaps(score, combined, parts, image.size, size)
+        values = resize_map(values, image.size)
+    if ignored is not None:
+        values = _leave_out(detector, ignored, [combined, *parts], values=values)
+    score = _score_of_map(values, detector.calibration.score_values)
+    return TiledMaps(score, combined, parts, image.size, size, image_size)
+
+
+def _leave_out(
+    detector: Detector,
+    ignored: Bool[np.ndarray, "h w"],
+    maps: list[Float32[np.ndarray, "c d"]],
+    *,
+    values: Float32[np.ndarray, "_ _"],
+) -> Float32[np.ndarray, " v"]:
+    """Sets what is ignored to 0 in the maps; returns the values that count.
+
+    Raises:
+      InputError: there are none.
+    """
+    shape = maps[0].shape
+    places = ignored_outputs(ignored, (shape[0], shape[1]), MARGIN)
+    inner = places[_inner(detector, places)]
+    for cells in maps:
+        cells[places] = 0
+    if detector.calibration.upsample_first:
+        inner = resize_map(inner.astype(np.float32), (values.shape[0], values.shape[1])) > 0
+    if inner.all():
+        raise InputError("ignore mask: ignores all tiles, expected pixels to look at")
+    return values[~inner]
 
 
 def enlarge(
@@ -133,10 +167,12 @@ def enlarge(
     """
     if detector.calibration.upsample_first:
         inner = cells[_inner(detector, cells)]
-        return resize_map(resize_map(inner, tiled.tiled_size), tiled.size)
-    # A cell stands for 4x4 pixels, also where the last ones reach beyond the image.
-    height, width = tiled.tiled_size
-    return resize_map(cells, tiled.size, (0.0, 0.0, width / STRIDE, height / STRIDE))
+        seen = resize_map(resize_map(inner, tiled.tiled_size), tiled.size)
+    else:
+        # A cell stands for 4x4 pixels, also where the last ones reach beyond the image.
+        height, width = tiled.tiled_size
+        seen = resize_map(cells, tiled.size, (0.0, 0.0, width / STRIDE, height / STRIDE))
+    return put_back(detector.framing, seen, tiled.image_size)
 
 
 def chosen_overlap(spec: DetectorSpec, overlap: int | None) -> int:
@@ -212,7 +248,7 @@ def _cut_tiles(
             yield cut_tile(band, 0, left, tile=tile)
 
 
-def _score_of_map(values: Float32[np.ndarray, "c d"], count: int) -> float:
+def _score_of_map(values: Float32[np.ndarray, "*shape"], count: int) -> float:
     """`inference.image_scores` of one map, which may be large, on the host."""
     if count == 1:
         return float(values.max())

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from sklearn.metrics import roc_auc_score
 
 from efficientad_jax.config import Config, read_config, replace
+from efficientad_jax.data.framing import Framing
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset
 from efficientad_jax.detection.detector import Detection, Detector
 from efficientad_jax.detection.threshold import (
@@ -129,6 +130,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         masks=test.masks,
         defects=test.defects,
         regions=test.regions,
+        ignored=detector.framing.ignored_in_box,
     )
     evaluation = Evaluation(
         metrics,
@@ -140,7 +142,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     )
     content = json.dumps(evaluation.as_dict(), indent=2) + "\n"
     write_atomically(Workdir(workdir).metrics, content.encode())
-    facts = _facts(config, dataset, threshold)
+    facts = _facts(config, dataset, threshold) | _framing_facts(detector.framing)
     write_report(
         Workdir(workdir).report,
         _scored_images(test, detections, scores),
@@ -184,6 +186,19 @@ def _facts(config: Config, dataset: Dataset, threshold: Threshold | None) -> dic
     }
     if threshold is not None:
         facts["threshold"] = summary(threshold)
+    return facts
+
+
+def _framing_facts(framing: Framing) -> dict[str, str]:
+    """Facts about the part of the images that counts, none if they count as a whole."""
+    facts = {}
+    if framing.box is not None:
+        box = framing.box
+        facts["region of interest"] = (
+            f"{box.width} x {box.height} pixels from ({box.left}, {box.top})"
+        )
+    if framing.ignored is not None:
+        facts["ignored"] = f"{percent(framing.ignored_fraction)} of the pixels, gray in the images"
     return facts
 
 

@@ -54,6 +54,10 @@ def export_properties(
         "normalization_mean": [round(float(value), 6) for value in IMAGENET_MEAN],
         "normalization_std": [round(float(value), 6) for value in IMAGENET_STD],
     }
+    if detector.framing.box is not None:
+        properties["region_of_interest"] = list(detector.framing.box)
+    if detector.framing.ignored is not None:
+        properties["ignore_mask"] = "in the file"
     if threshold is not None:
         properties |= {
             "verdict": "anomalous if score >= threshold",

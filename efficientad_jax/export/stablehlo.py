@@ -19,7 +19,8 @@ def stablehlo_bytes(detector: Detector) -> bytes:
     The program takes any number of uint8 RGB images `[n, h, w, 3]` at the detector's input size.
     It returns a dict of the values of `inference.Anomalies`: 'scores' `[n]`, and the maps
     'combined', 'local' and, with an autoencoder, 'global', all `[n, h / 4, w / 4]`, or `[n, h, w]`
-    if the detector upsamples maps first.
+    if the detector upsamples maps first. An ignore mask is in the program; the caller cuts out a
+    region of interest.
     """
     # XLA's convolution exists on every platform, the package's C++ does not.
     teacher, student, autoencoder = detector.networks
@@ -30,7 +31,9 @@ def stablehlo_bytes(detector: Detector) -> bytes:
     )
 
     def program(images: UInt8[Array, "n h w 3"]) -> dict[str, Float[Array, "..."]]:
-        return named_outputs(detect(networks, detector.params, detector.calibration, images))
+        return named_outputs(
+            detect(networks, detector.params, detector.calibration, images, detector.ignored)
+        )
 
     (count,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((count, *detector.spec.input_size, 3), np.uint8)

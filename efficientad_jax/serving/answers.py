@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from efficientad_jax.data.decoding import resize_map
+from efficientad_jax.data.framing import WHOLE, Framing, map_of_image
 from efficientad_jax.detection.heatmap import HIGH, LOW, encode_heat
 from efficientad_jax.detection.threshold import Threshold, score_fields
 from efficientad_jax.serving.scoring import Scored
@@ -42,7 +42,12 @@ def response_type(request: Request) -> str:
 
 
 def create_response(
-    media_type: str, scored: Scored, threshold: Threshold | None, *, size: tuple[int, int]
+    media_type: str,
+    scored: Scored,
+    threshold: Threshold | None,
+    *,
+    size: tuple[int, int],
+    framing: Framing = WHOLE,
 ) -> Response:
     """The response for one image. Takes long for a large map: call it outside of the event loop.
 
@@ -52,13 +57,14 @@ def create_response(
       scored: score and map of the image.
       threshold: of the detector.
       size: height and width of the image in pixels, to which the map is resized.
+      framing: of the detector.
     """
     height, width = size
     fields = score_fields(threshold, scored.score)
     if media_type == _JSON:
         return JSONResponse(fields | {"height": height, "width": width})
     headers = {f"X-Anomaly-{name.capitalize()}": json.dumps(fields[name]) for name in fields}
-    resized = resize_map(scored.anomaly_map, size)
+    resized = map_of_image(framing, scored.anomaly_map, size)
     if media_type == MAP_TYPES["png"]:
         content = encode_heat(resized, LOW, HIGH)
     else:

@@ -17,9 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from efficientad_jax.data.decoding import resize_image
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
-from efficientad_jax.errors import printable
+from efficientad_jax.errors import InputError, printable
 from efficientad_jax.serving.answers import create_response, response_type
 from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
@@ -131,7 +130,14 @@ async def _score_upload(request: Request, service: _Service) -> Response:
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
         resized, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
         scored = await service.batcher.submit(resized)
-        respond = partial(create_response, media_type, scored, detector.threshold, size=size)
+        respond = partial(
+            create_response,
+            media_type,
+            scored,
+            detector.threshold,
+            size=size,
+            framing=detector.framing,
+        )
         return await in_thread(respond)
     finally:
         service.waiting -= 1
@@ -140,9 +146,17 @@ async def _score_upload(request: Request, service: _Service) -> Response:
 def _decode_and_resize(
     content: bytes, max_pixels: int, detector: Detector
 ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-    """The image at the detector's input size, and its original height and width."""
+    """The image at the detector's input size, and its original height and width.
+
+    Raises:
+      HTTPException: that of `decode_upload`; 422 for a size that does not suit the detector.
+    """
     image = decode_upload(content, max_pixels, detector.white_level)
-    return resize_image(image, *detector.spec.input_size), (image.shape[0], image.shape[1])
+    try:
+        resized = detector.network_input(image, "posted")
+    except InputError as error:
+        raise HTTPException(422, str(error)) from error
+    return resized, (image.shape[0], image.shape[1])
 
 
 async def _health(request: Request) -> Response:

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
-from efficientad_jax.networks.pdn import STRIDE
 
 
 class Scored(NamedTuple):
@@ -29,10 +28,7 @@ def score_batch(detector: Detector, images: Sequence[UInt8[np.ndarray, "h w 3"]]
       detector: calibrated.
       images: at most `BATCH_SIZE`, RGB at `detector.spec.input_size`.
     """
-    height, width = detector.spec.input_size
-    if not detector.calibration.upsample_first:
-        height, width = height // STRIDE, width // STRIDE
-    detections = detector.detect_resized(np.stack(images), [(height, width)] * len(images))
+    detections = detector.detect_resized(np.stack(images))
     return [Scored(detection.score, detection.anomaly_map) for detection in detections]
 
 

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float16, Int, UInt8
+from jaxtyping import Array, Bool, Float16, Int, UInt8
 
+from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.pdn import STRIDE, output_size
 
 
@@ -17,11 +19,13 @@ class TrainData(NamedTuple):
       teacher_features: the normalized teacher's features of each image, rounded to float16, or
         None to compute them in each step.
       pretraining_images: images for the penalty, None if it is off.
+      ignored: what is ignored of each training image, None for nothing.
     """
 
     images: UInt8[Array | np.ndarray, "n h w 3"]
     teacher_features: Float16[Array | np.ndarray, "n oh ow c"] | None
     pretraining_images: UInt8[Array | np.ndarray, "m h w 3"] | None
+    ignored: Ignored | None = None
 
 
 class Batch(NamedTuple):
@@ -32,12 +36,16 @@ class Batch(NamedTuple):
       teacher_features: of them, or None.
       pretraining_images: as large as they are, or None.
       whole_images: the training images for the autoencoder if `images` are crops, otherwise None.
+      ignored_outputs: True on the outputs for `images` that do not count; None if all do.
+      ignored: what is ignored of whole images.
     """
 
     images: UInt8[Array, "b h w 3"]
     teacher_features: Float16[Array, "b oh ow c"] | None
     pretraining_images: UInt8[Array, "b h w 3"] | None
     whole_images: UInt8[Array, "b fh fw 3"] | None = None
+    ignored_outputs: Bool[Array, "_b oh ow"] | None = None
+    ignored: Ignored | None = None
 
 
 def take_batch(
@@ -65,11 +73,13 @@ def take_batch(
         crop_key = jax.random.fold_in(key, 0)
         batch = random_crops(data, images, photographs, crop=crop, key=crop_key)
         return batch._replace(whole_images=data.images[images]) if whole else batch
-    features, pretraining = data.teacher_features, data.pretraining_images
+    features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
     return Batch(
         data.images[images],
         None if features is None else features[images],
         None if pretraining is None else pretraining[photographs],
+        ignored_outputs=None if ignored is None else jnp.asarray(ignored.values)[None],
+        ignored=ignored,
     )
 
 
@@ -110,9 +120,16 @@ def random_crops(
         STRIDE * positions(keys[2], height, crop[0]),
         STRIDE * positions(keys[3], width, crop[1]),
     )
-    features, pretraining = data.teacher_features, data.pretraining_images
+    features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
+    outputs = (rows, columns), output_size(*crop)
+    ignored_outputs = None
+    if ignored is not None:  # the same of all images
+        values = jnp.asarray(ignored.values)[None, ..., None]
+        ignored_outputs = cut(values, jnp.zeros_like(images), *outputs)[..., 0]
     return Batch(
         cut(data.images, images, pixels, crop),
-        None if features is None else cut(features, images, (rows, columns), output_size(*crop)),
+        None if features is None else cut(features, images, *outputs),
         None if pretraining is None else cut(pretraining, photographs, elsewhere, crop),
+        ignored_outputs=ignored_outputs,
+        ignored=ignored,
     )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Float16, Int, PyTree
 
 from efficientad_jax.config import LossConfig
 from efficientad_jax.convolution import chosen_method
+from efficientad_jax.networks.ignored import fill_ignored
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
@@ -109,6 +110,7 @@ def compute_losses(
     if objective.autoencoder:
         whole = batch.whole_images
         augmented = jitter(jitter_key, images if whole is None else to_unit_range(whole))
+        augmented = fill_ignored(augmented, batch.ignored)
     student = _student_features(
         networks.student, params["student"], images, pretraining=pretraining, augmented=augmented
     )
@@ -121,7 +123,9 @@ def compute_losses(
             cached=batch.teacher_features,
         )
     zero = jnp.zeros(())
-    hard = student_teacher_loss(target, student.normal, objective.p_hard)
+    hard = student_teacher_loss(
+        target, student.normal, objective.p_hard, ignored=batch.ignored_outputs
+    )
     penalty = pretraining_penalty(student.pretraining) if objective.penalty else zero
     if augmented is None or augmented_target is None or student.augmented is None:
         return Losses(hard, penalty, zero, zero)
@@ -132,11 +136,12 @@ def compute_losses(
         deterministic=False,
         rngs={"dropout": dropout_key},
     )
+    ignored = None if batch.ignored is None else jnp.asarray(batch.ignored.values)[None]
     return Losses(
         hard,
         penalty,
-        mean_squared_difference(augmented_target, predicted),
-        mean_squared_difference(predicted, student.augmented),
+        mean_squared_difference(augmented_target, predicted, ignored),
+        mean_squared_difference(predicted, student.augmented, ignored),
     )
 
 
