@@ -344,8 +344,11 @@ def _normalize_over_images(
             if features is not None:
                 features[start : start + len(batch)] = batch
             start += len(batch)
-            # A row of outputs that count.
-            yield batch if ignored is None else batch[:, ~np.asarray(ignored.values)][:, None]
+            if ignored is None:
+                yield batch
+            else:  # one row of the outputs that count
+                values = np.asarray(ignored.of(slice(start - len(batch), start)).values)
+                yield batch[np.broadcast_to(~values, batch.shape[:3])][None, None]
 
     statistics: ChannelStatistics = channel_statistics(batches())
     if statistics.constant_channels:

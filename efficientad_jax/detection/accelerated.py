@@ -109,7 +109,8 @@ class AcceleratedDetection:
     ) -> Anomalies:
         """Scores and maps of a batch, on the device; see `inference.detect`."""
         upsample_first, score_values = calibration.upsample_first, calibration.score_values
-        key = (*images.shape[:3], upsample_first, score_values, ignored is not None)
+        masks = 0 if ignored is None else len(ignored.pixels)
+        key = (*images.shape[:3], upsample_first, score_values, masks)
         program = self._programs.get(key)
         if program is None:
             program = self._program(images.shape, upsample_first, score_values, ignored=ignored)
@@ -149,7 +150,7 @@ class AcceleratedDetection:
         rule = (upsample_first, score_values)
         identity = [repr(part) for part in (self._networks, abstract, images, rule)]
         if ignored is not None:
-            identity.append("with a mask")
+            identity.append(f"{len(ignored.pixels)} masks")
         program = kept_executable(
             ["detection", *identity, repr(self._formats)],
             self._device,

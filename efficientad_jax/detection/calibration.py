@@ -82,7 +82,7 @@ def collect_raw_maps(
             params,
             images[i : i + _BATCH_SIZE],
             upsample_first=upsample_first,
-            ignored=ignored,
+            ignored=None if ignored is None else ignored.of(slice(i, i + _BATCH_SIZE)),
         )
         for i in range(0, len(images), _BATCH_SIZE)
     ]
@@ -110,7 +110,7 @@ def calibration_of_maps(
     def quantiles(name: str, raw: jax.Array) -> MapQuantiles:
         values = np.asarray(raw)
         if ignored is not None:
-            values = values[:, ~np.asarray(ignored.values)]
+            values = values[np.broadcast_to(~np.asarray(ignored.values), values.shape)]
         if not np.isfinite(values).all():
             raise DivergenceError(
                 f"calibration: the {name} maps of the validation images are not finite; train "
@@ -119,7 +119,7 @@ def calibration_of_maps(
         result = map_quantiles(values, q_a, q_b)
         if result.b <= result.a:
             raise InputError(
-                f"calibration: the {name} maps of all {len(values)} validation images are "
+                f"calibration: the {name} maps of all {len(raw)} validation images are "
                 f"constant ({result.a:g} at both quantiles, {q_a} and {q_b}), expected them to "
                 "vary; train longer or give other images"
             )

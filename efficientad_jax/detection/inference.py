@@ -265,8 +265,8 @@ def image_scores(
     highest = ordered[:, -values:]
     if ignored is None:
         return highest.mean(1)
-    count = jnp.minimum((~jnp.asarray(ignored.values)).sum(), highest.shape[1])
-    counts = jnp.arange(highest.shape[1]) >= highest.shape[1] - count
+    count = jnp.minimum((~jnp.asarray(ignored.values)).sum((1, 2)), highest.shape[1])
+    counts = jnp.arange(highest.shape[1]) >= highest.shape[1] - count[:, None]
     return jnp.where(counts, highest, 0.0).sum(1) / count
 
 

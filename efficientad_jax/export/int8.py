@@ -176,7 +176,7 @@ def _raw_maps(
     }
     if detector.ignored is None:
         return maps
-    counted = ~np.asarray(detector.ignored.values)
+    (counted,) = ~np.asarray(detector.ignored.values)
     return {name: values[:, counted] for name, values in maps.items()}
 
 

@@ -93,7 +93,7 @@ def _normalized_images(graph: Graph, ignored: Ignored | None) -> str:
     # TensorRT accepts uint8 inputs only into a cast.
     x = apply(graph, "Cast", ["images"], name="pixels", to=onnx.TensorProto.FLOAT)
     if ignored is not None:
-        pixels = constant(graph, "ignored", np.asarray(ignored.pixels)[None, ..., None])
+        pixels = constant(graph, "ignored", np.asarray(ignored.pixels)[..., None])
         fill = constant(graph, "fill", FILL.astype(np.float32))
         x = apply(graph, "Where", [pixels, fill, x], name="filled")
     x = apply(graph, "Transpose", [x], name="channels_first", perm=[0, 3, 1, 2])
@@ -156,7 +156,7 @@ def _leave_out(
     """Adds the scores of the values that count, and sets the others to 0 in all maps."""
     assert detector.ignored is not None
     values = np.asarray(detector.ignored.values)
-    ignored = constant(graph, "ignored/values", values[None, None])
+    ignored = constant(graph, "ignored/values", values[:, None])
     zero = constant(graph, "ignored/zero", np.zeros((), np.float32))
     lowest = constant(graph, "ignored/lowest", np.array(np.finfo(np.float32).min))
     counted = apply(graph, "Where", [ignored, lowest, combined], name="combined/counted")

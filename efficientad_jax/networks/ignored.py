@@ -6,9 +6,10 @@ An ignored pixel has a constant color wherever a network sees the image. An outp
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from efficientad_jax.data.framing import FILL
 from efficientad_jax.errors import InputError
@@ -18,15 +19,19 @@ from efficientad_jax.networks.resize import bilinear_matrix
 
 
 class Ignored(NamedTuple):
-    """What is ignored of each image.
+    """What is ignored of each image, or of all images where `m` is 1.
 
     Attributes:
       pixels: True on the ignored pixels of the networks' input.
       values: True on the values of a map, or on the outputs, that do not count.
     """
 
-    pixels: Bool[Array | np.ndarray, "h w"]
-    values: Bool[Array | np.ndarray, "oh ow"]
+    pixels: Bool[Array | np.ndarray, "m h w"]
+    values: Bool[Array | np.ndarray, "m oh ow"]
+
+    def of(self, images: Int[Array | np.ndarray, " b"] | slice) -> "Ignored":
+        """What is ignored of some of the images."""
+        return self if len(self.pixels) == 1 else jax.tree.map(lambda x: x[images], self)
 
 
 def ignored_places(
@@ -35,7 +40,7 @@ def ignored_places(
     """Finds the values of a map that count for nothing.
 
     Args:
-      pixels: True on the ignored pixels of the networks' input.
+      pixels: True on the ignored pixels of the networks' input, the same of all images.
       padding: whether the PDNs are padded.
       upsample_first: whether maps are resized to the input first. A value then also counts for
         nothing if it depends on such an output.
@@ -55,7 +60,7 @@ def ignored_places(
             bilinear_matrix(a, b) for a, b in zip(values.shape, pixels.shape, strict=True)
         )
         values = rows @ values.astype(np.float32) @ columns.T > 0
-    return Ignored(pixels, values)
+    return Ignored(pixels[None], values[None])
 
 
 def ignored_outputs(

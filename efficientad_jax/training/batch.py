@@ -74,11 +74,13 @@ def take_batch(
         batch = random_crops(data, images, photographs, crop=crop, key=crop_key)
         return batch._replace(whole_images=data.images[images]) if whole else batch
     features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
+    if ignored is not None:
+        ignored = ignored.of(images)
     return Batch(
         data.images[images],
         None if features is None else features[images],
         None if pretraining is None else pretraining[photographs],
-        ignored_outputs=None if ignored is None else jnp.asarray(ignored.values)[None],
+        ignored_outputs=None if ignored is None else jnp.asarray(ignored.values),
         ignored=ignored,
     )
 
@@ -123,9 +125,10 @@ def random_crops(
     features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
     outputs = (rows, columns), output_size(*crop)
     ignored_outputs = None
-    if ignored is not None:  # the same of all images
-        values = jnp.asarray(ignored.values)[None, ..., None]
-        ignored_outputs = cut(values, jnp.zeros_like(images), *outputs)[..., 0]
+    if ignored is not None:
+        which = images if len(ignored.values) > 1 else jnp.zeros_like(images)
+        ignored_outputs = cut(jnp.asarray(ignored.values)[..., None], which, *outputs)[..., 0]
+        ignored = ignored.of(images)
     return Batch(
         cut(data.images, images, pixels, crop),
         None if features is None else cut(features, images, *outputs),

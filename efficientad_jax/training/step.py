@@ -136,7 +136,7 @@ def compute_losses(
         deterministic=False,
         rngs={"dropout": dropout_key},
     )
-    ignored = None if batch.ignored is None else jnp.asarray(batch.ignored.values)[None]
+    ignored = None if batch.ignored is None else jnp.asarray(batch.ignored.values)
     return Losses(
         hard,
         penalty,

@@ -32,7 +32,7 @@ def by_definition(mask, padding):
 
 @pytest.mark.parametrize("padding", [False, True])
 def test_outputs_are_ignored_whose_patch_is(padding):
-    found = ignored_places(blocks_mask(), padding=padding).values
+    found = ignored_places(blocks_mask(), padding=padding).values[0]
     np.testing.assert_array_equal(found, by_definition(blocks_mask(), padding))
     assert found.any()
 
@@ -51,7 +51,7 @@ def test_those_outputs_see_no_other_pixels_and_the_others_do(padding):
 
         return jnp.abs(jax.grad(output)(image)).sum((0, 3)) > 0
 
-    ignored = ignored_places(mask, padding=padding).values
+    ignored = ignored_places(mask, padding=padding).values[0]
     for value in (True, False):
         places = np.argwhere(ignored == value)
         for place in places[[0, len(places) // 2]]:
@@ -61,8 +61,8 @@ def test_those_outputs_see_no_other_pixels_and_the_others_do(padding):
 
 
 def test_values_of_enlarged_maps_are_ignored_that_touch_an_ignored_output():
-    outputs = ignored_places(blocks_mask(), padding=False).values
-    values = ignored_places(blocks_mask(), padding=False, upsample_first=True).values
+    outputs = ignored_places(blocks_mask(), padding=False).values[0]
+    values = ignored_places(blocks_mask(), padding=False, upsample_first=True).values[0]
     marked = jnp.where(outputs, 1e6, 0.0)
     enlarged = resize_bilinear(marked[None, ..., None], SIZE)[0, ..., 0]
     np.testing.assert_array_equal(values, np.asarray(enlarged) > 0)
@@ -74,4 +74,4 @@ def test_a_mask_that_leaves_no_patch_is_refused():
     with pytest.raises(InputError, match="ignore mask: at the 64x96 pixels"):
         ignored_places(mask, padding=False)
     mask[0, 0] = False
-    assert not ignored_places(mask, padding=False).values[0, 0]
+    assert not ignored_places(mask, padding=False).values[0, 0, 0]

@@ -68,11 +68,11 @@ def test_ignored_values_are_zero_and_never_scored(detector, expected):
     found, unmasked = detector(loud), plain(loud)
     assert found.score < unmasked.score
     anomalies = detector.detect(detector.network_input(loud)[None])
-    values = np.pad(np.asarray(detector.ignored.values), 4)
+    values = np.pad(np.asarray(detector.ignored.values)[0], 4)
     for m in (anomalies.combined, anomalies.local, anomalies.global_):
         assert not np.asarray(m)[0][values].any()
     # The rule of the score, on the values that count.
-    counted = np.asarray(anomalies.combined)[0, 4:-4, 4:-4][~np.asarray(detector.ignored.values)]
+    counted = np.asarray(anomalies.combined)[0, 4:-4, 4:-4][~np.asarray(detector.ignored.values)[0]]
     assert found.score == pytest.approx(np.sort(counted)[-20:].mean(), rel=1e-5)
     highest = replace(detector, calibration=detector.calibration._replace(score_values=1))
     assert highest(loud).score == pytest.approx(counted.max(), rel=1e-5)
@@ -89,7 +89,7 @@ def test_a_score_of_more_values_than_count_takes_all_that_do(detector):
         framing=Framing(None, mask),
         calibration=detector.calibration._replace(score_values=500),
     )
-    places = ~np.asarray(small.ignored.values)
+    places = ~np.asarray(small.ignored.values)[0]
     assert places.sum() < 500
     combined = np.asarray(small.detect(small.network_input(image())[None]).combined)[0, 4:-4, 4:-4]
     assert small(image()).score == pytest.approx(combined[places].mean(), rel=1e-5)
