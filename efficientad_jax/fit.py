@@ -1,47 +1,46 @@
 """Fits a detector: phases 2 and 3, from a configuration and images to a saved detector."""
 
+import dataclasses
 import hashlib
 import json
 import logging
-import math
-import os
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float16, PyTree, UInt8
+from jaxtyping import Float32, PyTree, UInt8
 
 from efficientad_jax.config import Config, as_dict, replace
 from efficientad_jax.data.files import list_images
-from efficientad_jax.data.framing import Framing, ignored_pixels, read_framing
+from efficientad_jax.data.framing import Framing, masked_pixels, place_in_input
+from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.data.loading import Dataset
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
-from efficientad_jax.detection.calibration import calibrate
+from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibration_of_maps
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.detection.inference import DetectorParams
+from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.detection.threshold import choose_threshold
+from efficientad_jax.detection.tiling import calibrate_tiled, cut_all_tiles
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.channel_statistics import ChannelStatistics, channel_statistics
-from efficientad_jax.networks.ignored import Ignored, ignored_places
-from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
-from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
-from efficientad_jax.networks.teacher import Teacher, load_teacher, normalize_teacher
+from efficientad_jax.networks.ignored import Ignored, ignored_in_images, ignored_in_tiles
+from efficientad_jax.networks.pdn import STRIDE, output_size
+from efficientad_jax.networks.teacher import Teacher, load_teacher
 from efficientad_jax.runs.workdir import DataIdentity, Workdir, chosen_steps, claim_workdir
-from efficientad_jax.storage.cache import processor_features
-from efficientad_jax.storage.feature_cache import cached_features
 from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.loop import run_training
 from efficientad_jax.training.rate import seconds_per_step, steps_within
 from efficientad_jax.training.step import TrainState
+from efficientad_jax.training.teacher_features import (
+    TileOfImage,
+    features_fit,
+    normalize_over_images,
+)
 
 _log = logging.getLogger(__name__)
-
-_IMAGES_PER_DISPATCH = 16
 
 
 class _Inputs(NamedTuple):
@@ -123,18 +122,19 @@ def _prepare(
 
     Arguments and errors are those of `fit_detector`.
     """
+    config, framing = _suited_to(config, dataset)
     model = config.model
     teacher = load_teacher(config.teacher, model.size)
     spec = DetectorSpec(
         size=model.size,
         out_channels=teacher.out_channels,
-        input_size=model.input_size,
+        input_size=model.input_shape,
         padding=model.padding,
         dtype=model.dtype,
         autoencoder=config.losses.autoencoder,
     )
-    images, framing = dataset.train.images, read_framing(config.dataset)
-    ignored = _ignored(framing, spec)
+    images = dataset.train.images
+    ignored = _ignored(framing, spec, dataset.train.sizes)
     photographs = None
     if config.losses.penalty:
         if not config.pretraining_images:
@@ -144,30 +144,33 @@ def _prepare(
             )
         folder = Path(config.pretraining_images)
         photographs = open_pretraining_images(folder, spec.input_size)
-    identities = {"images": _identity_of_images(dataset)}
-    if config.losses.penalty:
-        identities["pretraining images"] = _identity_of_files(config.pretraining_images)
-    if framing.ignored is not None:
-        packed = np.packbits(framing.ignored).tobytes()
-        identities["ignore mask"] = DataIdentity(hashlib.sha256(packed).hexdigest())
+    identities = _identities(config, dataset, framing)
     initial_params = _initial_params(config.start_from, spec, teacher.sha256)
     if config.train.minutes:
         steps = _steps_for_minutes(config, spec, teacher, images=images, workdir=workdir)
         config = replace(config, {"train.steps": steps})
     workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=identities)
-    teacher_params, features = _normalize_over_images(
+    sizes = _input_sizes(framing, spec, dataset.train.sizes)
+    teacher_params, features = normalize_over_images(
         networks_of(spec).teacher,
         teacher,
         images,
-        ignored=ignored,
         config=config,
+        ignored=ignored,
+        tiles=_tiles(images, sizes, spec, ignored=ignored) if model.fit == "tile" else None,
         disk_cache_gb=disk_cache_gb,
     )
     return _Inputs(
         config,
         spec,
         teacher_params,
-        TrainData(images, features, None, ignored),
+        TrainData(
+            images,
+            features,
+            None,
+            ignored,
+            np.array(sizes, np.int32) if len(set(sizes)) > 1 else None,
+        ),
         photographs,
         workdir,
         {"sha256": teacher.sha256, "record": teacher.record},
@@ -176,14 +179,60 @@ def _prepare(
     )
 
 
+def _suited_to(config: Config, dataset: Dataset) -> tuple[Config, Framing]:
+    """The configuration with the input's size, and the framing with that of the images."""
+    framing = read_framing(config)
+    if config.model.input_size == "auto":
+        height, width = dataset.train.images.shape[1:3]
+        config = replace(config, {"model.input_size": f"{height}x{width}"})
+    sizes = {*dataset.train.sizes, *dataset.validation.sizes}
+    if framing.fit == "pad" and len(sizes) == 1:
+        framing = dataclasses.replace(framing, usual_size=sizes.pop())
+    return config, framing
+
+
 def _ignored(
-    framing: Framing, spec: DetectorSpec, *, upsample_first: bool = False
+    framing: Framing,
+    spec: DetectorSpec,
+    sizes: list[tuple[int, int]],
+    *,
+    upsample_first: bool = False,
 ) -> Ignored | None:
-    """What is ignored of each image, None for nothing; see `ignored_places`."""
-    pixels = ignored_pixels(framing, spec.input_size)
-    if pixels is None:
-        return None
-    return ignored_places(pixels, padding=spec.padding, upsample_first=upsample_first)
+    """What is ignored of images of these sizes, None for nothing; see `ignored_places`."""
+    if framing.fit == "tile":
+        return ignored_in_tiles(framing, _input_sizes(framing, spec, sizes[:1])[0])
+    return ignored_in_images(
+        framing,
+        sizes,
+        spec.input_size,
+        padding=spec.padding,
+        upsample_first=upsample_first,
+    )
+
+
+def _input_sizes(
+    framing: Framing, spec: DetectorSpec, sizes: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Height and width of images as `ImageSet.images` has them; `sizes` are their own."""
+    if framing.fit != "tile":
+        return [spec.input_size] * len(sizes)
+    places = (place_in_input(framing, size, spec.input_size) for size in sizes)
+    return [(place.height, place.width) for place in places]
+
+
+def _tiles(
+    images: UInt8[np.ndarray, "n h w 3"],
+    sizes: list[tuple[int, int]],
+    spec: DetectorSpec,
+    *,
+    ignored: Ignored | None,
+) -> Iterator[TileOfImage]:
+    """The tiles that cover the images, with the outputs that are ignored of each."""
+    height, width = output_size(*spec.input_size)
+    for tile in cut_all_tiles(images, sizes, spec.input_size):
+        top, left = tile.top // STRIDE, tile.left // STRIDE
+        window = np.s_[0, top : top + height, left : left + width]
+        yield tile.pixels, None if ignored is None else np.asarray(ignored.values[window])
 
 
 def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainState) -> Detector:
@@ -200,17 +249,25 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         state.params["autoencoder"] if spec.autoencoder else None,
     )
     chosen = config.calibration
-    calibration, scores = calibrate(
-        networks_of(spec),
-        params,
-        dataset.validation.images,
-        q_a=chosen.q_a,
-        q_b=chosen.q_b,
-        upsample_first=chosen.upsample_first,
-        normalize=chosen.normalize,
-        score_values=chosen.score_values,
-        ignored=_ignored(inputs.framing, spec, upsample_first=chosen.upsample_first),
-    )
+    rule = {"upsample_first": chosen.upsample_first, "normalize": chosen.normalize}
+    quantiles = {"q_a": chosen.q_a, "q_b": chosen.q_b}
+    if config.model.fit == "tile":
+        calibration, scores = _calibrate_tiles(dataset, inputs, params, rule | quantiles)
+    else:
+        calibration, scores = calibrate(
+            networks_of(spec),
+            params,
+            dataset.validation.images,
+            **quantiles,
+            **rule,
+            score_values=chosen.score_values,
+            ignored=_ignored(
+                inputs.framing,
+                spec,
+                dataset.validation.sizes,
+                upsample_first=chosen.upsample_first,
+            ),
+        )
     rate = chosen.false_alarm_rate
     detector = Detector(
         spec,
@@ -225,6 +282,27 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
     )
     detector.save(Workdir(inputs.workdir).detector)
     return detector
+
+
+def _calibrate_tiles(
+    dataset: Dataset, inputs: _Inputs, params: DetectorParams, rule: dict[str, Any]
+) -> tuple[Calibration, Float32[np.ndarray, " n"]]:
+    """The calibration by whole validation images that are cut into tiles, and their scores."""
+    chosen, spec, framing = inputs.config.calibration, inputs.spec, inputs.framing
+    raw = Calibration(
+        IDENTITY,
+        IDENTITY if spec.autoencoder else None,
+        chosen.upsample_first,
+        chosen.score_values,
+    )
+    sizes = _input_sizes(framing, spec, dataset.validation.sizes)
+    # The region of interest is cut out already, and small images are enlarged.
+    seen = Framing(None, masked_pixels(framing, sizes[0]), "tile")
+    return calibrate_tiled(
+        Detector(spec, params, raw, {}, {}, framing=seen),
+        [i[:h, :w] for i, (h, w) in zip(dataset.validation.images, sizes, strict=True)],
+        lambda maps: calibration_of_maps(maps, **rule)._replace(score_values=chosen.score_values),
+    )
 
 
 def _steps_for_minutes(
@@ -245,7 +323,7 @@ def _steps_for_minutes(
         config,
         networks,
         teacher.params,
-        has_cached_features=_features_fit(images, networks.teacher, config),
+        has_cached_features=features_fit(images, networks.teacher, config),
     )
     steps = steps_within(config.train.minutes, seconds, config.train.steps_per_dispatch)
     _log.info(
@@ -257,17 +335,15 @@ def _steps_for_minutes(
     return steps
 
 
-def _features_fit(images: np.ndarray, network: PatchDescriptionNetwork, config: Config) -> bool:
-    """Whether the teacher's features of the images fit into the cache."""
-    size_gb = math.prod(_features_shape(images, network)) * np.dtype(np.float16).itemsize / 1e9
-    return size_gb <= config.train.feature_cache_gb
-
-
-def _features_shape(
-    images: np.ndarray, network: PatchDescriptionNetwork
-) -> tuple[int, int, int, int]:
-    size = output_size(images.shape[1], images.shape[2], network.padding)
-    return len(images), *size, network.out_channels
+def _identities(config: Config, dataset: Dataset, framing: Framing) -> dict[str, DataIdentity]:
+    """Identifies all that a training reads, by its name in messages."""
+    identities = {"images": _identity_of_images(dataset)}
+    if config.losses.penalty:
+        identities["pretraining images"] = _identity_of_files(config.pretraining_images)
+    if framing.ignored is not None:
+        packed = np.packbits(framing.ignored).tobytes()
+        identities["ignore mask"] = DataIdentity(hashlib.sha256(packed).hexdigest())
+    return identities
 
 
 def _identity_of_images(dataset: Dataset) -> DataIdentity:
@@ -314,87 +390,3 @@ def _initial_params(
     if spec.autoencoder and detector.params.autoencoder is not None:
         params["autoencoder"] = detector.params.autoencoder
     return params
-
-
-def _normalize_over_images(
-    network: PatchDescriptionNetwork,
-    teacher: Teacher,
-    images: UInt8[np.ndarray, "n h w 3"],
-    *,
-    ignored: Ignored | None,
-    config: Config,
-    disk_cache_gb: float,
-) -> tuple[PyTree, Float16[np.ndarray, "n oh ow c"] | None]:
-    """Normalizes the teacher over the training images (Algorithm 1, lines 3-11).
-
-    Outputs that are ignored do not count.
-
-    Returns:
-      Parameters of the normalized teacher, and its features of each image if they fit into
-      `config.train.feature_cache_gb` gigabytes, so that training does not compute them again.
-    """
-    fits = _features_fit(images, network, config)
-    features = np.empty(_features_shape(images, network), np.float16) if fits else None
-
-    def batches() -> Iterator[Float[Any, "b oh ow c"]]:
-        start = 0
-        for batch in _teacher_features(
-            network, teacher, images, config=config, disk_cache_gb=disk_cache_gb
-        ):
-            if features is not None:
-                features[start : start + len(batch)] = batch
-            start += len(batch)
-            if ignored is None:
-                yield batch
-            else:  # one row of the outputs that count
-                values = np.asarray(ignored.of(slice(start - len(batch), start)).values)
-                yield batch[np.broadcast_to(~values, batch.shape[:3])][None, None]
-
-    statistics: ChannelStatistics = channel_statistics(batches())
-    if statistics.constant_channels:
-        _log.warning(
-            "teacher: %d of %d channels are constant on all training images (%s) and are not "
-            "scaled",
-            len(statistics.constant_channels),
-            network.out_channels,
-            ", ".join(map(str, statistics.constant_channels[:20])),
-        )
-    if features is not None:
-        for feature in features:
-            feature[:] = (feature - statistics.mean) / statistics.std
-    return normalize_teacher(teacher.params, network.size, statistics), features
-
-
-def _teacher_features(
-    network: PatchDescriptionNetwork,
-    teacher: Teacher,
-    images: UInt8[np.ndarray, "n h w 3"],
-    *,
-    config: Config,
-    disk_cache_gb: float,
-) -> Iterator[Float[Any, "b oh ow c"]]:
-    """The features of all images, in batches, by the teacher before it is normalized."""
-
-    @jax.jit
-    def compute(batch: jax.Array) -> jax.Array:
-        def features_of(image: jax.Array) -> jax.Array:
-            return network.apply(teacher.params, normalize_images(to_unit_range(image[None])))[0]
-
-        return jax.lax.map(features_of, batch)
-
-    if not disk_cache_gb:
-        for i in range(0, len(images), _IMAGES_PER_DISPATCH):
-            yield compute(images[i : i + _IMAGES_PER_DISPATCH])
-        return
-    # In other versions, on other devices and with other numbers of threads, the last bits differ.
-    versions = version("efficientad-jax"), jax.__version__
-    cores = os.environ.get("NPROC"), len(os.sched_getaffinity(0))
-    device = jax.devices()[0].device_kind, processor_features()
-    yield from cached_features(
-        images,
-        lambda batch: np.asarray(compute(batch), np.float32),
-        identity=repr((teacher.sha256, network, versions, device, cores)),
-        dataset=repr((config.dataset, config.category)),
-        batch_size=_IMAGES_PER_DISPATCH,
-        limit_gb=disk_cache_gb,
-    )

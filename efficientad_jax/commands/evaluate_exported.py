@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluates the detector and the files."""
     detector = Detector.load(options.detector)
+    if detector.framing.fit == "tile":
+        raise InputError(
+            f"detector {options.detector}: cuts images into tiles, expected one that resizes or "
+            "pads them, as exported files take"
+        )
     programs: dict[str, Program] = {options.detector: detector_program(detector)}
     programs |= {name: open_program(Path(name)) for name in options.files}
     test = load_configured_dataset(read_config(detector.config)).test

@@ -8,9 +8,10 @@
 `photo.jpg` gets `photo_heatmap.png` next to it, or in --output with the images' folders below it.
 The column `anomalous` of the CSV file is 1 if the score reaches the detector's threshold, or the
 threshold for --false-alarm-rate. Lines are added while the command runs: an interrupted run keeps
-the scores it has. With --tile images are not resized, but cut into tiles of the input's size. An
-image that cannot be read, or a picture that cannot be written, is reported; the others are scored,
-and the exit status is 1.
+the scores it has. With --tile images are not resized, but cut into tiles of the input's size, as
+they always are for a detector that was trained with config.model.fit = 'tile'. An image that cannot
+be read, or a picture that cannot be written, is reported; the others are scored, and the exit
+status is 1.
 """
 
 import argparse
@@ -82,12 +83,13 @@ def run(options: argparse.Namespace) -> int:
     """Scores the images; returns 1 if some could not be read, else 0."""
     if not options.low < options.high:
         raise InputError(f"--low={options.low} --high={options.high}: expected low below high")
-    if options.overlap is not None and not options.tile:
-        raise InputError(f"--overlap={options.overlap}: is of tiles, expected --tile with it")
     detector = Detector.load(options.detector)
+    is_tiled = options.tile or detector.framing.fit == "tile"
+    if options.overlap is not None and not is_tiled:
+        raise InputError(f"--overlap={options.overlap}: is of tiles, expected --tile with it")
     if options.false_alarm_rate is not None:
         detector = detector.with_threshold(options.false_alarm_rate)
-    overlap = chosen_overlap(detector.spec, options.overlap) if options.tile else None
+    overlap = chosen_overlap(detector.spec, options.overlap) if is_tiled else None
     scores = (options.output or Path()) / options.scores
     tasks, failed = plan_pictures(
         options.images, options.output, print_error, draws_pictures=not options.no_pictures
@@ -103,7 +105,8 @@ def run(options: argparse.Namespace) -> int:
             overlap=overlap,
         )
     if detector.threshold is not None:
-        rates = "; these rates are those of one tile" if options.tile else ""
+        of_tile = is_tiled and detector.framing.fit != "tile"
+        rates = "; these rates are those of one tile" if of_tile else ""
         print(f"threshold {summary(detector.threshold)}{rates}")
     skipped = sum(is_heat_map(path) for path in options.images)
     heat_maps = f", {skipped} heat maps left out" if skipped else ""

@@ -1,31 +1,27 @@
-"""Which part of an image the networks see: a region of interest, and pixels that are ignored.
+"""How an image becomes the networks' input: region of interest, ignored pixels, proportions.
 
-The region of interest is cut out before the image is resized. Ignored pixels get one constant
-color after that, and with them every pixel of the resized image that depends on one of them:
-nothing that is computed from the resized image depends on the ignored pixels.
+The region of interest is cut out before the image is resized, padded or cut into tiles. Ignored
+pixels get one constant color after that, and with them every pixel of the resized image that
+depends on one of them: nothing that is computed from the resized image depends on the ignored
+pixels. Padding has that color too, and is ignored.
 """
 
-import base64
-import io
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
-from PIL import Image
 
-from efficientad_jax.config import DatasetConfig
-from efficientad_jax.data.decoding import decode_image, resize_image, resize_map
+from efficientad_jax.config import LARGEST_SIDE, SMALLEST_SIDE, Fit
+from efficientad_jax.data.decoding import resize_image, resize_map
 from efficientad_jax.data.image_rows import ImageRows
 from efficientad_jax.errors import InputError
 
 # The color of ignored pixels: ImageNet's mean, which the networks' input normalization maps to 0.
 FILL = np.array([124, 116, 104], np.uint8)
-
-# Of a mask in `detector.json`.
-_MOST_MASK_PIXELS = 1 << 28
 
 _Pixels = TypeVar("_Pixels", bound=np.ndarray)
 
@@ -46,20 +42,25 @@ class Box(NamedTuple):
 # Compared and hashed by identity, so that what is computed from a mask can be cached.
 @dataclass(frozen=True, eq=False)
 class Framing:
-    """Which part of an image counts.
+    """Which part of an image counts, and how it becomes the networks' input.
 
     Attributes:
       box: the region of interest, None for the whole image.
       ignored: True on the pixels to ignore, at the size of the whole image; None for no mask.
+      fit: 'resize', 'pad' or 'tile', see `config.ModelConfig`.
+      usual_size: with 'pad', height and width of the region of interest of the training images, if
+        it is the same of all; else None.
     """
 
     box: Box | None = None
     ignored: Bool[np.ndarray, "h w"] | None = None
+    fit: Fit = "resize"
+    usual_size: tuple[int, int] | None = None
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all of every image counts."""
-        return self.box is None and self.ignored is None
+    def is_plain(self) -> bool:
+        """Whether every image is only resized."""
+        return self.box is None and self.ignored is None and self.fit == "resize"
 
     @property
     def ignored_in_box(self) -> Bool[np.ndarray, "h w"] | None:
@@ -73,41 +74,7 @@ class Framing:
         return 0.0 if ignored is None else float(ignored.mean())
 
 
-WHOLE = Framing()
-
-
-def read_framing(dataset: DatasetConfig) -> Framing:
-    """The framing that a configuration describes.
-
-    Raises:
-      InputError: the mask cannot be read or leaves nothing to look at, or the region of interest
-        does not lie inside it.
-    """
-    box = _parsed_box(dataset.region_of_interest) if dataset.region_of_interest else None
-    if not dataset.ignore_mask:
-        return Framing(box) if box else WHOLE
-    path = Path(dataset.ignore_mask).expanduser()
-    name = f"config.dataset.ignore_mask = {dataset.ignore_mask!r}"
-    if path.is_dir():
-        raise InputError(
-            f"{name}: a folder, expected an image file; one mask is for all images, see "
-            "docs/ignore.md"
-        )
-    values = decode_image(path, f"{path} (config.dataset.ignore_mask)").max(2)
-    # Half of the largest value, as masks may count from 0 to 1 or have gray borders.
-    framing = Framing(box, values < max(int(values.max()), 1) / 2)
-    _check_size(framing, values.shape, f"{path} (config.dataset.ignore_mask)")
-    if framing.ignored_fraction == 1:
-        where = f" inside the region of interest {box}" if box else ""
-        raise InputError(
-            f"{name}: ignores all pixels{where}, expected black (0) only where images are ignored, "
-            "and white (255) elsewhere"
-        )
-    return framing
-
-
-def _parsed_box(text: str) -> Box:
-    return Box(*map(int, text.split(",")))
+PLAIN = Framing()
 
 
 def check_image_size(framing: Framing, size: tuple[int, int], name: str = "") -> None:
@@ -122,10 +89,15 @@ def check_image_size(framing: Framing, size: tuple[int, int], name: str = "") ->
             f"image {name or 'array'}: {size[0]}x{size[1]} pixels, expected the "
             f"{ignored.shape[0]}x{ignored.shape[1]} of the ignore mask"
         )
-    _check_size(framing, size, name or "array")
+    check_box(framing, size, name or "array")
 
 
-def _check_size(framing: Framing, size: tuple[int, ...], name: str) -> None:
+def check_box(framing: Framing, size: tuple[int, int], name: str) -> None:
+    """Checks that the region of interest lies in an image of this height and width.
+
+    Raises:
+      InputError: it does not.
+    """
     box = framing.box
     if box and (box.top + box.height > size[0] or box.left + box.width > size[1]):
         raise InputError(
@@ -147,10 +119,69 @@ def seen_size(framing: Framing, size: tuple[int, int]) -> tuple[int, int]:
     return size if framing.box is None else (framing.box.height, framing.box.width)
 
 
+class Place(NamedTuple):
+    """Where in the networks' input an image lies, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return np.s_[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def place_in_input(framing: Framing, seen: tuple[int, int], size: tuple[int, int]) -> Place:
+    """Where the region of interest lies in the input after it is resized.
+
+    Args:
+      framing: of the detector or the dataset.
+      seen: height and width of the region of interest.
+      size: height and width of the networks' input.
+
+    Returns:
+      The place. Images that are cut into tiles are only enlarged, if a side is shorter than a
+      tile's.
+    """
+    if framing.fit == "tile":
+        return Place(0, 0, max(seen[0], size[0]), max(seen[1], size[1]))
+    if framing.fit == "resize":
+        return Place(0, 0, *size)
+    scale = min(size[0] / seen[0], size[1] / seen[1])
+    height, width = (min(max(round(scale * seen[i]), 1), size[i]) for i in (0, 1))
+    return Place((size[0] - height) // 2, (size[1] - width) // 2, height, width)
+
+
+def proportional_size(seen: Sequence[tuple[int, int]], like: tuple[int, int]) -> tuple[int, int]:
+    """The size of a networks' input with the proportions of images.
+
+    Args:
+      seen: height and width of each.
+      like: a size with as many pixels.
+
+    Returns:
+      The multiples of 32 that are nearest to the median of the images' proportions, neither below
+      nor above the limits of the networks.
+    """
+    ratio = float(np.median([height / width for height, width in seen]))
+    pixels = like[0] * like[1]
+
+    def nearest(side: float) -> int:
+        return min(max(32 * round(side / 32), SMALLEST_SIDE), LARGEST_SIDE)
+
+    # The shorter side first: a limit that it meets is made up for by the other.
+    shorter = nearest(math.sqrt(pixels * min(ratio, 1 / ratio)))
+    is_limit = shorter == SMALLEST_SIDE
+    longer = nearest(pixels / shorter if is_limit else math.sqrt(pixels * max(ratio, 1 / ratio)))
+    return (shorter, longer) if ratio < 1 else (longer, shorter)
+
+
 def network_input(
     framing: Framing, image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], *, name: str = ""
 ) -> UInt8[np.ndarray, "_h _w 3"]:
-    """Cuts out the region of interest, resizes it and fills ignored pixels.
+    """Cuts out the region of interest, resizes or pads it and fills ignored pixels.
 
     Args:
       framing: of the detector or the dataset.
@@ -158,13 +189,25 @@ def network_input(
       size: height and width of the networks' input.
       name: of the image, for messages.
 
+    Returns:
+      The input, or what is cut into tiles.
+
     Raises:
       InputError: the image has another size than the mask, or does not contain the region.
     """
-    if framing.is_whole:
+    if framing.is_plain:
         return resize_image(image, *size)
     check_image_size(framing, image.shape[:2], name)
-    return fill(resize_image(cut_out(framing, image), *size), ignored_pixels(framing, size))
+    part = cut_out(framing, image)
+    seen = part.shape[:2]
+    place = place_in_input(framing, seen, size)
+    resized = resize_image(part, place.height, place.width)
+    if framing.fit == "pad":
+        canvas = np.empty((*size, 3), np.uint8)
+        canvas[:] = FILL
+        canvas[place.window] = resized
+        resized = canvas
+    return fill(resized, ignored_pixels(framing, size, seen))
 
 
 def fill(
@@ -174,8 +217,28 @@ def fill(
     return image if ignored is None else np.where(ignored[..., None], FILL, image)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def ignored_pixels(
+    framing: Framing, size: tuple[int, int], seen: tuple[int, int]
+) -> Bool[np.ndarray, "_h _w"] | None:
+    """The pixels of the input that depend on an ignored pixel or are padding; None for none.
+
+    Args:
+      framing: of the detector or the dataset.
+      size: height and width of the networks' input.
+      seen: height and width of the region of interest.
+    """
+    place = place_in_input(framing, seen, size)
+    masked = masked_pixels(framing, (place.height, place.width))
+    if framing.fit != "pad":
+        return masked
+    ignored = np.ones(size, bool)
+    ignored[place.window] = False if masked is None else masked
+    return ignored
+
+
+@lru_cache(maxsize=16)
+def masked_pixels(
     framing: Framing, size: tuple[int, int]
 ) -> Bool[np.ndarray, "{size[0]} {size[1]}"] | None:
     """The pixels that depend on an ignored one after the region was resized to this size.
@@ -195,7 +258,7 @@ def seen_rows(framing: Framing, image: ImageRows, name: str = "") -> ImageRows:
     Raises:
       InputError: as `network_input`.
     """
-    if framing.is_whole:
+    if framing.is_plain:
         return image
     check_image_size(framing, image.size, name)
     box = framing.box
@@ -221,19 +284,42 @@ def filled_rows(image: ImageRows, ignored: Bool[np.ndarray, "h w"] | None) -> Im
 
 
 def map_of_image(
-    framing: Framing, cells: Float32[np.ndarray, "c d"], size: tuple[int, int]
+    framing: Framing,
+    cells: Float32[np.ndarray, "c d"],
+    size: tuple[int, int],
+    *,
+    input_size: tuple[int, int],
 ) -> Float32[np.ndarray, "h w"]:
-    """A map of what the networks saw, resized and put in its place in the image.
+    """A map of the networks' input, resized and put in its place in the image.
 
     Args:
-      framing: of the detector.
+      framing: of the detector; its images are not cut into tiles.
       cells: the map, of any size.
       size: height and width of the whole image.
+      input_size: height and width of the networks' input.
 
     Returns:
       The map at the size of the image, 0 outside of the region of interest.
     """
-    return put_back(framing, resize_map(cells, seen_size(framing, size)), size)
+    seen = map_of_region(framing, cells, seen_size(framing, size), input_size=input_size)
+    return put_back(framing, seen, size)
+
+
+def map_of_region(
+    framing: Framing,
+    cells: Float32[np.ndarray, "c d"],
+    seen: tuple[int, int],
+    *,
+    input_size: tuple[int, int],
+) -> Float32[np.ndarray, "h w"]:
+    """As `map_of_image`, of the region of interest and at its size `seen`."""
+    if framing.fit != "pad":
+        return resize_map(cells, seen)
+    place = place_in_input(framing, seen, input_size)
+    down, across = (cells.shape[i] / input_size[i] for i in (0, 1))
+    left, right = place.left * across, (place.left + place.width) * across
+    top, bottom = place.top * down, (place.top + place.height) * down
+    return resize_map(cells, seen, (left, top, right, bottom))
 
 
 def put_back(
@@ -247,38 +333,16 @@ def put_back(
     return whole
 
 
-def framing_fields(framing: Framing) -> dict[str, Any]:
-    """A framing as JSON has it: the mask as a PNG file in base64."""
-    mask = None
-    if framing.ignored is not None:
-        encoded = io.BytesIO()
-        Image.fromarray(~framing.ignored).save(encoded, "PNG", optimize=True)
-        mask = base64.b64encode(encoded.getvalue()).decode()
-    return {"region_of_interest": framing.box, "ignore_mask": mask}
-
-
-def checked_framing(stored: dict[str, Any] | None) -> Framing:
-    """A framing from `framing_fields`, which may come from anyone; None for the whole image.
-
-    Raises:
-      InputError: the mask is not an image.
-      KeyError: a field is missing.
-      TypeError: a field is of another type.
-      ValueError: a field is out of range.
-    """
-    if stored is None:
-        return WHOLE
-    box, mask = stored["region_of_interest"], stored["ignore_mask"]
-    if box is not None:
-        box = Box(*box)
-        if not all(type(side) is int for side in box) or min(box[:2]) < 0 or min(box[2:]) < 1:
-            raise ValueError(f"no region of interest: {str(box)[:100]}")
-    if mask is None:
-        return Framing(box)
-    encoded = base64.b64decode(mask, validate=True)
-    ignored = decode_image(encoded, "ignore mask", _MOST_MASK_PIXELS)[..., 0] == 0
-    framing = Framing(box, ignored)
-    _check_size(framing, ignored.shape, "ignore mask")
-    if framing.ignored_fraction == 1:
-        raise ValueError("the mask ignores all pixels")
-    return framing
+def stack_images(
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images in one array; those that are smaller than others lie in its upper left corner."""
+    sizes = {image.shape for image in images}
+    if len(sizes) == 1:
+        return np.stack(images)
+    height, width, _ = np.max(list(sizes), axis=0)
+    stacked = np.empty((len(images), height, width, 3), np.uint8)
+    stacked[:] = FILL
+    for place, image in zip(stacked, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return stacked

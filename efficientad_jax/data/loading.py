@@ -1,7 +1,7 @@
 """Datasets as arrays: read with grain, each image decoded and resized once."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,19 +13,23 @@ from jaxtyping import Bool, Int, UInt8
 from efficientad_jax.config import Config
 from efficientad_jax.data.decoding import (
     WHITE_LEVEL,
+    ImageSource,
     decode_image,
     decode_image_and_peak,
     decode_mask,
+    size_of_image,
 )
 from efficientad_jax.data.examples import GOOD, Example, read_files
 from efficientad_jax.data.framing import (
-    WHOLE,
+    PLAIN,
     Framing,
     cut_out,
     network_input,
-    read_framing,
+    proportional_size,
     seen_size,
+    stack_images,
 )
+from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.errors import InputError, printable
 
 _log = logging.getLogger(__name__)
@@ -42,7 +46,8 @@ class ImageSet(NamedTuple):
     With a region of interest, an image is only that part.
 
     Attributes:
-      images: RGB, resized to the networks' input size; ignored pixels are filled.
+      images: RGB, resized to the networks' input size; ignored pixels are filled. Images that are
+        cut into tiles keep their size, in the upper left corner of the largest.
       labels: 0 for normal, 1 for anomalous.
       names: unique in the dataset, such as `test/crack/017.png`.
       defects: kinds of defect, 'good' for none.
@@ -79,7 +84,8 @@ def load_dataset(
     validation_fraction: float,
     seed: int,
     white_level: int = WHITE_LEVEL,
-    framing: Framing = WHOLE,
+    framing: Framing = PLAIN,
+    proportional: bool = False,
 ) -> Dataset:
     """Loads a dataset into memory.
 
@@ -100,12 +106,14 @@ def load_dataset(
       seed: selects the images that are held out.
       white_level: see `decode_image`. If it is far above all values of the training images, a line
         in the log says so.
-      framing: which part of each image counts.
+      framing: which part of each image counts, and how it becomes the networks' input.
+      proportional: whether only the number of pixels of `image_size` counts, with the proportions
+        of the training images; see `proportional_size`.
 
     Raises:
       InputError: dataset, category, a folder or an image cannot be used.
     """
-    reading = _Reading(image_size, framing, white_level)
+    reading = _Reading(image_size, framing, white_level, proportional)
     if name == "folder":
         splits = _load_folder(category, root, reading)
     else:
@@ -133,11 +141,12 @@ def load_configured_dataset(config: Config) -> Dataset:
         config.category,
         config.dataset.root,
         data_dir=config.dataset.data_dir,
-        image_size=config.model.input_size,
+        image_size=config.model.input_shape,
+        proportional=config.model.input_size == "auto",
         validation_fraction=config.dataset.validation_fraction,
         seed=config.seed,
         white_level=config.dataset.white_level,
-        framing=read_framing(config.dataset),
+        framing=read_framing(config),
     )
 
 
@@ -166,7 +175,7 @@ def load_images(
     image_size: tuple[int, int],
     *,
     white_level: int = WHITE_LEVEL,
-    framing: Framing = WHOLE,
+    framing: Framing = PLAIN,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Decodes and resizes image files; see `decode_image` and `network_input`.
 
@@ -217,6 +226,14 @@ class _Reading(NamedTuple):
     size: tuple[int, int]
     framing: Framing
     white_level: int
+    proportional: bool = False
+
+    def suited_to(self, images: Iterable[ImageSource]) -> "_Reading":
+        """With the size that suits the training images, if it depends on them."""
+        if not self.proportional:
+            return self
+        sizes = [seen_size(self.framing, size_of_image(image)) for image in images]
+        return self._replace(size=proportional_size(sizes, self.size))
 
 
 def _load_file(path: Path, reading: _Reading) -> UInt8[np.ndarray, "h w 3"]:
@@ -228,6 +245,7 @@ def _load_folder(category: str, root: str, reading: _Reading) -> dict[str, Image
     from efficientad_jax.data.datasets import folder
 
     examples = folder.list_examples(folder.resolve_category(root, category))
+    reading = reading.suited_to(example.image for example in examples["train"])
     read = partial(_read_example, reading=reading)
     return {
         split: _collect(grain.MapDataset.source(listed).map(read), white_level=reading.white_level)
@@ -242,9 +260,13 @@ def _load_copy(builder: Any, reading: _Reading) -> dict[str, ImageSet]:
 
     write_dataset(builder, getattr(builder, "source", ""))
     stored = StoredBytes()
+    sources = {
+        split: builder.as_data_source(split, decoders={"image": stored, "masks": stored})
+        for split in builder.info.splits
+    }
+    reading = reading.suited_to(example["image"] for example in sources["train"])
     splits = {}
-    for split in builder.info.splits:
-        source = builder.as_data_source(split, decoders={"image": stored, "masks": stored})
+    for split, source in sources.items():
         read = partial(_decode_example, reading=reading)
         splits[split] = _collect(
             grain.MapDataset.source(source).map(read),
@@ -271,7 +293,7 @@ def _collect(dataset: grain.MapDataset, *, white_level: int, has_areas: bool = F
     loaded: list[_Loaded] = sorted(dataset.to_iter_dataset(_READ), key=lambda image: image.name)
     _check_white_level([image.peak for image in loaded], white_level)
     return ImageSet(
-        images=np.stack([image.image for image in loaded]),
+        images=stack_images([image.image for image in loaded]),
         labels=np.array([image.label for image in loaded], np.int64),
         names=[image.name for image in loaded],
         defects=[image.defect for image in loaded],

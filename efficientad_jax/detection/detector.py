@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.data.decoding import (
@@ -19,15 +19,14 @@ from efficientad_jax.data.decoding import (
     decode_image,
 )
 from efficientad_jax.data.framing import (
-    WHOLE,
+    PLAIN,
     Framing,
     check_image_size,
-    checked_framing,
-    framing_fields,
-    ignored_pixels,
     map_of_image,
     network_input,
+    seen_size,
 )
+from efficientad_jax.data.framing_file import checked_framing, framing_fields
 from efficientad_jax.detection.accelerated import AcceleratedDetection
 from efficientad_jax.detection.file import (
     SavedArrays,
@@ -44,6 +43,7 @@ from efficientad_jax.detection.file import (
 from efficientad_jax.detection.inference import (
     Anomalies,
     Calibration,
+    Detection,
     DetectorParams,
     jitted_detect,
     prepared_params,
@@ -61,33 +61,15 @@ from efficientad_jax.detection.threshold import (
     checked_threshold,
     choose_threshold,
 )
+from efficientad_jax.detection.tiling import detect_tiled
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.ignored import Ignored, ignored_places
+from efficientad_jax.networks.ignored import Ignored, ignored_in_images
 from efficientad_jax.networks.model import Networks
 
 # The largest number of images in a batch.
 BATCH_SIZE = 8
 
 _Source = TypeVar("_Source", bound=ImageSource)
-
-
-class Detection(NamedTuple):
-    """The result of the detector for one image.
-
-    Attributes:
-      score: of the whole image; higher is more anomalous. Normal images have about 0.1.
-      anomaly_map: `[h, w]` at the image's own size: 0 where a pixel is as anomalous as the
-        `q_a`-quantile of normal pixels (0.9), 0.1 at the `q_b`-quantile (0.995). It is also 0
-        where nothing is looked at: outside of the region of interest, and where a patch of 33x33
-        pixels of the networks' input is ignored as a whole.
-      local_map: the student-teacher part, for structural defects.
-      global_map: the autoencoder-student part, for logical ones; None without an autoencoder.
-    """
-
-    score: float
-    anomaly_map: Float[np.ndarray, "h w"]
-    local_map: Float[np.ndarray, "h w"]
-    global_map: Float[np.ndarray, "h w"] | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +98,7 @@ class Detector:
     threshold: Threshold | None = None
     validation_scores: tuple[float, ...] = ()
     teacher: dict[str, Any] = field(default_factory=dict)
-    framing: Framing = WHOLE
+    framing: Framing = PLAIN
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
     @overload
@@ -144,6 +126,8 @@ class Detector:
         decoded = [self.decode(image) for image in images]
         if not decoded:
             return []
+        if self.framing.fit == "tile":
+            return [detect_tiled(self, image) for image in decoded]
         resized = np.stack([self.network_input(image) for image in decoded])
         return self.detect_resized(resized, [image.shape[:2] for image in decoded])
 
@@ -156,7 +140,7 @@ class Detector:
           InputError: also if its size does not suit the mask or the region of interest.
         """
         pixels = decode_image(image, name, most_pixels, white_level=self.white_level)
-        if not self.framing.is_whole:
+        if not self.framing.is_plain:
             is_path = isinstance(image, str | os.PathLike)
             check_image_size(
                 self.framing, pixels.shape[:2], name or (os.fspath(image) if is_path else "")
@@ -183,6 +167,8 @@ class Detector:
         self,
         images: UInt8[np.ndarray, "n h w 3"],
         sizes: Sequence[tuple[int, int] | None] | None = None,
+        *,
+        seen: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detection]:
         """Detects in images that are already resized to the input size.
 
@@ -190,18 +176,40 @@ class Detector:
           images: RGB at `spec.input_size`, as `network_input` returns them.
           sizes: height and width of each whole image, and so of its maps in the result; None leaves
             maps at the size at which the detector computes them.
+          seen: see `detect`; None takes it from `sizes`.
         """
         size = self.batch_size(len(images))
+        if seen is None and sizes is not None and None not in sizes:
+            seen = [seen_size(self.framing, whole) for whole in sizes if whole is not None]
         detections = []
         for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            fill = size - len(batch)
-            anomalies = self.detect(np.concatenate([batch, batch[-1:].repeat(fill, axis=0)]))
-            anomalies = jax.device_get(anomalies)
-            for i in range(len(batch)):
+            rows = [min(i, len(images) - 1) for i in range(start, start + size)]
+            of_batch = None if seen is None else [seen[i] for i in rows]
+            anomalies = jax.device_get(self.detect(images[rows], of_batch))
+            for i in range(min(size, len(images) - start)):
                 size_of_image = None if sizes is None else sizes[start + i]
-                detections.append(_at_own_size(anomalies, i, size_of_image, framing=self.framing))
+                detections.append(self._at_own_size(anomalies, i, size_of_image))
         return detections
+
+    def _at_own_size(
+        self, anomalies: Anomalies, index: int, size: tuple[int, int] | None
+    ) -> Detection:
+        """The detection in one image, its maps resized bilinearly to its size if that is given."""
+
+        def resize(maps: np.ndarray | None) -> np.ndarray | None:
+            if maps is None:
+                return None
+            own = np.asarray(maps[index], np.float32)
+            if size is None:
+                return own
+            return map_of_image(self.framing, own, size, input_size=self.spec.input_size)
+
+        return Detection(
+            float(anomalies.scores[index]),
+            resize(anomalies.combined),  # pyright: ignore[reportArgumentType]
+            resize(anomalies.local),  # pyright: ignore[reportArgumentType]
+            resize(anomalies.global_),  # pyright: ignore[reportArgumentType]
+        )
 
     def batch_size(self, images: int) -> int:
         """The batch size for `detect` that suits so many images; the last batch is padded.
@@ -211,9 +219,19 @@ class Detector:
         """
         return 1 if images == 1 or runs_images_sequentially(self.networks) else BATCH_SIZE
 
-    def detect(self, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
-        """Scores and maps of images that already have the input size; see `inference.detect`."""
-        return self._detect(self.calibration, images, self.ignored)
+    def detect(
+        self,
+        images: UInt8[np.ndarray, "n h w 3"],
+        seen: Sequence[tuple[int, int]] | None = None,
+    ) -> Anomalies:
+        """Scores and maps of images that already have the input size; see `inference.detect`.
+
+        Args:
+          images: as `network_input` returns them.
+          seen: height and width of the region of interest of each image, of which padding depends;
+            None for those of the training images.
+        """
+        return self._detect(self.calibration, images, self.ignored_in(seen))
 
     def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
         """As `detect`, with maps of a quarter of the size for either `upsample_first`.
@@ -233,18 +251,28 @@ class Detector:
             return self._accelerated(calibration, images, ignored)
         return jitted_detect(self.networks, self._prepared, calibration, images, ignored)
 
-    @cached_property
-    def ignored(self) -> Ignored | None:
+    def ignored_in(self, seen: Sequence[tuple[int, int]] | None = None) -> Ignored | None:
         """What is ignored of the networks' input and of the maps; None for nothing.
 
+        Args:
+          seen: see `detect`.
+
         Raises:
-          InputError: everything is.
+          InputError: everything is ignored, or it depends on sizes that are not given.
         """
-        pixels = ignored_pixels(self.framing, self.spec.input_size)
-        if pixels is None:
+        if self.framing.is_plain or self.framing.fit == "tile":
             return None
-        return ignored_places(
-            pixels,
+        if seen is None and self.framing.fit == "pad":
+            if self.framing.usual_size is None:
+                raise InputError(
+                    "detector: pads images, and its training images had several sizes, expected "
+                    "one size; train with config.model.fit = 'resize'"
+                )
+            seen = [self.framing.usual_size]
+        return ignored_in_images(
+            self.framing,
+            seen or [self.spec.input_size],
+            self.spec.input_size,
             padding=self.spec.padding,
             upsample_first=self.calibration.upsample_first,
         )
@@ -314,7 +342,7 @@ class Detector:
         threshold = self.threshold and self.threshold._asdict()
         margin = threshold.pop("margin") if threshold else 0.0
         # Absent without a mask or a region, as in detectors of older versions.
-        framing = {} if self.framing.is_whole else {"framing": framing_fields(self.framing)}
+        framing = {} if self.framing.is_plain else {"framing": framing_fields(self.framing)}
         return framing | {
             "spec": self.spec._asdict(),
             "calibration": calibration_fields(self.calibration),
@@ -362,22 +390,3 @@ class Detector:
             framing=framing,
             saved_arrays=saved,
         )
-
-
-def _at_own_size(
-    anomalies: Anomalies, index: int, size: tuple[int, int] | None, *, framing: Framing
-) -> Detection:
-    """The detection in one image, its maps resized bilinearly to the size of the image if given."""
-
-    def resize(maps: np.ndarray | None) -> np.ndarray | None:
-        if maps is None:
-            return None
-        own = np.asarray(maps[index], np.float32)
-        return own if size is None else map_of_image(framing, own, size)
-
-    return Detection(
-        float(anomalies.scores[index]),
-        resize(anomalies.combined),  # pyright: ignore[reportArgumentType]
-        resize(anomalies.local),  # pyright: ignore[reportArgumentType]
-        resize(anomalies.global_),  # pyright: ignore[reportArgumentType]
-    )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
@@ -69,6 +70,25 @@ class Anomalies(NamedTuple):
     combined: Float[Array, "n h w"]
     local: Float[Array, "n h w"]
     global_: Float[Array, "n h w"] | None
+
+
+class Detection(NamedTuple):
+    """The result of the detector for one image.
+
+    Attributes:
+      score: of the whole image; higher is more anomalous. Normal images have about 0.1.
+      anomaly_map: `[h, w]` at the image's own size: 0 where a pixel is as anomalous as the
+        `q_a`-quantile of normal pixels (0.9), 0.1 at the `q_b`-quantile (0.995). It is also 0
+        where nothing is looked at: outside of the region of interest, and where a patch of 33x33
+        pixels of the networks' input is ignored as a whole.
+      local_map: the student-teacher part, for structural defects.
+      global_map: the autoencoder-student part, for logical ones; None without an autoencoder.
+    """
+
+    score: float
+    anomaly_map: Float[np.ndarray, "h w"]
+    local_map: Float[np.ndarray, "h w"]
+    global_map: Float[np.ndarray, "h w"] | None
 
 
 def runs_images_sequentially(networks: Networks) -> bool:

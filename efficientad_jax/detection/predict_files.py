@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from efficientad_jax.data.files import is_heat_map, list_images
+from efficientad_jax.data.framing import seen_size
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
 from efficientad_jax.detection.threshold import Threshold, is_anomalous
-from efficientad_jax.detection.tiling import compute_tiled_maps, enlarge
+from efficientad_jax.detection.tiling import chosen_overlap, compute_tiled_maps, enlarge
 from efficientad_jax.errors import InputError, TooManyPixelsError, stops_all_writing
 from efficientad_jax.storage.atomic import write_atomically
 
@@ -121,7 +122,7 @@ def predict_files(
       complain: is called with a line per image that cannot be read or whose picture cannot be
         written; the latter has its line in the CSV file all the same.
       overlap: of the tiles that images are cut into, in pixels (see `detect_tiled`); None resizes
-        images to the detector's input instead.
+        images to the detector's input instead, unless the detector itself cuts them into tiles.
 
     Returns:
       The number of images that were complained of.
@@ -129,6 +130,8 @@ def predict_files(
     Raises:
       OSError: the scores cannot be written, or no picture can as the disk is full or read-only.
     """
+    if detector.framing.fit == "tile":
+        overlap = chosen_overlap(detector.spec, overlap)
     write_rows = _row_writer(scores)
     failed = 0
 
@@ -236,7 +239,8 @@ def _scored(
     if overlap is None:
         resized = [detector.network_input(rows.read(0, rows.size[0])) for _, rows in chunk]
         sizes = [None if task.picture is None else rows.size for task, rows in chunk]
-        detections = detector.detect_resized(np.stack(resized), sizes)
+        seen = [seen_size(detector.framing, rows.size) for _, rows in chunk]
+        detections = detector.detect_resized(np.stack(resized), sizes, seen=seen)
         for (task, rows), detection in zip(chunk, detections, strict=True):
             drawn = None if task.picture is None else detection.anomaly_map
             yield _Scored(task, rows, detection.score, drawn)

@@ -1,7 +1,7 @@
 """Evaluates a detector on a test split: metrics, baselines and report, as files in a folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from efficientad_jax.config import Config, read_config, replace
 from efficientad_jax.data.framing import Framing
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset
-from efficientad_jax.detection.detector import Detection, Detector
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import (
     Threshold,
     VerdictCounts,
@@ -24,10 +24,15 @@ from efficientad_jax.detection.threshold import (
 )
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.baselines import mean_brightness_scores, pca_reconstruction_scores
-from efficientad_jax.evaluation.lazy_maps import Enlarged
 from efficientad_jax.evaluation.metrics import NO_SATURATION_AREAS, Metrics, evaluate
 from efficientad_jax.evaluation.nearest_neighbors import nearest_neighbor_scores
 from efficientad_jax.evaluation.report import ScoredImages, write_report
+from efficientad_jax.evaluation.split_maps import (
+    SplitMaps,
+    images_of_one_size,
+    maps_of_split,
+    shown_images,
+)
 from efficientad_jax.networks.layers import float32_features
 from efficientad_jax.networks.pdn import NAMES
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
@@ -120,13 +125,12 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     if not test.names:
         no_metrics = evaluate(np.empty(0, np.float32), np.empty(0, np.int64))
         return Evaluation(no_metrics, {}, threshold, None, None, config.dataset.root)
-    detections = detector.detect_resized(test.images)
-    scores = np.array([detection.score for detection in detections])
-    maps = Enlarged([detection.anomaly_map for detection in detections], test.sizes)
+    maps = maps_of_split(detector, test)
+    scores = maps.scores
     metrics = evaluate(
         scores,
         test.labels,
-        maps,
+        maps.combined,
         masks=test.masks,
         defects=test.defects,
         regions=test.regions,
@@ -145,7 +149,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     facts = _facts(config, dataset, threshold) | _framing_facts(detector.framing)
     write_report(
         Workdir(workdir).report,
-        _scored_images(test, detections, scores),
+        _scored_images(detector, test, maps),
         metrics,
         title=f"{NAMES[config.model.size]} on {facts['dataset']}",
         baselines=evaluation.baselines,
@@ -155,23 +159,18 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     return evaluation
 
 
-def _scored_images(
-    test: ImageSet, detections: Sequence[Detection], scores: Float[np.ndarray, " n"]
-) -> ScoredImages:
+def _scored_images(detector: Detector, test: ImageSet, maps: SplitMaps) -> ScoredImages:
     """The contents of the report; it shows local and global maps if there are global ones."""
-    global_maps = [d.global_map for d in detections if d.global_map is not None]
-    maps = Enlarged([detection.anomaly_map for detection in detections], test.sizes)
-    local_maps = Enlarged([detection.local_map for detection in detections], test.sizes)
     return ScoredImages(
         test.names,
         test.labels,
         test.defects,
-        scores,
-        test.images,
-        maps,
+        maps.scores,
+        shown_images(detector, test),
+        maps.combined,
         test.masks,
-        local_maps=local_maps if global_maps else None,
-        global_maps=Enlarged(global_maps, test.sizes) if global_maps else None,
+        local_maps=None if maps.global_ is None else maps.local,
+        global_maps=maps.global_,
     )
 
 
@@ -192,6 +191,8 @@ def _facts(config: Config, dataset: Dataset, threshold: Threshold | None) -> dic
 def _framing_facts(framing: Framing) -> dict[str, str]:
     """Facts about the part of the images that counts, none if they count as a whole."""
     facts = {}
+    if framing.fit != "resize":
+        facts["fit of images"] = framing.fit
     if framing.box is not None:
         box = framing.box
         facts["region of interest"] = (
@@ -204,7 +205,8 @@ def _framing_facts(framing: Framing) -> dict[str, str]:
 
 def _baseline_aurocs(detector: Detector, dataset: Dataset) -> dict[str, float | None]:
     """Image AU-ROC of each baseline, None where the test images are of one class."""
-    normal = np.concatenate([dataset.train.images, dataset.validation.images])
+    train, validation, test_images = (images_of_one_size(detector, part) for part in dataset)
+    normal = np.concatenate([train, validation])
     test = dataset.test
     defined = len(np.unique(test.labels)) == 2
     baselines = {
@@ -213,7 +215,7 @@ def _baseline_aurocs(detector: Detector, dataset: Dataset) -> dict[str, float | 
         "mean brightness": mean_brightness_scores,
     }
     return {
-        name: float(roc_auc_score(test.labels, score(normal, test.images))) if defined else None
+        name: float(roc_auc_score(test.labels, score(normal, test_images))) if defined else None
         for name, score in baselines.items()
     }
 

@@ -57,6 +57,11 @@ def int8_model(detector: Detector, images: UInt8[np.ndarray, "n h w 3"]) -> onnx
     Raises:
       InputError: the maps of the images are constant, so that they have no scale.
     """
+    if detector.framing.fit == "tile":
+        raise InputError(
+            "int8: the detector cuts images into tiles, expected one that resizes or pads them; "
+            "export it without --int8"
+        )
     calibration = detector.calibration
     measured = images[_evenly_spaced(len(images), _MOST_MEASURED)]
     identity = calibration._replace(local=IDENTITY, global_=calibration.global_ and IDENTITY)
@@ -174,9 +179,9 @@ def _raw_maps(
         for name in ("local", "global")
         if name in outputs
     }
-    if detector.ignored is None:
+    if detector.ignored_in() is None:
         return maps
-    (counted,) = ~np.asarray(detector.ignored.values)
+    (counted,) = ~np.asarray(detector.ignored_in().values)
     return {name: values[:, counted] for name, values in maps.items()}
 
 

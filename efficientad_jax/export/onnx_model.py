@@ -24,7 +24,7 @@ from efficientad_jax.export.onnx_graph import (
     top_k,
 )
 from efficientad_jax.export.onnx_networks import add_autoencoder, add_pdn
-from efficientad_jax.export.properties import as_texts, export_properties
+from efficientad_jax.export.properties import as_texts, check_exportable, export_properties
 from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.pdn import LAYERS, STRIDE, output_size
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -39,6 +39,7 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
     detector upsamples maps first. An ignore mask is in the graph; the caller cuts out a region of
     interest. `metadata_props` has the `properties` of the detector.
     """
+    check_exportable(detector)
     spec, calibration = detector.spec, detector.calibration
     image_size, size = spec.input_size, output_size(*spec.input_size, padding=spec.padding)
     map_size = (image_size[0] // STRIDE, image_size[1] // STRIDE)
@@ -58,7 +59,7 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
         total = apply(graph, "Add", list(maps.values()), name="combined/sum")
         half = constant(graph, "combined/half", np.array(0.5, np.float32))
         combined = apply(graph, "Mul", [total, half], name="combined/mean")
-    if detector.ignored is None:
+    if detector.ignored_in() is None:
         _add_scores(graph, combined, min(calibration.score_values, size[0] * size[1]))
     else:
         maps, combined = _leave_out(graph, maps, combined, detector=detector)
@@ -106,7 +107,7 @@ def _normalized_images(graph: Graph, ignored: Ignored | None) -> str:
 def _compared_features(graph: Graph, detector: Detector) -> dict[str, tuple[str, str]]:
     """Adds the networks; returns for each map the two features whose difference it measures."""
     spec, params = detector.spec, detector.params
-    x = _normalized_images(graph, detector.ignored)
+    x = _normalized_images(graph, detector.ignored_in())
     add = partial(add_pdn, graph, x, size=spec.size, padding=spec.padding)
     teacher = add(params.teacher, name="teacher")
     if params.autoencoder is None:
@@ -154,8 +155,8 @@ def _leave_out(
     graph: Graph, maps: dict[str, str], combined: str, *, detector: Detector
 ) -> tuple[dict[str, str], str]:
     """Adds the scores of the values that count, and sets the others to 0 in all maps."""
-    assert detector.ignored is not None
-    values = np.asarray(detector.ignored.values)
+    assert detector.ignored_in() is not None
+    values = np.asarray(detector.ignored_in().values)
     ignored = constant(graph, "ignored/values", values[:, None])
     zero = constant(graph, "ignored/zero", np.zeros((), np.float32))
     lowest = constant(graph, "ignored/lowest", np.array(np.finfo(np.float32).min))

@@ -54,6 +54,10 @@ def export_properties(
         "normalization_mean": [round(float(value), 6) for value in IMAGENET_MEAN],
         "normalization_std": [round(float(value), 6) for value in IMAGENET_STD],
     }
+    if detector.framing.fit != "resize":
+        properties["fit"] = detector.framing.fit
+    if detector.framing.usual_size is not None:
+        properties["padded_from"] = list(detector.framing.usual_size)
     if detector.framing.box is not None:
         properties["region_of_interest"] = list(detector.framing.box)
     if detector.framing.ignored is not None:
@@ -68,6 +72,19 @@ def export_properties(
             "threshold_images": threshold.images,
         }
     return properties
+
+
+def check_exportable(detector: Detector) -> None:
+    """Checks that a program for one input can do what the detector does.
+
+    Raises:
+      InputError: it cannot.
+    """
+    if detector.framing.fit == "tile" and detector.framing.ignored is not None:
+        raise InputError(
+            "export: the detector cuts images into tiles and has an ignore mask, which is another "
+            "one in each tile; expected one of the two"
+        )
 
 
 def as_texts(properties: Mapping[str, Any]) -> dict[str, str]:

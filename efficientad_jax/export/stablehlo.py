@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, UInt8
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import detect
 from efficientad_jax.export.programs import named_outputs
+from efficientad_jax.export.properties import check_exportable
 from efficientad_jax.networks.model import Networks
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -22,6 +23,7 @@ def stablehlo_bytes(detector: Detector) -> bytes:
     if the detector upsamples maps first. An ignore mask is in the program; the caller cuts out a
     region of interest.
     """
+    check_exportable(detector)
     # XLA's convolution exists on every platform, the package's C++ does not.
     teacher, student, autoencoder = detector.networks
     networks = Networks(
@@ -32,7 +34,7 @@ def stablehlo_bytes(detector: Detector) -> bytes:
 
     def program(images: UInt8[Array, "n h w 3"]) -> dict[str, Float[Array, "..."]]:
         return named_outputs(
-            detect(networks, detector.params, detector.calibration, images, detector.ignored)
+            detect(networks, detector.params, detector.calibration, images, detector.ignored_in())
         )
 
     (count,) = jax.export.symbolic_shape("n")

@@ -4,6 +4,8 @@ An ignored pixel has a constant color wherever a network sees the image. An outp
 33x33 patch is ignored describes nothing: it is not mined, and counted in no statistic or score.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from efficientad_jax.data.framing import FILL
+from efficientad_jax.data.framing import FILL, Framing, ignored_pixels, masked_pixels
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.pdn import MARGIN, RECEPTIVE_FIELD, STRIDE, output_size
 from efficientad_jax.networks.preprocessing import to_unit_range
@@ -34,6 +36,67 @@ class Ignored(NamedTuple):
         return self if len(self.pixels) == 1 else jax.tree.map(lambda x: x[images], self)
 
 
+def ignored_in_images(
+    framing: Framing,
+    seen: Sequence[tuple[int, int]],
+    input_size: tuple[int, int],
+    *,
+    padding: bool,
+    upsample_first: bool = False,
+) -> Ignored | None:
+    """What is ignored of images that are resized or padded.
+
+    Args:
+      framing: of the detector or the dataset.
+      seen: height and width of the region of interest of each image.
+      input_size: of the networks.
+      padding: see `ignored_places`.
+      upsample_first: see `ignored_places`.
+
+    Returns:
+      None if nothing is; one for all images if it is the same.
+
+    Raises:
+      InputError: no value of an image counts.
+    """
+    rule = (padding, upsample_first)
+    if framing.fit != "pad" or len(set(seen)) == 1:
+        return _places_of_size(framing, seen[0], input_size, rule=rule)
+    parts = [_places_of_size(framing, size, input_size, rule=rule) for size in seen]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def ignored_in_tiles(framing: Framing, size: tuple[int, int]) -> Ignored | None:
+    """What is ignored of images of this size that are cut into tiles, and of their outputs.
+
+    Raises:
+      InputError: no output counts.
+    """
+    pixels = masked_pixels(framing, size)
+    if pixels is None:
+        return None
+    # Tiles may reach up to 3 pixels beyond an image.
+    rows, columns = (-(-side // STRIDE) - 2 * MARGIN for side in size)
+    values = ignored_outputs(pixels, (rows, columns))
+    if values.all():
+        raise InputError("ignore mask: every patch is ignored, expected pixels to look at")
+    return Ignored(pixels[None], values[None])
+
+
+@lru_cache(maxsize=256)
+def _places_of_size(
+    framing: Framing,
+    seen: tuple[int, int],
+    input_size: tuple[int, int],
+    *,
+    rule: tuple[bool, bool],
+) -> Ignored | None:
+    pixels = ignored_pixels(framing, input_size, seen)
+    if pixels is None:
+        return None
+    return ignored_places(pixels, padding=rule[0], upsample_first=rule[1])
+
+
 def ignored_places(
     pixels: Bool[np.ndarray, "h w"], *, padding: bool, upsample_first: bool = False
 ) -> Ignored:
@@ -53,7 +116,7 @@ def ignored_places(
     if values.all():
         raise InputError(
             f"ignore mask: at the {pixels.shape[0]}x{pixels.shape[1]} pixels of the networks' "
-            "input it ignores every patch, expected a mask that leaves pixels to look at"
+            "input every patch is ignored, expected pixels to look at"
         )
     if upsample_first:
         rows, columns = (

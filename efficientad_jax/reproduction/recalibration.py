@@ -52,7 +52,7 @@ def recalibrated_scores(
             detector.params,
             images,
             upsample_first=upsample_first,
-            ignored=detector.ignored,
+            ignored=detector.ignored_in(),
         )
         for images in (validation_images, test_images)
     )
@@ -66,9 +66,9 @@ def recalibrated_scores(
                 choice.q_b,
                 upsample_first=upsample_first,
                 normalize=choice.normalize,
-                ignored=detector.ignored,
+                ignored=detector.ignored_in(),
             )._replace(score_values=detector.calibration.score_values),
-            detector.ignored,
+            detector.ignored_in(),
         )
         for choice in choices
     ]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 
 import mimeparse
 import numpy as np
@@ -9,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from efficientad_jax.data.framing import WHOLE, Framing, map_of_image
+from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.detection.heatmap import HIGH, LOW, encode_heat
 from efficientad_jax.detection.threshold import Threshold, score_fields
 from efficientad_jax.serving.scoring import Scored
@@ -47,7 +48,7 @@ def create_response(
     threshold: Threshold | None,
     *,
     size: tuple[int, int],
-    framing: Framing = WHOLE,
+    enlarge: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = resize_map,
 ) -> Response:
     """The response for one image. Takes long for a large map: call it outside of the event loop.
 
@@ -57,14 +58,14 @@ def create_response(
       scored: score and map of the image.
       threshold: of the detector.
       size: height and width of the image in pixels, to which the map is resized.
-      framing: of the detector.
+      enlarge: resizes the map to the image.
     """
     height, width = size
     fields = score_fields(threshold, scored.score)
     if media_type == _JSON:
         return JSONResponse(fields | {"height": height, "width": width})
     headers = {f"X-Anomaly-{name.capitalize()}": json.dumps(fields[name]) for name in fields}
-    resized = map_of_image(framing, scored.anomaly_map, size)
+    resized = enlarge(scored.anomaly_map, size)
     if media_type == MAP_TYPES["png"]:
         content = encode_heat(resized, LOW, HIGH)
     else:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from efficientad_jax.data.framing import check_image_size, map_of_image, seen_size
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.errors import InputError, printable
 from efficientad_jax.serving.answers import create_response, response_type
@@ -32,6 +34,13 @@ _CODEC_THREADS = 2
 _SECONDS_TO_RETRY = "1"
 
 
+class _Posted(NamedTuple):
+    """An image as the detector takes it, and height and width of its region of interest."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    seen: tuple[int, int]
+
+
 class _Service:
     """The state that all requests of one application share."""
 
@@ -41,7 +50,10 @@ class _Service:
         self.waiting = 0
         self.metrics = create_metrics(lambda: self.waiting)
 
-        def score(images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Scored]:
+        def score(posted: Sequence[_Posted]) -> list[Scored]:
+            images = [image.pixels for image in posted]
+            if detector.framing.fit == "pad":
+                return score_batch(detector, images, seen=[image.seen for image in posted])
             return score_batch(detector, images)
 
         self.batcher = Batcher(score, BATCH_SIZE, self.metrics.batch_size.observe)
@@ -128,15 +140,15 @@ async def _score_upload(request: Request, service: _Service) -> Response:
         media_type = response_type(request)
         content = await read_upload(request, limits)
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
-        resized, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
-        scored = await service.batcher.submit(resized)
+        posted, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
+        scored = await service.batcher.submit(posted)
         respond = partial(
             create_response,
             media_type,
             scored,
             detector.threshold,
             size=size,
-            framing=detector.framing,
+            enlarge=partial(_enlarge, detector),
         )
         return await in_thread(respond)
     finally:
@@ -145,18 +157,28 @@ async def _score_upload(request: Request, service: _Service) -> Response:
 
 def _decode_and_resize(
     content: bytes, max_pixels: int, detector: Detector
-) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+) -> tuple[_Posted, tuple[int, int]]:
     """The image at the detector's input size, and its original height and width.
 
     Raises:
       HTTPException: that of `decode_upload`; 422 for a size that does not suit the detector.
     """
     image = decode_upload(content, max_pixels, detector.white_level)
+    size = (image.shape[0], image.shape[1])
     try:
-        resized = detector.network_input(image, "posted")
+        check_image_size(detector.framing, size, "posted")
     except InputError as error:
         raise HTTPException(422, str(error)) from error
-    return resized, (image.shape[0], image.shape[1])
+    # Tiles are cut when the detector is free.
+    resized = image if detector.framing.fit == "tile" else detector.network_input(image)
+    return _Posted(resized, seen_size(detector.framing, size)), size
+
+
+def _enlarge(detector: Detector, cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map of `score_batch` at the size of its image."""
+    if detector.framing.fit == "tile":
+        return cells
+    return map_of_image(detector.framing, cells, size, input_size=detector.spec.input_size)
 
 
 async def _health(request: Request) -> Response:

@@ -37,7 +37,7 @@ def seconds_per_step(
       teacher_params: parameters of the teacher.
       has_cached_features: whether the training has the teacher's features of its images in memory.
     """
-    size, count = config.model.input_size, config.train.batch_size
+    size, count = config.model.input_shape, config.train.batch_size
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (count, *size, 3), np.uint8))
     channels = networks.teacher.out_channels

@@ -68,11 +68,13 @@ def test_ignored_values_are_zero_and_never_scored(detector, expected):
     found, unmasked = detector(loud), plain(loud)
     assert found.score < unmasked.score
     anomalies = detector.detect(detector.network_input(loud)[None])
-    values = np.pad(np.asarray(detector.ignored.values)[0], 4)
+    values = np.pad(np.asarray(detector.ignored_in().values)[0], 4)
     for m in (anomalies.combined, anomalies.local, anomalies.global_):
         assert not np.asarray(m)[0][values].any()
     # The rule of the score, on the values that count.
-    counted = np.asarray(anomalies.combined)[0, 4:-4, 4:-4][~np.asarray(detector.ignored.values)[0]]
+    counted = np.asarray(anomalies.combined)[0, 4:-4, 4:-4][
+        ~np.asarray(detector.ignored_in().values)[0]
+    ]
     assert found.score == pytest.approx(np.sort(counted)[-20:].mean(), rel=1e-5)
     highest = replace(detector, calibration=detector.calibration._replace(score_values=1))
     assert highest(loud).score == pytest.approx(counted.max(), rel=1e-5)
@@ -89,7 +91,7 @@ def test_a_score_of_more_values_than_count_takes_all_that_do(detector):
         framing=Framing(None, mask),
         calibration=detector.calibration._replace(score_values=500),
     )
-    places = ~np.asarray(small.ignored.values)[0]
+    places = ~np.asarray(small.ignored_in().values)[0]
     assert places.sum() < 500
     combined = np.asarray(small.detect(small.network_input(image())[None]).combined)[0, 4:-4, 4:-4]
     assert small(image()).score == pytest.approx(combined[places].mean(), rel=1e-5)
@@ -102,7 +104,7 @@ def test_accelerators_ignore_the_same(method, detector, tmp_path, monkeypatch):
     accelerated = AcceleratedDetection(create(convolution=method), detector.params)
     images = uint8_images(2, SIZE)
     plain = create(convolution="direct")
-    for ignored in (detector.ignored, None):
+    for ignored in (detector.ignored_in(), None):
         theirs = detect(plain, detector.params, detector.calibration, jnp.asarray(images), ignored)
         ours = accelerated(detector.calibration, images, ignored)
         for a, b in zip(ours, theirs, strict=True):
