@@ -151,6 +151,7 @@ def _prepare(
         config = replace(config, {"train.steps": steps})
     workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=identities)
     sizes = _input_sizes(framing, spec, dataset.train.sizes)
+    differing = np.array(sizes, np.int32) if len(set(sizes)) > 1 else None
     teacher_params, features = normalize_over_images(
         networks_of(spec).teacher,
         teacher,
@@ -164,13 +165,7 @@ def _prepare(
         config,
         spec,
         teacher_params,
-        TrainData(
-            images,
-            features,
-            None,
-            ignored,
-            np.array(sizes, np.int32) if len(set(sizes)) > 1 else None,
-        ),
+        TrainData(images, features, None, ignored, differing),
         photographs,
         workdir,
         {"sha256": teacher.sha256, "record": teacher.record},
@@ -319,12 +314,8 @@ def _steps_for_minutes(
     if steps := chosen_steps(stored, config):
         return steps
     networks = networks_of(spec)
-    seconds = seconds_per_step(
-        config,
-        networks,
-        teacher.params,
-        has_cached_features=features_fit(images, networks.teacher, config),
-    )
+    is_cached = config.model.fit != "tile" and features_fit(images, networks.teacher, config)
+    seconds = seconds_per_step(config, networks, teacher.params, has_cached_features=is_cached)
     steps = steps_within(config.train.minutes, seconds, config.train.steps_per_dispatch)
     _log.info(
         "training: %.1f ms per step, %d steps in %g minutes",

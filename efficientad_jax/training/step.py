@@ -111,7 +111,7 @@ def compute_losses(
         whole = batch.whole_images
         augmented = jitter(jitter_key, images if whole is None else to_unit_range(whole))
         ignored = batch.ignored if whole is None else batch.whole_ignored
-        augmented = fill_ignored(augmented, ignored)
+        augmented = fill_ignored(augmented, ignored)  # also where brightness has changed
     student = _student_features(
         networks.student, params["student"], images, pretraining=pretraining, augmented=augmented
     )
@@ -123,10 +123,8 @@ def compute_losses(
             augmented=augmented,
             cached=batch.teacher_features,
         )
-    zero = jnp.zeros(())
-    hard = student_teacher_loss(
-        target, student.normal, objective.p_hard, ignored=_values(batch.ignored)
-    )
+    zero, mined = jnp.zeros(()), _values(batch.ignored)
+    hard = student_teacher_loss(target, student.normal, objective.p_hard, ignored=mined)
     penalty = pretraining_penalty(student.pretraining) if objective.penalty else zero
     if augmented is None or augmented_target is None or student.augmented is None:
         return Losses(hard, penalty, zero, zero)

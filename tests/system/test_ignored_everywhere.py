@@ -193,7 +193,9 @@ def test_exported_programs_hold_the_mask(options):
             outputs = program.run(images)
             span = np.ptp(expected.anomaly_map)
             np.testing.assert_allclose(outputs["scores"], expected.score, atol=1e-4 * span)
-            enlarged = map_of_image(detector.framing, outputs["combined"][0], SHAPE)
+            enlarged = map_of_image(
+                detector.framing, outputs["combined"][0], SHAPE, input_size=SIZE
+            )
             np.testing.assert_allclose(enlarged, expected.anomaly_map, atol=1e-4 * span)
             results.append(outputs)
     for a, b in zip(results[:2], results[2:], strict=True):
@@ -218,8 +220,8 @@ def test_a_mask_that_ignores_every_patch_is_refused(detector):
     mask = np.ones(SHAPE, bool)
     mask[0, 0] = False
     hidden = replace(detector, framing=Framing(Box(100, 100, 50, 50), mask))
-    assert ignored_pixels(hidden.framing, SIZE).all()
+    assert ignored_pixels(hidden.framing, SIZE, (50, 50)).all()
     with pytest.raises(InputError, match="ignore mask: at the 128x160 pixels of the networks'"):
         hidden(image())
-    with pytest.raises(InputError, match="ignores every patch"):
+    with pytest.raises(InputError, match="every patch is ignored"):
         ignored_places(np.ones(SIZE, bool), padding=True)
