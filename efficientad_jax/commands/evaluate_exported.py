@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         )
     programs: dict[str, Program] = {options.detector: detector_program(detector)}
     programs |= {name: open_program(Path(name)) for name in options.files}
-    test = load_configured_dataset(read_config(detector.config)).test
+    test = load_configured_dataset(read_config(detector.config), detector.framing).test
     if not test.names:
         raise InputError(f"detector {options.detector}: its dataset has no test images")
     exported_from = programs[options.detector].arrays_sha256

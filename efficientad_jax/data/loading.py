@@ -41,9 +41,7 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
 class ImageSet(NamedTuple):
-    """Images of one split, ordered by name.
-
-    With a region of interest, an image is only that part.
+    """Images of one split, or only their region of interest, ordered by name.
 
     Attributes:
       images: RGB, resized to the networks' input size; ignored pixels are filled. Images that are
@@ -130,8 +128,10 @@ def load_dataset(
     return dataset
 
 
-def load_configured_dataset(config: Config) -> Dataset:
+def load_configured_dataset(config: Config, framing: Framing | None = None) -> Dataset:
     """The dataset that a configuration names, at the model's input size.
+
+    `framing` is that of a detector; None reads the configuration's.
 
     Raises:
       InputError: it cannot be loaded.
@@ -146,7 +146,7 @@ def load_configured_dataset(config: Config) -> Dataset:
         validation_fraction=config.dataset.validation_fraction,
         seed=config.seed,
         white_level=config.dataset.white_level,
-        framing=read_framing(config),
+        framing=framing or read_framing(config),
     )
 
 

@@ -87,18 +87,20 @@ def evaluate_workdir(
     """
     folder = Workdir(workdir).detector
     detector = Detector.load(folder)
-    dataset = dataset or _load_dataset(read_config(detector.config), root)
+    dataset = dataset or _load_dataset(detector, root)
     evaluation = evaluate_detector(detector, dataset, workdir)
     if evaluation.report is not None:
         detector.with_metrics(evaluation.metrics.as_dict()).save_record(folder)
     return evaluation
 
 
-def _load_dataset(config: Config, root: str) -> Dataset:
+def _load_dataset(detector: Detector, root: str) -> Dataset:
+    config = read_config(detector.config)
     if root:
-        return load_configured_dataset(replace(config, {"dataset.root": root}))
+        config = replace(config, {"dataset.root": root})
+        return load_configured_dataset(config, detector.framing)
     try:
-        return load_configured_dataset(config)
+        return load_configured_dataset(config, detector.framing)
     except InputError as error:
         if config.dataset.root and not Path(config.dataset.root).exists():
             raise InputError(

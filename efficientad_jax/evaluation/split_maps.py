@@ -86,6 +86,8 @@ def shown_images(
 def images_of_one_size(detector: Detector, split: ImageSet) -> UInt8[np.ndarray, "n h w 3"]:
     """The images of a split at the detector's input size."""
     size = detector.spec.input_size
-    if detector.framing.fit != "tile" or not split.names:
-        return split.images if split.names else np.empty((0, *size, 3), np.uint8)
+    if detector.framing.fit != "tile":
+        return split.images
+    if not split.names:
+        return np.empty((0, *size, 3), np.uint8)
     return np.stack([resize_image(image, *size) for image in shown_images(detector, split)])

@@ -94,7 +94,9 @@ def calibration_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n 
       InputError: folder or dataset cannot be read.
     """
     if not folder:
-        return load_configured_dataset(read_config(detector.config)).validation.images
+        return load_configured_dataset(
+            read_config(detector.config), detector.framing
+        ).validation.images
     files = list_images(Path(folder))
     chosen = [files[i] for i in _evenly_spaced(len(files), _MOST_LOADED)]
     return load_images(
