@@ -23,7 +23,7 @@ from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.serving.application import create_application
 from efficientad_jax.training.batch import TrainData, random_crops
-from tests.helpers.detectors import random_detector
+from tests.helpers.detectors import random_detector, random_params
 from tests.helpers.images import encoded, picture
 from tests.helpers.live_server import running
 
@@ -49,7 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     (folder / "ground_truth/defect").mkdir(parents=True)
     Image.fromarray(mask).save(folder / "ground_truth/defect/0_mask.png")
     network = PatchDescriptionNetwork("small", 4)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 128, 128, 3)))
+    params = random_params(network, (128, 128))
     save_teacher(folder / "teacher.safetensors", Teacher("small", 4, params, {}))
     changes = {
         "dataset.root": str(folder),

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +15,7 @@ from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.fit import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
+from tests.helpers.detectors import random_params
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         write_images(folder / f"noise{noise}", noise)
     Image.fromarray(~ignore_mask()).save(folder / "mask.png")
     network = PatchDescriptionNetwork("small", 4)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 128, 128, 3)))
+    params = random_params(network, (128, 128))
     save_teacher(folder / "teacher.safetensors", Teacher("small", 4, params, {}))
     changes = {
         "dataset.root": str(folder / "noise1"),
@@ -76,31 +76,30 @@ def fit(config: Config, workdir: Path) -> Detector:
     return fit_detector(config, load_configured_dataset(config), workdir)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"losses.autoencoder": False, "train.crop": 96},
-        {
-            "losses.autoencoder": True,
-            "train.crop": 0,
-            "calibration.upsample_first": True,
-            "calibration.score": "max",
-        },
-    ],
-)
+LOCAL = {"losses.autoencoder": False, "train.crop": 96}
+WHOLE = {
+    "losses.autoencoder": True,
+    "train.crop": 0,
+    "calibration.upsample_first": True,
+    "calibration.score": "max",
+}
+
+
+@pytest.mark.parametrize("changes", [LOCAL, WHOLE], ids=["no autoencoder", "autoencoder"])
 def test_not_one_bit_depends_on_ignored_pixels(changes, config, tmp_path) -> None:
     config = replace(config, changes)
     first = fit(config, tmp_path / "first")
     root = config.dataset.root.replace("noise1", "noise2")
     second = fit(replace(config, {"dataset.root": root}), tmp_path / "second")
-    for a, b in zip(
-        *(jax.tree.leaves((d.params, d.calibration)) for d in (first, second)), strict=True
-    ):
+    leaves = (jax.tree.leaves((d.params, d.calibration)) for d in (first, second))
+    for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
     assert first.validation_scores == second.validation_scores
     assert first.threshold == second.threshold
-    loaded = Detector.load(tmp_path / "first/detector")
-    for detect in (lambda pixels: loaded(pixels), lambda pixels: detect_tiled(loaded, pixels)):
+    ways = [first]
+    if changes is LOCAL:
+        ways.append(lambda pixels: detect_tiled(first, pixels))
+    for detect in ways:
         ours, theirs = detect(image(9, 1)), detect(image(9, 2))
         assert ours.score == theirs.score
         assert ours.anomaly_map.shape == (HEIGHT, WIDTH)
@@ -112,30 +111,34 @@ def test_not_one_bit_depends_on_ignored_pixels(changes, config, tmp_path) -> Non
         changed = image(9, 1)
         changed[30:50, 30:60] = 255
         assert not np.array_equal(detect(changed).anomaly_map, ours.anomaly_map)
-    evaluations = [evaluate_workdir(tmp_path / name) for name in ("first", "second")]
-    assert evaluations[0].metrics == evaluations[1].metrics
-    assert evaluations[0].metrics.pixel_auroc is not None
-    reports = [(tmp_path / name / "report.html").read_bytes() for name in ("first", "second")]
-    assert reports[0] == reports[1]
-    assert b"ignored" in reports[0]
+
+
+def test_metrics_and_report_ignore_the_same_and_other_images_are_refused(config, tmp_path) -> None:
+    config = replace(config, LOCAL)
+    detector = fit(config, tmp_path / "first")
     record = json.loads((tmp_path / "first/detector/detector.json").read_text())
     assert record["version"] == 4
-
-
-def test_images_of_another_size_and_changed_masks_are_refused(config, tmp_path) -> None:
-    fast = replace(config, {"losses.autoencoder": False, "train.steps": 1})
-    detector = fit(fast, tmp_path / "run")
     for act in (detector, lambda pixels: detect_tiled(detector, pixels)):
         with pytest.raises(InputError, match="image array: 140x180 pixels, expected the 140x190"):
             act(image(0)[:, :180])
+    reports, metrics = [], []
+    for noise in (1, 2):
+        root = config.dataset.root.replace("noise1", f"noise{noise}")
+        metrics.append(evaluate_workdir(tmp_path / "first", root=root).metrics)
+        reports.append((tmp_path / "first/report.html").read_bytes())
+    assert metrics[0] == metrics[1]
+    assert metrics[0].pixel_auroc is not None
+    assert reports[0] == reports[1]
+    assert b"ignored" in reports[0]
+
     mask = ~ignore_mask()
     mask[0, 0] = True
     Image.fromarray(mask).save(config.dataset.ignore_mask)
     try:
         with pytest.raises(InputError, match="started with other ignore mask"):
-            fit(fast, tmp_path / "run")
+            fit(config, tmp_path / "first")
         Image.fromarray(mask[:100]).save(config.dataset.ignore_mask)
-        no_box = replace(fast, {"dataset.region_of_interest": ""})
+        no_box = replace(config, {"dataset.region_of_interest": ""})
         with pytest.raises(InputError, match=r"0.png: 140x190 pixels, expected the 100x190"):
             load_configured_dataset(no_box)
     finally:

@@ -203,7 +203,10 @@ def size_of_image(source: ImageSource, name: str = "") -> tuple[int, int]:
                 content = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
                 with _pillow_warnings():
                     opened = stack.enter_context(Image.open(content, formats=_FORMATS))
-            turned = opened.getexif().get(_ORIENTATION, 1) in _TURNED  # pyright: ignore
+            # Pillow decodes a PNG file to look for EXIF behind its pixels.
+            has_exif = opened.format != "PNG" or "exif" in opened.info  # pyright: ignore
+            exif = opened.getexif() if has_exif else {}  # pyright: ignore
+            turned = exif.get(_ORIENTATION, 1) in _TURNED
             width, height = opened.size  # pyright: ignore
     except Exception:  # Pillow raises almost anything; decoding reports it.
         return decode_image(source, name).shape[:2]

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, resize_image, resize_map
 from efficientad_jax.data.framing import Framing, filled_rows, masked_pixels, put_back, seen_rows
@@ -304,7 +304,7 @@ def _score_of_map(values: Float32[np.ndarray, "*shape"], count: int) -> float:
     return float(np.partition(values, values.size - count, axis=None)[-count:].mean())
 
 
-def _inner(detector: TileDetector, cells: Float32[np.ndarray, "c d"]) -> tuple[slice, slice]:
+def _inner(detector: TileDetector, cells: Shaped[np.ndarray, "c d"]) -> tuple[slice, slice]:
     """The cells that the detector's networks compute."""
     margin = 0 if detector.spec.padding else MARGIN
     return np.s_[margin : cells.shape[0] - margin, margin : cells.shape[1] - margin]
