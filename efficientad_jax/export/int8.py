@@ -181,9 +181,10 @@ def _raw_maps(
         for name in ("local", "global")
         if name in outputs
     }
-    if detector.ignored_in() is None:
+    ignored = detector.ignored_in()
+    if ignored is None:
         return maps
-    (counted,) = ~np.asarray(detector.ignored_in().values)
+    (counted,) = ~np.asarray(ignored.values)
     return {name: values[:, counted] for name, values in maps.items()}
 
 

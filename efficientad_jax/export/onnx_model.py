@@ -40,7 +40,7 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
     interest. `metadata_props` has the `properties` of the detector.
     """
     check_exportable(detector)
-    spec, calibration = detector.spec, detector.calibration
+    spec, calibration, ignored = detector.spec, detector.calibration, detector.ignored_in()
     image_size, size = spec.input_size, output_size(*spec.input_size, padding=spec.padding)
     map_size = (image_size[0] // STRIDE, image_size[1] // STRIDE)
     graph = Graph([], {})
@@ -59,10 +59,13 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
         total = apply(graph, "Add", list(maps.values()), name="combined/sum")
         half = constant(graph, "combined/half", np.array(0.5, np.float32))
         combined = apply(graph, "Mul", [total, half], name="combined/mean")
-    if detector.ignored_in() is None:
+    if ignored is None:
         _add_scores(graph, combined, min(calibration.score_values, size[0] * size[1]))
     else:
-        maps, combined = _leave_out(graph, maps, combined, detector=detector)
+        score_values = calibration.score_values
+        maps, combined = _leave_out(
+            graph, maps, combined, ignored=ignored, score_values=score_values
+        )
     margins = [(s - m) // 2 for s, m in zip(map_size, size, strict=True)]
     pads = constant(graph, "margins", np.array([0, 0, *margins] * 2, np.int64))
     channel = constant(graph, "channel", np.array([1], np.int64))
@@ -152,22 +155,21 @@ def _add_scores(graph: Graph, combined: str, values: int) -> None:
 
 
 def _leave_out(
-    graph: Graph, maps: dict[str, str], combined: str, *, detector: Detector
+    graph: Graph, maps: dict[str, str], combined: str, *, ignored: Ignored, score_values: int
 ) -> tuple[dict[str, str], str]:
     """Adds the scores of the values that count, and sets the others to 0 in all maps."""
-    assert detector.ignored_in() is not None
-    values = np.asarray(detector.ignored_in().values)
-    ignored = constant(graph, "ignored/values", values[:, None])
+    left_out = np.asarray(ignored.values)
+    places = constant(graph, "ignored/values", left_out[:, None])
     zero = constant(graph, "ignored/zero", np.zeros((), np.float32))
     lowest = constant(graph, "ignored/lowest", np.array(np.finfo(np.float32).min))
-    counted = apply(graph, "Where", [ignored, lowest, combined], name="combined/counted")
-    count = int((~values).sum())
-    _add_scores(graph, counted, min(detector.calibration.score_values, count))
-    *left, combined = [
-        apply(graph, "Where", [ignored, zero, name], name=f"{name}/left")
-        for name in (*maps.values(), combined)
-    ]
-    return dict(zip(maps, left, strict=True)), combined
+    counted = apply(graph, "Where", [places, lowest, combined], name="combined/counted")
+    _add_scores(graph, counted, min(score_values, int((~left_out).sum())))
+    left = {
+        name: apply(graph, "Where", [places, zero, values], name=f"{name}/left")
+        for name, values in {"combined": combined, **maps}.items()
+    }
+    combined = left.pop("combined")
+    return left, combined
 
 
 def _normalization(quantiles: MapQuantiles, name: str) -> dict[str, Float32[np.ndarray, ""]]:
