@@ -179,9 +179,10 @@ def test_sizes_and_fits_of_configurations() -> None:
     for values, named in (
         ({"input_size": "100x128"}, r"config\.model\.input_height = 100"),
         ({"input_size": "128"}, r"config\.model\.input_size = '128': expected '', 'auto' or"),
-        ({"fit": "squeeze"}, "'resize' or 'pad' or 'tile'"),
         ({"fit": "tile", "padding": True}, "fit = 'tile'.*padding = True"),
         ({"fit": "tile", "input_size": "auto"}, "fit = 'tile'.*input_size = 'auto'"),
     ):
         with pytest.raises(InputError, match=named):
             ModelConfig(**values)
+    with pytest.raises(InputError, match="'resize' or 'pad' or 'tile'"):
+        replace(Config(), {"model.fit": "squeeze"})

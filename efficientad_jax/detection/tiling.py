@@ -17,6 +17,7 @@ from itertools import islice, product
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
@@ -360,7 +361,9 @@ def calibrate_tiled(
             None if cells is None else values_that_count(detector, tiled.tiled_size, cells)
             for cells in (local, global_)
         ]
-        found.append(RawMaps(*(None if v is None else v.reshape(1, 1, -1) for v in values)))
-    calibration = choose(jax.tree.map(lambda *parts: np.concatenate(parts, axis=2), *found))
+        found.append(
+            RawMaps(*(None if v is None else jnp.asarray(v).reshape(1, 1, -1) for v in values))
+        )
+    calibration = choose(jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *found))
     scores = [scores_of_maps(maps, calibration)[0] for maps in found]
     return calibration, np.array(scores, np.float32)
