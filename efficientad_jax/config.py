@@ -129,7 +129,7 @@ class DatasetConfig(_Checked):
     region_of_interest: str = _value(
         "",
         "'' or 'LEFT,TOP,WIDTH,HEIGHT', whole numbers of pixels, the last two at least 1",
-        lambda x: re.fullmatch(r"|(\d{1,6},){2}[1-9]\d{0,5},[1-9]\d{0,5}", x),
+        lambda x: bool(re.fullmatch(r"|(\d{1,6},){2}[1-9]\d{0,5},[1-9]\d{0,5}", x)),
     )
 
 
@@ -157,7 +157,7 @@ class ModelConfig(_Checked):
     input_size: str = _value(
         "",
         "'', 'auto' or 'HEIGHTxWIDTH'",
-        lambda x: re.fullmatch(r"|auto|[1-9]\d{0,5}x[1-9]\d{0,5}", x),
+        lambda x: bool(re.fullmatch(r"|auto|[1-9]\d{0,5}x[1-9]\d{0,5}", x)),
     )
     fit: Fit = "resize"
     padding: bool = False

@@ -193,7 +193,7 @@ def _ignored(
     *,
     upsample_first: bool = False,
 ) -> Ignored | None:
-    """What is ignored of images of these sizes, None for nothing; see `ignored_places`."""
+    """The ignored parts of images of these sizes, None for none; see `ignored_places`."""
     if framing.fit == "tile":
         return ignored_in_tiles(framing, _input_sizes(framing, spec, sizes[:1])[0])
     return ignored_in_images(

@@ -252,7 +252,7 @@ class Detector:
         return jitted_detect(self.networks, self._prepared, calibration, images, ignored)
 
     def ignored_in(self, seen: Sequence[tuple[int, int]] | None = None) -> Ignored | None:
-        """What is ignored of the networks' input and of the maps; None for nothing.
+        """The ignored parts of the networks' input and of the maps; None for none.
 
         Args:
           seen: see `detect`.

@@ -356,14 +356,11 @@ def calibrate_tiled(
     found = []
     for image in images:
         tiled = compute_tiled_maps(detector, rows_of_array(image))
-        local, global_ = (*(tiled.parts or [tiled.combined]), None)[:2]
-        values = [
-            None if cells is None else values_that_count(detector, tiled.tiled_size, cells)
-            for cells in (local, global_)
+        local, *others = [
+            jnp.asarray(values_that_count(detector, tiled.tiled_size, cells)).reshape(1, 1, -1)
+            for cells in tiled.parts or [tiled.combined]
         ]
-        found.append(
-            RawMaps(*(None if v is None else jnp.asarray(v).reshape(1, 1, -1) for v in values))
-        )
+        found.append(RawMaps(local, others[0] if others else None))
     calibration = choose(jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *found))
     scores = [scores_of_maps(maps, calibration)[0] for maps in found]
     return calibration, np.array(scores, np.float32)

@@ -21,7 +21,7 @@ from efficientad_jax.networks.resize import bilinear_matrix
 
 
 class Ignored(NamedTuple):
-    """What is ignored of each image, or of all images where `m` is 1.
+    """The ignored parts of each image, or of all images where `m` is 1.
 
     Attributes:
       pixels: True on the ignored pixels of the networks' input.
@@ -32,7 +32,7 @@ class Ignored(NamedTuple):
     values: Bool[Array | np.ndarray, "m oh ow"]
 
     def of(self, images: Int[Array | np.ndarray, " b"] | slice) -> "Ignored":
-        """What is ignored of some of the images."""
+        """The ignored parts of some of the images."""
         return self if len(self.pixels) == 1 else jax.tree.map(lambda x: x[images], self)
 
 
@@ -44,7 +44,7 @@ def ignored_in_images(
     padding: bool,
     upsample_first: bool = False,
 ) -> Ignored | None:
-    """What is ignored of images that are resized or padded.
+    """The ignored parts of images that are resized or padded.
 
     Args:
       framing: of the detector or the dataset.
@@ -67,7 +67,7 @@ def ignored_in_images(
 
 
 def ignored_in_tiles(framing: Framing, size: tuple[int, int]) -> Ignored | None:
-    """What is ignored of images of this size that are cut into tiles, and of their outputs.
+    """The ignored parts of images of this size that are cut into tiles, and of their outputs.
 
     Raises:
       InputError: no output counts.
