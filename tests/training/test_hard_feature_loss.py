@@ -93,7 +93,9 @@ def test_the_loss_with_ignored_outputs_is_that_of_the_others(p_hard, images):
     teacher[np.broadcast_to(ignored, (3, 14, 15))] *= 100
 
     def loss(student):
-        return student_teacher_loss(jnp.asarray(teacher), student, p_hard, ignored=ignored)
+        return student_teacher_loss(
+            jnp.asarray(teacher), student, p_hard, ignored=jnp.asarray(ignored)
+        )
 
     found, gradient = jax.value_and_grad(loss)(jnp.asarray(student))
     counted = ~np.broadcast_to(ignored, (3, 14, 15))
@@ -103,7 +105,7 @@ def test_the_loss_with_ignored_outputs_is_that_of_the_others(p_hard, images):
     own = 2 * (student - teacher)[counted] * expected_gradient
     np.testing.assert_allclose(np.asarray(gradient)[counted], own, rtol=1e-5, atol=1e-9)
     assert not np.asarray(gradient)[~counted].any()
-    mean = mean_squared_difference(jnp.asarray(teacher), jnp.asarray(student), ignored)
+    mean = mean_squared_difference(jnp.asarray(teacher), jnp.asarray(student), jnp.asarray(ignored))
     assert mean == pytest.approx(float(squares.mean()), rel=1e-5)
 
 
