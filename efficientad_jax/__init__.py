@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         map_quantiles,
         normalize_map,
     )
+    from efficientad_jax.detection.regions.components import Region
     from efficientad_jax.detection.threshold import Threshold, choose_threshold
     from efficientad_jax.detection.tiling import detect_tiled
     from efficientad_jax.errors import InputError
@@ -27,6 +28,7 @@ __all__ = [
     "InputError",
     "MapQuantiles",
     "PatchDescriptionNetwork",
+    "Region",
     "Threshold",
     "choose_threshold",
     "detect_tiled",
@@ -44,6 +46,7 @@ _MODULES = {
     "InputError": "errors",
     "MapQuantiles": "detection.map_normalization",
     "PatchDescriptionNetwork": "networks.pdn",
+    "Region": "detection.regions.components",
     "Threshold": "detection.threshold",
     "choose_threshold": "detection.threshold",
     "detect_tiled": "detection.tiling",

@@ -258,6 +258,9 @@ class CalibrationConfig(_Checked):
         'top10', the mean of the K highest values.
       false_alarm_rate: target fraction of normal images whose score reaches the threshold; None for
         no threshold. Not in the paper.
+      region_false_positive_rate: target fraction of normal images that have a region, by which the
+        pixel threshold of regions is chosen; None for no regions. Not in the paper.
+      smallest_region: number of pixels of the image below which connected pixels are no region.
     """
 
     prefix: ClassVar[str] = "config.calibration."
@@ -272,6 +275,8 @@ class CalibrationConfig(_Checked):
         lambda x: 1 <= _score_values(x) <= MOST_SCORE_VALUES,
     )
     false_alarm_rate: float | None = _fraction(0.01, "(0, 1)")
+    region_false_positive_rate: float | None = _fraction(0.01, "(0, 1)")
+    smallest_region: int = _at_least(1, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,46 +1,63 @@
 """Fits a detector: phases 2 and 3, from a configuration and images to a saved detector."""
 
 import dataclasses
-import hashlib
-import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, PyTree, UInt8
+from jaxtyping import Float, Float32, PyTree, UInt8
 
-from efficientad_jax.config import Config, as_dict, replace
+from efficientad_jax.config import CalibrationConfig, Config, as_dict, replace
+from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.data.files import list_images
-from efficientad_jax.data.framing import Framing, masked_pixels, place_in_input
+from efficientad_jax.data.framing import (
+    Framing,
+    input_sizes,
+    map_of_region,
+    masked_pixels,
+)
 from efficientad_jax.data.framing_file import read_framing
+from efficientad_jax.data.image_rows import rows_of_array
 from efficientad_jax.data.loading import Dataset
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
 from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibration_of_maps
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.detection.threshold import choose_threshold
-from efficientad_jax.detection.tiling import calibrate_tiled, cut_all_tiles
+from efficientad_jax.detection.threshold import (
+    RegionRule,
+    choose_region_rule,
+    choose_threshold,
+)
+from efficientad_jax.detection.tiling import (
+    calibrate_tiled,
+    compute_tiled_maps,
+    cut_all_tiles,
+    enlarge,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.ignored import Ignored, ignored_in_images, ignored_in_tiles
 from efficientad_jax.networks.pdn import STRIDE, output_size
-from efficientad_jax.networks.teacher import Teacher, load_teacher
-from efficientad_jax.runs.workdir import DataIdentity, Workdir, chosen_steps, claim_workdir
+from efficientad_jax.networks.teacher import load_teacher
+from efficientad_jax.runs.workdir import (
+    DataIdentity,
+    Workdir,
+    claim_workdir,
+    identity_of_bytes,
+    identity_of_images,
+)
 from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.loop import run_training
-from efficientad_jax.training.rate import seconds_per_step, steps_within
+from efficientad_jax.training.rate import steps_for_minutes
 from efficientad_jax.training.step import TrainState
 from efficientad_jax.training.teacher_features import (
     TileOfImage,
     features_fit,
     normalize_over_images,
 )
-
-_log = logging.getLogger(__name__)
 
 
 class _Inputs(NamedTuple):
@@ -142,15 +159,18 @@ def _prepare(
                 "config.losses.penalty = True: needs photographs, give their folder as "
                 "config.pretraining_images, or switch it off"
             )
-        folder = Path(config.pretraining_images)
-        photographs = open_pretraining_images(folder, spec.input_size)
-    identities = _identities(config, dataset, framing)
+        photographs = open_pretraining_images(Path(config.pretraining_images), spec.input_size)
     initial_params = _initial_params(config.start_from, spec, teacher.sha256)
     if config.train.minutes:
-        steps = _steps_for_minutes(config, spec, teacher, images=images, workdir=workdir)
+        networks = networks_of(spec)
+        is_cached = model.fit != "tile" and features_fit(images, networks.teacher, config)
+        steps = steps_for_minutes(
+            config, networks, teacher.params, has_cached_features=is_cached, workdir=workdir
+        )
         config = replace(config, {"train.steps": steps})
-    workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=identities)
-    sizes = _input_sizes(framing, spec, dataset.train.sizes)
+    data = _identities(config, dataset, framing)
+    workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=data)
+    sizes = input_sizes(framing, dataset.train.sizes, spec.input_size)
     differing = np.array(sizes, np.int32) if len(set(sizes)) > 1 else None
     teacher_params, features = normalize_over_images(
         networks_of(spec).teacher,
@@ -195,7 +215,7 @@ def _ignored(
 ) -> Ignored | None:
     """The ignored parts of images of these sizes, None for none; see `ignored_places`."""
     if framing.fit == "tile":
-        return ignored_in_tiles(framing, _input_sizes(framing, spec, sizes[:1])[0])
+        return ignored_in_tiles(framing, input_sizes(framing, sizes[:1], spec.input_size)[0])
     return ignored_in_images(
         framing,
         sizes,
@@ -203,16 +223,6 @@ def _ignored(
         padding=spec.padding,
         upsample_first=upsample_first,
     )
-
-
-def _input_sizes(
-    framing: Framing, spec: DetectorSpec, sizes: list[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Height and width of images as `ImageSet.images` has them; `sizes` are their own."""
-    if framing.fit != "tile":
-        return [spec.input_size] * len(sizes)
-    places = (place_in_input(framing, size, spec.input_size) for size in sizes)
-    return [(place.height, place.width) for place in places]
 
 
 def _tiles(
@@ -244,25 +254,10 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         state.params["autoencoder"] if spec.autoencoder else None,
     )
     chosen = config.calibration
-    rule = {"upsample_first": chosen.upsample_first, "normalize": chosen.normalize}
-    quantiles = {"q_a": chosen.q_a, "q_b": chosen.q_b}
-    if config.model.fit == "tile":
-        calibration, scores = _calibrate_tiles(dataset, inputs, params, rule | quantiles)
-    else:
-        calibration, scores = calibrate(
-            networks_of(spec),
-            params,
-            dataset.validation.images,
-            **quantiles,
-            **rule,
-            score_values=chosen.score_values,
-            ignored=_ignored(
-                inputs.framing,
-                spec,
-                dataset.validation.sizes,
-                upsample_first=chosen.upsample_first,
-            ),
-        )
+    is_tiled = config.model.fit == "tile"
+    calibration, scores, maps = (_calibrate_tiles if is_tiled else _calibrate)(
+        dataset, inputs, params
+    )
     rate = chosen.false_alarm_rate
     detector = Detector(
         spec,
@@ -274,84 +269,101 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         validation_scores=tuple(scores.tolist()),
         teacher=inputs.teacher,
         framing=inputs.framing,
+        region_rule=_region_rule(chosen, maps),
     )
     detector.save(Workdir(inputs.workdir).detector)
     return detector
 
 
-def _calibrate_tiles(
-    dataset: Dataset, inputs: _Inputs, params: DetectorParams, rule: dict[str, Any]
-) -> tuple[Calibration, Float32[np.ndarray, " n"]]:
-    """The calibration by whole validation images that are cut into tiles, and their scores."""
+def _calibrate(
+    dataset: Dataset, inputs: _Inputs, params: DetectorParams
+) -> tuple[Calibration, Float[np.ndarray, " n"], Iterable[Float32[np.ndarray, "_ _"]]]:
+    """The calibration by the validation images, their scores, and their maps at their own sizes."""
     chosen, spec, framing = inputs.config.calibration, inputs.spec, inputs.framing
+    sizes = dataset.validation.sizes
+    calibration, scores, maps = calibrate(
+        networks_of(spec),
+        params,
+        dataset.validation.images,
+        q_a=chosen.q_a,
+        q_b=chosen.q_b,
+        upsample_first=chosen.upsample_first,
+        normalize=chosen.normalize,
+        score_values=chosen.score_values,
+        ignored=_ignored(framing, spec, sizes, upsample_first=chosen.upsample_first),
+    )
+    enlarged = (
+        map_of_region(framing, cells, size, input_size=spec.input_size)
+        for cells, size in zip(maps, sizes, strict=True)
+    )
+    return calibration, scores, enlarged
+
+
+def _calibrate_tiles(
+    dataset: Dataset, inputs: _Inputs, params: DetectorParams
+) -> tuple[Calibration, Float[np.ndarray, " n"], Iterable[Float32[np.ndarray, "_ _"]]]:
+    """As `_calibrate`, by whole images that are cut into tiles."""
+    chosen, spec, framing = inputs.config.calibration, inputs.spec, inputs.framing
+    sizes = input_sizes(framing, dataset.validation.sizes, spec.input_size)
+    images = [i[:h, :w] for i, (h, w) in zip(dataset.validation.images, sizes, strict=True)]
     raw = Calibration(
         IDENTITY,
         IDENTITY if spec.autoencoder else None,
         chosen.upsample_first,
         chosen.score_values,
     )
-    sizes = _input_sizes(framing, spec, dataset.validation.sizes)
     # The region of interest is cut out already, and small images are enlarged.
     seen = Framing(None, masked_pixels(framing, sizes[0]), "tile")
-    return calibrate_tiled(
-        Detector(spec, params, raw, {}, {}, framing=seen),
-        [i[:h, :w] for i, (h, w) in zip(dataset.validation.images, sizes, strict=True)],
-        lambda maps: calibration_of_maps(maps, **rule)._replace(score_values=chosen.score_values),
+    detector = Detector(spec, params, raw, {}, {}, framing=seen)
+    calibration, scores = calibrate_tiled(
+        detector,
+        images,
+        lambda maps: calibration_of_maps(
+            maps,
+            chosen.q_a,
+            chosen.q_b,
+            upsample_first=chosen.upsample_first,
+            normalize=chosen.normalize,
+        )._replace(score_values=chosen.score_values),
     )
+    calibrated = dataclasses.replace(detector, calibration=calibration)
+
+    def enlarged() -> Iterator[Float32[np.ndarray, "_ _"]]:
+        for image, size in zip(images, dataset.validation.sizes, strict=True):
+            tiled = compute_tiled_maps(calibrated, rows_of_array(image))
+            yield resize_map(enlarge(calibrated, tiled, tiled.combined), size)
+
+    return calibration, scores, enlarged()
 
 
-def _steps_for_minutes(
-    config: Config,
-    spec: DetectorSpec,
-    teacher: Teacher,
-    *,
-    images: UInt8[np.ndarray, "n h w 3"],
-    workdir: Path,
-) -> int:
-    """The number of steps that a run chose for its minutes, or else chooses by measuring them."""
-    file = Workdir(workdir.expanduser()).config
-    stored = json.loads(file.read_text()) if file.is_file() else None
-    if steps := chosen_steps(stored, config):
-        return steps
-    networks = networks_of(spec)
-    is_cached = config.model.fit != "tile" and features_fit(images, networks.teacher, config)
-    seconds = seconds_per_step(config, networks, teacher.params, has_cached_features=is_cached)
-    steps = steps_within(config.train.minutes, seconds, config.train.steps_per_dispatch)
-    _log.info(
-        "training: %.1f ms per step, %d steps in %g minutes",
-        1000 * seconds,
-        steps,
-        config.train.minutes,
+def _region_rule(
+    chosen: CalibrationConfig, maps: Iterable[Float32[np.ndarray, "_ _"]]
+) -> RegionRule | None:
+    """The rule for regions, by the maps of the validation images at their own sizes."""
+    rate = chosen.region_false_positive_rate
+    if rate is None:
+        return None
+    return choose_region_rule(
+        maps,
+        rate,
+        chosen.smallest_region,
+        # At the same rate the threshold of scores has the same warning.
+        reports_few_images=rate != chosen.false_alarm_rate,
     )
-    return steps
 
 
 def _identities(config: Config, dataset: Dataset, framing: Framing) -> dict[str, DataIdentity]:
     """Identifies all that a training reads, by its name in messages."""
-    identities = {"images": _identity_of_images(dataset)}
+    used = dataset.train, dataset.validation
+    images = identity_of_images([part.names for part in used], [part.images for part in used])
+    identities = {"images": images}
     if config.losses.penalty:
-        identities["pretraining images"] = _identity_of_files(config.pretraining_images)
+        folder = Path(config.pretraining_images)
+        names = [file.relative_to(folder).as_posix() for file in list_images(folder)]
+        identities["pretraining images"] = identity_of_bytes(repr(names).encode())
     if framing.ignored is not None:
-        packed = np.packbits(framing.ignored).tobytes()
-        identities["ignore mask"] = DataIdentity(hashlib.sha256(packed).hexdigest())
+        identities["ignore mask"] = identity_of_bytes(np.packbits(framing.ignored).tobytes())
     return identities
-
-
-def _identity_of_images(dataset: Dataset) -> DataIdentity:
-    """Identifies the images that a detector is made from: those of training and validation."""
-    names = dataset.train.names, dataset.validation.names
-    colors = [
-        image.mean((0, 1)).round(1).tolist()
-        for images in (dataset.train.images, dataset.validation.images)
-        for image in images
-    ]
-    return DataIdentity(hashlib.sha256(repr(names).encode()).hexdigest(), colors)
-
-
-def _identity_of_files(folder: str) -> DataIdentity:
-    """Identifies the photographs in a folder, which may be too many to be read, by their names."""
-    names = [file.relative_to(folder).as_posix() for file in list_images(Path(folder))]
-    return DataIdentity(hashlib.sha256(repr(names).encode()).hexdigest())
 
 
 def _initial_params(

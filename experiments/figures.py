@@ -7,9 +7,13 @@
                                                                                 Figure 4
     python -m experiments.figures maps --detector=runs/mine/detector IMAGE... --output=maps.png
                                                                                 Figure 5
+    python -m experiments.figures regions --detector=runs/mine/detector IMAGE... --output=boxes.png
+                                                                                docs/regions.md
 
 IMAGE is a file or a folder. `hard_features` shows the checkpoints of the training that still exist:
-the newest `config.train.checkpoints_kept`.
+the newest `config.train.checkpoints_kept`. `regions` shows --count of the images, evenly spaced,
+with the true defects where they lie in MVTec AD's layout: for `test/KIND/NAME.png` the mask is
+`ground_truth/KIND/NAME_mask.png`.
 """
 
 from collections.abc import Sequence
@@ -18,10 +22,10 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 from absl import flags
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from efficientad_jax.config import read_config
-from efficientad_jax.data.decoding import decode_image
+from efficientad_jax.data.decoding import decode_image, decode_mask
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_images
 from efficientad_jax.detection.detector import Detector
@@ -36,6 +40,7 @@ from efficientad_jax.figures.receptive_field import (
     mean_feature_map,
     receptive_window,
 )
+from efficientad_jax.figures.regions import RegionsOfImage, draw_regions
 from efficientad_jax.networks.pdn import NAMES, SIZES, PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.reproduction.rendering import read_cells
@@ -56,7 +61,8 @@ _TEACHER = flags.DEFINE_string(
 )
 _SIZE = flags.DEFINE_enum("size", "small", SIZES, "receptive_field: size of the teacher")
 _WORKDIR = flags.DEFINE_string("workdir", "", "hard_features: work directory of experiments.train")
-_DETECTOR = flags.DEFINE_string("detector", "", "maps: folder of a detector")
+_DETECTOR = flags.DEFINE_string("detector", "", "maps, regions: folder of a detector")
+_COUNT = flags.DEFINE_integer("count", 10, "regions: number of images", lower_bound=1)
 _HIGH = flags.DEFINE_float("high", None, "maps: upper end of the color scale")
 
 _INPUT_SIZE = (256, 256)
@@ -71,6 +77,7 @@ def main(arguments: list[str]) -> int:
         "receptive_field": _receptive_field,
         "hard_features": _hard_features,
         "maps": _maps,
+        "regions": _regions,
     }
     kind = arguments[0] if arguments else ""
     if kind not in kinds:
@@ -144,10 +151,35 @@ def _hard_features(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     return draw_hard_features(images, counts, spec.out_channels, padding=spec.padding)
 
 
-def _maps(arguments: Sequence[str]) -> matplotlib.figure.Figure:
+def _regions(arguments: Sequence[str]) -> matplotlib.figure.Figure:
+    detector = _detector("regions")
+    files = _files(arguments)
+    chosen = np.linspace(0, len(files) - 1, min(_COUNT.value, len(files))).round().astype(int)
+    shown = []
+    for file in (files[i] for i in chosen):
+        image = detector.decode(file)
+        kind = file.absolute().parent.name
+        shown.append(RegionsOfImage(kind, image, detector(image), _mask_of(file)))
+    return draw_regions(shown)
+
+
+def _mask_of(file: Path) -> Bool[np.ndarray, "h w"] | None:
+    """The mask of a test image in MVTec AD's layout, None where there is none."""
+    kind = file.absolute().parent
+    names = (f"{file.stem}_mask.png", f"{file.stem}.png")
+    masks = (kind.parent.parent / "ground_truth" / kind.name / name for name in names)
+    mask = next((path for path in masks if path.is_file()), None)
+    return None if mask is None else decode_mask(mask)
+
+
+def _detector(figure: str) -> Detector:
     if not _DETECTOR.value:
-        raise InputError("figure 'maps': needs --detector, a folder that experiments.train wrote")
-    detector = Detector.load(_DETECTOR.value)
+        raise InputError(f"figure {figure!r}: needs --detector, a folder that a training wrote")
+    return Detector.load(_DETECTOR.value)
+
+
+def _maps(arguments: Sequence[str]) -> matplotlib.figure.Figure:
+    detector = _detector("maps")
     images = [decode_image(path) for path in _files(arguments)]
     detections = detector(images)
     return draw_maps(images, detections, _HIGH.value)

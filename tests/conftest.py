@@ -56,8 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker more than cores, as tests that wait for processes leave theirs idle."""
-    return (os.cpu_count() or 1) + 1
+    """Two workers more than cores, as tests that wait for processes leave theirs idle."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

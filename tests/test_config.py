@@ -48,6 +48,8 @@ OUT_OF_RANGE = {
     "calibration.q_b": 1.1,
     "calibration.score": "top1001",
     "calibration.false_alarm_rate": 0.0,
+    "calibration.region_false_positive_rate": 1.0,
+    "calibration.smallest_region": 0,
 }
 
 

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax import fit as fit_module
 from efficientad_jax import recipes
 from efficientad_jax.config import Config, replace
-from efficientad_jax.data.loading import load_configured_dataset
+from efficientad_jax.data.loading import ImageSet, load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
@@ -20,6 +19,7 @@ from efficientad_jax.fit import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.training import rate
 from tests.helpers.dataset_trees import write_mvtec_ad
 from tests.helpers.images import write_image
 
@@ -55,6 +55,16 @@ def assert_equal(ours: Detector, theirs: Detector) -> None:
         np.testing.assert_array_equal(a, b, strict=True)
 
 
+def assert_regions(detector: Detector, validation: ImageSet) -> None:
+    """The pixel threshold is that of the maps at the validation images' own sizes."""
+    rule = detector.region_rule
+    assert rule is not None
+    maps = [d.anomaly_map for d in detector.detect_resized(validation.images, validation.sizes)]
+    assert rule.validation_scores == pytest.approx([m.max() for m in maps], abs=1e-5)
+    assert (rule.threshold.false_alarm_rate, rule.smallest_area) == (0.01, 1)
+    assert not any(rule.find(m) for m in maps)
+
+
 def test_a_run_that_is_done_may_be_given_more_steps(config: Config, tmp_path: Path) -> None:
     more = replace(config, {"train.steps": 4})
     fit(config, tmp_path / "run")
@@ -82,6 +92,7 @@ def test_data_may_move_but_not_change(config: Config, tmp_path: Path) -> None:
         },
     )
     (tmp_path / "x").mkdir()
+    assert_regions(expected, load_configured_dataset(moved).validation)
     assert_equal(fit(moved, tmp_path / "run"), expected)
     evaluate_workdir(tmp_path / "run", root=str(tmp_path / "moved/part"))
     # An evaluation on data that has moved since.
@@ -107,11 +118,11 @@ def test_a_run_by_the_clock_measures_once_and_keeps_its_steps(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = replace(config, {"train.minutes": 2.0, "train.steps": 70_000})
-    monkeypatch.setattr(fit_module, "seconds_per_step", lambda *args, **kwargs: 30.0)
+    monkeypatch.setattr(rate, "seconds_per_step", lambda *args, **kwargs: 30.0)
     first = fit(timed, tmp_path / "timed")
     assert first.config["train"]["steps"] == 4
     # Another machine resumes it: the measurement there does not count.
-    monkeypatch.setattr(fit_module, "seconds_per_step", lambda *args, **kwargs: 1.0)
+    monkeypatch.setattr(rate, "seconds_per_step", lambda *args, **kwargs: 1.0)
     assert_equal(fit(timed, tmp_path / "timed"), first)
     assert_equal(first, fit(replace(config, {"train.steps": 4}), tmp_path / "counted"))
     assert json.loads((tmp_path / "timed/config.json").read_text()) == first.config

@@ -2,14 +2,11 @@
 
 import ast
 import graphlib
-import multiprocessing
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
-from multiprocessing.pool import Pool
 from pathlib import Path
 
 import pytest
@@ -36,6 +33,7 @@ PACKAGES = [
     "distillation.backbones",
     "distillation",
     "training",
+    "detection.regions",
     "detection",
     "compilation",
     "fit",
@@ -260,6 +258,7 @@ def test_no_name_stands_in_the_place_of_a_module() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
+    # So each of them can be imported first.
     graph = {module: imported_modules(module) - {module} for module in INNER_MODULES}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
@@ -349,19 +348,3 @@ print(package.__version__, "__version__" in dir(package))
     lines = said_by(code).splitlines()
     assert lines[:3] == ["False True", "hard_feature_loss True", "True False"]
     assert lines[3] == f"{version('efficientad-jax')} True"
-
-
-@pytest.fixture(scope="module")
-def fresh_processes() -> Iterator[Pool]:
-    """Runs each task in a process of its own, forked from one with the slow imports behind it."""
-    context = multiprocessing.get_context("forkserver")
-    slow = ["flax.linen", "matplotlib.pyplot", "optax", "orbax.checkpoint", "sklearn.metrics"]
-    context.set_forkserver_preload(slow)
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        yield pool
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", INNER_MODULES)
-def test_module_can_be_imported_first(module: str, fresh_processes: Pool) -> None:
-    fresh_processes.apply(exec, (f"import {PACKAGE}.{module}",))

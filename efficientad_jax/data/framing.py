@@ -154,6 +154,16 @@ def place_in_input(framing: Framing, seen: tuple[int, int], size: tuple[int, int
     return Place((size[0] - height) // 2, (size[1] - width) // 2, height, width)
 
 
+def input_sizes(
+    framing: Framing, seen: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Height and width of each image that `network_input` returns; see `place_in_input`."""
+    if framing.fit != "tile":
+        return [size] * len(seen)
+    places = (place_in_input(framing, each, size) for each in seen)
+    return [(place.height, place.width) for place in places]
+
+
 def proportional_size(seen: Sequence[tuple[int, int]], like: tuple[int, int]) -> tuple[int, int]:
     """The size of a networks' input with the proportions of images.
 

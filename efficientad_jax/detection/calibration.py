@@ -12,7 +12,9 @@ from efficientad_jax.detection.inference import (
     combine_maps,
     image_scores,
     jitted_raw_maps,
+    pad_maps,
     prepared_params,
+    zero_ignored,
 )
 from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles
 from efficientad_jax.errors import DivergenceError, InputError
@@ -36,7 +38,7 @@ def calibrate(
     normalize: bool = True,
     score_values: int = 1,
     ignored: Ignored | None = None,
-) -> tuple[Calibration, Float[np.ndarray, " n"]]:
+) -> tuple[Calibration, Float[np.ndarray, " n"], Float[np.ndarray, "n mh mw"]]:
     """Computes the quantiles over all pixels of all validation maps.
 
     Args:
@@ -51,7 +53,8 @@ def calibrate(
       ignored: what is ignored of each image, None for nothing.
 
     Returns:
-      The calibration, and the scores of the images with it.
+      The calibration, and the scores and combined maps of the images with it; the maps are those
+      of `inference.detect` up to the last bits.
 
     Raises:
       InputError: a map has the same value at both quantiles, so that it has no scale.
@@ -63,7 +66,11 @@ def calibrate(
     calibration = calibration_of_maps(
         maps, q_a, q_b, upsample_first=upsample_first, normalize=normalize, ignored=ignored
     )._replace(score_values=score_values)
-    return calibration, scores_of_maps(maps, calibration, ignored)
+    combined, _, _ = combine_maps(maps, calibration)
+    combined = zero_ignored(combined, ignored)
+    if not upsample_first:
+        combined = pad_maps(combined, (images.shape[1], images.shape[2]))
+    return calibration, scores_of_maps(maps, calibration, ignored), np.asarray(combined)
 
 
 def collect_raw_maps(

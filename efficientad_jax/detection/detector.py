@@ -13,11 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
-from efficientad_jax.data.decoding import (
-    WHITE_LEVEL,
-    ImageSource,
-    decode_image,
-)
+from efficientad_jax.data.decoding import WHITE_LEVEL, ImageSource, decode_image
 from efficientad_jax.data.framing import (
     PLAIN,
     Framing,
@@ -56,10 +52,14 @@ from efficientad_jax.detection.spec import (
     networks_of,
 )
 from efficientad_jax.detection.threshold import (
+    RegionRule,
     Threshold,
+    checked_region_rule,
     checked_scores,
     checked_threshold,
     choose_threshold,
+    region_rule_fields,
+    required_rule,
 )
 from efficientad_jax.detection.tiling import detect_tiled
 from efficientad_jax.errors import InputError
@@ -86,7 +86,8 @@ class Detector:
       validation_scores: scores of the validation images, to choose other thresholds by.
       teacher: the `sha256` of the teacher file that it was trained with, and the `record` in that
         file; empty for a detector of a version that did not store them.
-      framing: which part of an image counts.
+      region_rule: the pixel threshold and the smallest area of regions; None where none was chosen.
+      framing: which part of an image counts, and how it becomes the networks' input.
       saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
 
@@ -98,6 +99,7 @@ class Detector:
     threshold: Threshold | None = None
     validation_scores: tuple[float, ...] = ()
     teacher: dict[str, Any] = field(default_factory=dict)
+    region_rule: RegionRule | None = None
     framing: Framing = PLAIN
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
@@ -188,7 +190,9 @@ class Detector:
             anomalies = jax.device_get(self.detect(images[rows], of_batch))
             for i in range(min(size, len(images) - start)):
                 size_of_image = None if sizes is None else sizes[start + i]
-                detections.append(self._at_own_size(anomalies, i, size_of_image))
+                detection = self._at_own_size(anomalies, i, size_of_image)
+                rule = None if size_of_image is None else self.region_rule
+                detections.append(detection._replace(region_rule=rule))
         return detections
 
     def _at_own_size(
@@ -254,24 +258,11 @@ class Detector:
     def ignored_in(self, seen: Sequence[tuple[int, int]] | None = None) -> Ignored | None:
         """The ignored parts of the networks' input and of the maps; None for none.
 
-        Args:
-          seen: see `detect`.
-
-        Raises:
-          InputError: everything is ignored, or it depends on sizes that are not given.
+        `seen` and errors are those of `ignored_in_images`.
         """
-        if self.framing.is_plain or self.framing.fit == "tile":
-            return None
-        if seen is None and self.framing.fit == "pad":
-            if self.framing.usual_size is None:
-                raise InputError(
-                    "detector: pads images, and its training images had several sizes, expected "
-                    "one size; train with config.model.fit = 'resize'"
-                )
-            seen = [self.framing.usual_size]
         return ignored_in_images(
             self.framing,
-            seen or [self.spec.input_size],
+            seen,
             self.spec.input_size,
             padding=self.spec.padding,
             upsample_first=self.calibration.upsample_first,
@@ -309,6 +300,18 @@ class Detector:
                 "those that a training saves; train it again"
             )
         return replace(self, threshold=choose_threshold(self.validation_scores, false_alarm_rate))
+
+    def with_region_rate(self, false_positive_rate: float) -> "Detector":
+        """The same detector with the pixel threshold of regions for another rate.
+
+        Args:
+          false_positive_rate: target fraction of the normal images that have a region, in (0, 1).
+
+        Raises:
+          InputError: the rate is out of range, or the detector has no pixel threshold.
+        """
+        rule = required_rule(self.region_rule).with_rate(false_positive_rate)
+        return replace(self, region_rule=rule)
 
     def save(self, folder: str | Path) -> None:
         """Writes the detector to a folder: `detector.json` and a safetensors file of its arrays.
@@ -349,6 +352,7 @@ class Detector:
             "threshold": threshold,
             "threshold_margin": margin,
             "validation_scores": self.validation_scores,
+            "regions": region_rule_fields(self.region_rule),
             "config": self.config,
             "teacher": self.teacher,
             "metrics": self.metrics,
@@ -371,6 +375,7 @@ class Detector:
                 record.get("threshold"), record.get("threshold_margin", 0.0)
             )
             scores = checked_scores(record.get("validation_scores", []))
+            region_rule = checked_region_rule(record.get("regions"))  # absent in older versions
             framing = checked_framing(record.get("framing"))
             config, metrics = record["config"], record["metrics"]
             teacher = record.get("teacher", {})  # absent in detectors of older versions
@@ -387,6 +392,7 @@ class Detector:
             threshold,
             scores,
             teacher,
-            framing=framing,
+            region_rule,
+            framing,
             saved_arrays=saved,
         )

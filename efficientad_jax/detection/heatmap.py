@@ -18,6 +18,12 @@ LOW, HIGH = 0.05, 0.25
 # The end of a picture's file name, which distinguishes it from an image.
 PICTURE_SUFFIX = "_heatmap.png"
 
+# Of the lines around regions, and of those around true defects: cyan, the one hue that `inferno`
+# does not hold.
+LINE_COLOR = (0, 229, 255)
+# A line is so many times thinner than the longer side of the picture is long.
+_SIDES_PER_LINE = 300
+
 _STRIP = 64  # Rows of an image that are colored at a time.
 
 
@@ -81,20 +87,53 @@ def overlay(
     return blended
 
 
-def encode_heat(anomaly_map: Float[np.ndarray, "h w"], low: float, high: float) -> bytes:
+Box = tuple[int, int, int, int]
+
+
+def draw_boxes(
+    pixels: UInt8[np.ndarray, "h w ..."], boxes: Sequence[Box], color: int | tuple[int, int, int]
+) -> None:
+    """Draws the outlines of boxes into a picture, outside of the boxes where there is room.
+
+    Args:
+      pixels: the picture, which is changed: RGB, or indices of colors.
+      boxes: left, top, width and height of each, in pixels.
+      color: value of the lines.
+    """
+    height, width = pixels.shape[:2]
+    line = max(1, round(max(height, width) / _SIDES_PER_LINE))
+    for x, y, box_width, box_height in boxes:
+        top, bottom = max(y - line, 0), min(y + box_height + line, height)
+        left, right = max(x - line, 0), min(x + box_width + line, width)
+        pixels[top : top + line, left:right] = color
+        pixels[bottom - line : bottom, left:right] = color
+        pixels[top:bottom, left : left + line] = color
+        pixels[top:bottom, right - line : right] = color
+
+
+def encode_heat(
+    anomaly_map: Float[np.ndarray, "h w"], low: float, high: float, *, boxes: Sequence[Box] = ()
+) -> bytes:
     """A PNG of only the colors, transparent where the map is `low`: to lie over the image.
 
     Args:
       anomaly_map: in the unit of `low` and `high`.
       low: as in `overlay`.
       high: as in `overlay`.
+      boxes: are drawn in `LINE_COLOR`, as in `draw_boxes`.
 
     Raises:
       InputError: `low` is not below `high`.
     """
     # A palette takes a quarter of the bytes of RGBA.
-    picture = Image.fromarray(color_indices(anomaly_map, low, high))
-    picture.putpalette(palette().tobytes(), rawmode="RGBA")
+    indices, colors = color_indices(anomaly_map, low, high), palette()
+    if boxes:
+        last = len(colors) - 1
+        indices = np.minimum(indices, last - 1)
+        draw_boxes(indices, boxes, last)
+        colors = np.concatenate([colors[:last], np.array([[*LINE_COLOR, 255]], np.uint8)])
+    picture = Image.fromarray(indices)
+    picture.putpalette(colors.tobytes(), rawmode="RGBA")
     encoded = io.BytesIO()
     picture.save(encoded, format="PNG")
     return encoded.getvalue()
@@ -108,6 +147,7 @@ def save_picture(
     low: float,
     high: float,
     opacity: float = 0.5,
+    boxes: Sequence[Box] = (),
 ) -> None:
     """Writes a PNG: the image, and to its right one overlay for each of `maps`.
 
@@ -120,6 +160,7 @@ def save_picture(
       low: as in `overlay`, the same for all maps.
       high: as in `overlay`.
       opacity: as in `overlay`.
+      boxes: are drawn over each overlay in `LINE_COLOR`, as in `draw_boxes`.
 
     Raises:
       InputError: `low` is not below `high`.
@@ -130,6 +171,7 @@ def save_picture(
     for i, anomaly_map in enumerate(maps, start=1):
         part = picture[:, i * width : (i + 1) * width]
         overlay(image, anomaly_map, low=low, high=high, opacity=opacity, out=part)
+        draw_boxes(part, boxes, LINE_COLOR)
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, format="PNG")
     write_atomically(path, encoded.getvalue())

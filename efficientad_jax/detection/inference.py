@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.detection.map_normalization import MapQuantiles, normalize_map
+from efficientad_jax.detection.regions.components import Region
+from efficientad_jax.detection.threshold import RegionRule, required_rule
 from efficientad_jax.networks.ignored import Ignored, fill_ignored
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
@@ -83,12 +85,30 @@ class Detection(NamedTuple):
         pixels of the networks' input is ignored as a whole.
       local_map: the student-teacher part, for structural defects.
       global_map: the autoencoder-student part, for logical ones; None without an autoencoder.
+      region_rule: of the detector; None without one, and for maps of another size than the image's.
     """
 
     score: float
     anomaly_map: Float[np.ndarray, "h w"]
     local_map: Float[np.ndarray, "h w"]
     global_map: Float[np.ndarray, "h w"] | None
+    region_rule: RegionRule | None = None
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Where the image is anomalous, the most anomalous region first; see `find_regions`."""
+        return self.find_regions()
+
+    def find_regions(self, *, polygons: bool = False) -> tuple[Region, ...]:
+        """Finds the regions by the detector's pixel threshold and its smallest area.
+
+        Args:
+          polygons: whether to trace the boundary of each.
+
+        Raises:
+          InputError: the detector has no pixel threshold.
+        """
+        return required_rule(self.region_rule).find(self.anomaly_map, polygons=polygons)
 
 
 def runs_images_sequentially(networks: Networks) -> bool:
@@ -241,14 +261,17 @@ def _anomalies(
     ignored: Ignored | None,
 ) -> Anomalies:
     """Pads maps that are not upsampled; `size` is that of the images."""
-    if ignored is not None:
-        values = jnp.asarray(ignored.values)
-        combined, local = (jnp.where(values, 0.0, m) for m in (combined, local))
-        global_ = None if global_ is None else jnp.where(values, 0.0, global_)
+    combined, local = zero_ignored(combined, ignored), zero_ignored(local, ignored)
+    global_ = None if global_ is None else zero_ignored(global_, ignored)
     if upsample_first:
         return Anomalies(scores, combined, local, global_)
-    pad = partial(_pad_to, size=(size[0] // STRIDE, size[1] // STRIDE))
+    pad = partial(pad_maps, image_size=size)
     return Anomalies(scores, pad(combined), pad(local), None if global_ is None else pad(global_))
+
+
+def zero_ignored(maps: Float[Array, "n oh ow"], ignored: Ignored | None) -> Float[Array, "n oh ow"]:
+    """The maps with 0 for the values that are ignored."""
+    return maps if ignored is None else jnp.where(jnp.asarray(ignored.values), 0.0, maps)
 
 
 def combine_maps(
@@ -290,8 +313,9 @@ def image_scores(
     return jnp.where(counts, highest, 0.0).sum(1) / count
 
 
-def _pad_to(maps: Array, size: tuple[int, int]) -> Array:
-    """Zeros on each side, so that every pixel of a map lies over the patch it describes."""
+def pad_maps(maps: Array, image_size: tuple[int, int]) -> Array:
+    """Zeros on each side, so that every value of a map lies over the patch it describes."""
+    size = image_size[0] // STRIDE, image_size[1] // STRIDE
     margins = [((s - m) // 2,) * 2 for s, m in zip(size, maps.shape[1:], strict=True)]
     return jnp.pad(maps, ((0, 0), *margins))
 

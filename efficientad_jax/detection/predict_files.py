@@ -1,9 +1,6 @@
 """Detection in image files: writes a heat map of each image and a table of all scores."""
 
 import contextlib
-import csv
-import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +13,17 @@ from efficientad_jax.data.framing import seen_size
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
-from efficientad_jax.detection.threshold import Threshold, is_anomalous
+from efficientad_jax.detection.regions.components import Region, region_mask
+from efficientad_jax.detection.regions.files import ImageRegions, RegionFiles
+from efficientad_jax.detection.threshold import (
+    RegionRule,
+    Threshold,
+    is_anomalous,
+    required_rule,
+)
 from efficientad_jax.detection.tiling import chosen_overlap, compute_tiled_maps, enlarge
 from efficientad_jax.errors import InputError, TooManyPixelsError, stops_all_writing
-from efficientad_jax.storage.atomic import write_atomically
+from efficientad_jax.storage.table import row_writer
 
 # Pixels that are decoded at a time: a batch of images, or fewer if they are large.
 _MOST_PIXELS = 1 << 25
@@ -30,10 +34,17 @@ Complain = Callable[[str], None]
 
 
 class Task(NamedTuple):
-    """An image and where its picture goes; None for no picture."""
+    """An image to score.
+
+    Attributes:
+      image: its file.
+      picture: file for its heat map, None for no picture.
+      name: its path inside the folder that the user named; None for only its file name.
+    """
 
     image: Path
     picture: Path | None
+    name: Path | None = None
 
 
 def plan_pictures(
@@ -74,7 +85,7 @@ def plan_pictures(
             if is_heat_map(image):
                 continue
             if not draws_pictures:
-                tasks.append(Task(image, None))
+                tasks.append(Task(image, None, image.relative_to(root)))
                 continue
             for stem in (image.stem, image.name):
                 picture = image.with_name(stem + PICTURE_SUFFIX)
@@ -93,7 +104,7 @@ def plan_pictures(
                 )
                 failed += 1
                 continue
-            tasks.append(Task(image, picture))
+            tasks.append(Task(image, picture, image.relative_to(root)))
     return tasks, failed
 
 
@@ -106,6 +117,7 @@ def predict_files(
     high: float,
     complain: Complain,
     overlap: int | None = None,
+    region_files: RegionFiles | None = None,
 ) -> int:
     """Detects in images, writes their pictures, and their scores to a CSV file as it goes.
 
@@ -123,6 +135,8 @@ def predict_files(
         written; the latter has its line in the CSV file all the same.
       overlap: of the tiles that images are cut into, in pixels (see `detect_tiled`); None resizes
         images to the detector's input instead, unless the detector itself cuts them into tiles.
+      region_files: open, for the regions of the images; pictures then show their boxes. The
+        detector needs a pixel threshold. None for no regions.
 
     Returns:
       The number of images that were complained of.
@@ -132,7 +146,7 @@ def predict_files(
     """
     if detector.framing.fit == "tile":
         overlap = chosen_overlap(detector.spec, overlap)
-    write_rows = _row_writer(scores)
+    write_rows = row_writer(scores, _COLUMNS)
     failed = 0
 
     def note(line: str) -> None:
@@ -141,7 +155,16 @@ def predict_files(
         complain(line)
 
     for chunk in _opened(detector, tasks, note, most_images=BATCH_SIZE if overlap is None else 1):
-        _predict_chunk(detector, chunk, write_rows, note=note, low=low, high=high, overlap=overlap)
+        _predict_chunk(
+            detector,
+            chunk,
+            write_rows,
+            note=note,
+            low=low,
+            high=high,
+            overlap=overlap,
+            region_files=region_files,
+        )
     write_rows([])
     return failed
 
@@ -151,6 +174,7 @@ class _Scored(NamedTuple):
     image: ImageRows
     score: float
     anomaly_map: Float32[np.ndarray, "h w"] | None
+    regions: tuple[Region, ...]
 
 
 _Row = tuple[str, str, str, str]
@@ -165,20 +189,29 @@ def _predict_chunk(
     low: float,
     high: float,
     overlap: int | None,
+    region_files: RegionFiles | None,
 ) -> None:
     """Scores images, draws their pictures and writes their lines; see `predict_files`."""
-    scored = list(_scored(detector, chunk, note, overlap=overlap))
+    scored = list(_scored(detector, chunk, note, overlap=overlap, region_files=region_files))
     pictures: list[str] = []
+
+    def write() -> None:
+        write_rows(_rows(detector.threshold, scored, pictures))
+        if region_files is not None:
+            region_files.add([_regions_of(detector.threshold, each) for each in scored])
+
     try:
         for each in scored:
             picture = _draw_picture(each, note, low=low, high=high)
             pictures.append(picture)
+            if region_files is not None and region_files.needs_masks:
+                _write_mask(each, region_files, detector.region_rule, complain=note)
     except BaseException:
         # All of these images have scores. The first error counts, a second one does not.
         with contextlib.suppress(OSError):
-            write_rows(_rows(detector.threshold, scored, pictures))
+            write()
         raise
-    write_rows(_rows(detector.threshold, scored, pictures))
+    write()
 
 
 def _opened(
@@ -234,16 +267,32 @@ def _scored(
     complain: Complain,
     *,
     overlap: int | None,
+    region_files: RegionFiles | None,
 ) -> Iterator[_Scored]:
-    """The images of a chunk with their scores, and maps for those that are drawn."""
+    """The images of a chunk with their scores and regions, and maps for those that are drawn."""
+
+    def is_map_needed(task: Task) -> bool:
+        return task.picture is not None or region_files is not None
+
+    def finished(
+        task: Task, rows: ImageRows, score: float, anomaly_map: Float32[np.ndarray, "h w"] | None
+    ) -> _Scored:
+        regions: tuple[Region, ...] = ()
+        if region_files is not None and anomaly_map is not None:
+            rule = required_rule(detector.region_rule)
+            regions = rule.find(anomaly_map, polygons=region_files.needs_polygons)
+            if task.picture is None and not region_files.needs_masks:
+                anomaly_map = None  # Maps of large images take much memory.
+        return _Scored(task, rows, score, anomaly_map, regions)
+
     if overlap is None:
         resized = [detector.network_input(rows.read(0, rows.size[0])) for _, rows in chunk]
-        sizes = [None if task.picture is None else rows.size for task, rows in chunk]
+        sizes = [rows.size if is_map_needed(task) else None for task, rows in chunk]
         seen = [seen_size(detector.framing, rows.size) for _, rows in chunk]
         detections = detector.detect_resized(np.stack(resized), sizes, seen=seen)
         for (task, rows), detection in zip(chunk, detections, strict=True):
-            drawn = None if task.picture is None else detection.anomaly_map
-            yield _Scored(task, rows, detection.score, drawn)
+            needed = detection.anomaly_map if is_map_needed(task) else None
+            yield finished(task, rows, detection.score, needed)
         return
     for task, rows in chunk:
         try:
@@ -251,8 +300,8 @@ def _scored(
         except InputError as error:  # of a file that is cut off and read tile by tile
             complain(str(error))
             continue
-        drawn = None if task.picture is None else enlarge(detector, tiled, tiled.combined)
-        yield _Scored(task, rows, tiled.score, drawn)
+        needed = enlarge(detector, tiled, tiled.combined) if is_map_needed(task) else None
+        yield finished(task, rows, tiled.score, needed)
 
 
 def _draw_picture(scored: _Scored, complain: Complain, *, low: float, high: float) -> str:
@@ -266,7 +315,8 @@ def _draw_picture(scored: _Scored, complain: Complain, *, low: float, high: floa
         return ""
     pixels = scored.image.read(0, scored.image.size[0])
     try:
-        save_picture(picture, pixels, [scored.anomaly_map], low=low, high=high)
+        boxes = [region.box for region in scored.regions]
+        save_picture(picture, pixels, [scored.anomaly_map], low=low, high=high, boxes=boxes)
     except OSError as error:
         if stops_all_writing(error):
             raise
@@ -276,6 +326,40 @@ def _draw_picture(scored: _Scored, complain: Complain, *, low: float, high: floa
         complain(_no_memory(str(picture), "the picture"))
         return ""
     return str(picture)
+
+
+def _write_mask(
+    scored: _Scored, files: RegionFiles, rule: RegionRule | None, *, complain: Complain
+) -> None:
+    """Writes the mask of an image's regions.
+
+    Raises:
+      OSError: no mask can be written.
+    """
+    assert rule is not None
+    assert scored.anomaly_map is not None
+    mask = region_mask(scored.anomaly_map, rule.threshold.limit, rule.smallest_area)
+    try:
+        files.write_mask(scored.task.image, _name_of(scored.task), mask)
+    except InputError as error:
+        complain(str(error))
+    except OSError as error:
+        if stops_all_writing(error):
+            raise
+        complain(str(InputError(f"{error.filename}: {error.strerror}")))
+
+
+def _name_of(task: Task) -> Path:
+    return Path(task.image.name) if task.name is None else task.name
+
+
+def _regions_of(threshold: Threshold | None, scored: _Scored) -> ImageRegions:
+    """The regions of an image, for their files."""
+    task, size = scored.task, scored.image.size
+    verdict = is_anomalous(threshold, scored.score)
+    return ImageRegions(
+        task.image, _name_of(task), size, scored.score, verdict, regions=scored.regions
+    )
 
 
 def _no_memory(name: str, need: str) -> str:
@@ -293,39 +377,3 @@ def _rows(
         anomalous = "" if verdict is None else str(int(verdict))
         rows.append((str(each.task.image), f"{each.score:.6g}", picture, anomalous))
     return rows
-
-
-def _row_writer(file: Path) -> Callable[[list[_Row]], None]:
-    """A function that adds lines to a CSV file, which its first call replaces by a new one.
-
-    Raises:
-      OSError: from that function, if the lines cannot be written; the file is as it was before.
-    """
-    is_new = True
-
-    def write(rows: list[_Row]) -> None:
-        nonlocal is_new
-        lines = io.StringIO()
-        csv.writer(lines).writerows([_COLUMNS, *rows] if is_new else rows)
-        content = os.fsencode(lines.getvalue())  # A name that is not UTF-8 keeps its bytes.
-        if is_new:
-            write_atomically(file, content)
-            is_new = False
-        elif content:
-            _append(file, content)
-
-    return write
-
-
-def _append(path: Path, content: bytes) -> None:
-    """Appends to a file; what cannot be written as a whole is removed again."""
-    with path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        try:
-            while content:
-                content = content[file.write(content) :]
-        except BaseException as error:
-            file.truncate(size)
-            if isinstance(error, OSError):  # That of a full disk names no file.
-                raise OSError(error.errno, error.strerror, str(path)) from error
-            raise

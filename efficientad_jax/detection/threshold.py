@@ -16,17 +16,23 @@ The same image does not have the same score everywhere: another kind of processo
 images in a batch or another way to compute convolutions adds up the same products in another order.
 An image therefore counts as anomalous from a little above the threshold, by a margin, so that
 the images that the threshold was chosen on are below it wherever they are scored.
+
+The pixel threshold of regions is chosen by the same rule. The score of an image is then the highest
+pixel threshold at which it has a region, and its rate is the part of the normal images with any
+region.
 """
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import betaincinv
 
+from efficientad_jax.detection.regions.components import Region, find_regions
+from efficientad_jax.detection.regions.scores import region_score
 from efficientad_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -103,8 +109,16 @@ def choose_threshold(
     Raises:
       InputError: there is no score, one is not finite, or the rate is not in (0, 1).
     """
-    if not 0 < false_alarm_rate < 1:
-        raise InputError(f"false-alarm rate {false_alarm_rate}: expected one above 0 and below 1")
+    threshold = _chosen(scores, false_alarm_rate)
+    _report_few_images(threshold, "threshold")
+    return threshold
+
+
+def _chosen(
+    scores: Float[np.ndarray, " n"] | Sequence[float], false_alarm_rate: float
+) -> Threshold:
+    """As `choose_threshold`, without a warning."""
+    _check_rate(false_alarm_rate)
     with np.errstate(over="ignore"):  # overflow gives infinity, which is refused
         ordered = np.sort(np.asarray(scores, np.float32))[::-1]
     count = len(ordered)
@@ -119,17 +133,101 @@ def choose_threshold(
     low, high = (float(betaincinv(rank, count - rank + 1, q)) for q in (tail, 1 - tail))
     value = float(np.nextafter(ordered[rank - 1], np.float32(np.inf)))
     margin = MARGIN * (1 + abs(value))
-    threshold = Threshold(value, false_alarm_rate, low, high, count, margin=margin)
-    if false_alarm_rate * count < 1 - _ROUNDING:
+    return Threshold(value, false_alarm_rate, low, high, count, margin=margin)
+
+
+def _check_rate(false_alarm_rate: float) -> None:
+    if not 0 < false_alarm_rate < 1:
+        raise InputError(f"false-alarm rate {false_alarm_rate}: expected one above 0 and below 1")
+
+
+def _report_few_images(threshold: Threshold, name: str) -> None:
+    """Warns of fewer images than the rate needs."""
+    rate, count = threshold.false_alarm_rate, threshold.images
+    if rate * count < 1 - _ROUNDING:
         _log.warning(
-            "threshold: too few validation images for a false-alarm rate of %s: %d, expected at "
+            "%s: too few validation images for a false-alarm rate of %s: %d, expected at "
             "least %d; it lies above all of their scores, and its true rate may be up to %s",
-            percent(false_alarm_rate),
+            name,
+            percent(rate),
             count,
-            math.ceil(1 / false_alarm_rate - _ROUNDING),
-            percent(high),
+            math.ceil(1 / rate - _ROUNDING),
+            percent(threshold.high),
         )
-    return threshold
+
+
+class RegionRule(NamedTuple):
+    """The rule by which a detector finds regions.
+
+    Attributes:
+      threshold: of the pixels of the combined map at the image's own size. Its false-alarm rate is
+        the fraction of the normal images with at least one region.
+      smallest_area: number of pixels below which connected pixels are no region, at least 1.
+      validation_scores: of each validation image the highest threshold at which it has a region, to
+        choose other thresholds by.
+    """
+
+    threshold: Threshold
+    smallest_area: int
+    validation_scores: tuple[float, ...]
+
+    def find(
+        self, anomaly_map: Float[np.ndarray, "h w"], *, polygons: bool = False
+    ) -> tuple[Region, ...]:
+        """The regions of a combined map at the image's own size; see `find_regions`."""
+        limit = self.threshold.limit
+        return find_regions(anomaly_map, limit, self.smallest_area, polygons=polygons)
+
+    def with_rate(self, false_positive_rate: float) -> "RegionRule":
+        """The same rule with the threshold for another rate in (0, 1).
+
+        Raises:
+          InputError: the rate is out of range.
+        """
+        threshold = _chosen(self.validation_scores, false_positive_rate)
+        _report_few_images(threshold, "pixel threshold")
+        return self._replace(threshold=threshold)
+
+
+def required_rule(rule: RegionRule | None) -> RegionRule:
+    """A detector's rule for regions.
+
+    Raises:
+      InputError: it has none.
+    """
+    if rule is None:
+        raise InputError(
+            "detector: has no pixel threshold to find regions by; choose one with `efficientad "
+            "set-threshold DETECTOR --region-false-positive-rate=0.01 --images=GOOD_IMAGES`"
+        )
+    return rule
+
+
+def choose_region_rule(
+    maps: Iterable[Float[np.ndarray, "_ _"]],
+    false_positive_rate: float,
+    smallest_area: int,
+    *,
+    reports_few_images: bool = True,
+) -> RegionRule:
+    """The lowest pixel threshold whose mean rate of images with a region is at most the target.
+
+    Args:
+      maps: combined maps of normal images that were held out of training, at the images' own
+        sizes. They are read one at a time.
+      false_positive_rate: target fraction of the normal images that have a region, in (0, 1).
+      smallest_area: see `RegionRule`.
+      reports_few_images: whether to warn of fewer images than the rate needs.
+
+    Raises:
+      InputError: there is no map, one is not finite, or the rate is out of range.
+    """
+    _check_rate(false_positive_rate)
+    scores = tuple(region_score(anomaly_map, smallest_area) for anomaly_map in maps)
+    threshold = _chosen(scores, false_positive_rate)
+    if reports_few_images:
+        _report_few_images(threshold, "pixel threshold")
+    return RegionRule(threshold, smallest_area, scores)
 
 
 def count_verdicts(
@@ -157,6 +255,18 @@ def summary(threshold: Threshold) -> str:
         f"{threshold.value:.4g} for {percent(threshold.false_alarm_rate)} false alarms; the true "
         f"rate is {percent(threshold.low)} to {percent(threshold.high)}, with "
         f"{percent(CONFIDENCE)} probability, by {threshold.images} validation images"
+    )
+
+
+def region_summary(rule: RegionRule) -> str:
+    """One readable line with the pixel threshold and its rate of normal images with a region."""
+    threshold, area = rule.threshold, rule.smallest_area
+    pixels = "1 pixel" if area == 1 else f"{area} pixels"
+    return (
+        f"{threshold.value:.4g} for regions of {pixels} or more in "
+        f"{percent(threshold.false_alarm_rate)} of the good images; the true rate is "
+        f"{percent(threshold.low)} to {percent(threshold.high)}, with {percent(CONFIDENCE)} "
+        f"probability, by {threshold.images} validation images"
     )
 
 
@@ -204,6 +314,31 @@ def checked_scores(stored: list[float]) -> tuple[float, ...]:
     if not all(type(score) is float and math.isfinite(score) for score in stored):
         raise ValueError("validation_scores: expected finite numbers")
     return tuple(stored)
+
+
+def region_rule_fields(rule: RegionRule | None) -> dict[str, Any] | None:
+    """A rule as JSON has it."""
+    return None if rule is None else rule._asdict() | {"threshold": rule.threshold._asdict()}
+
+
+def checked_region_rule(stored: dict[str, Any] | None) -> RegionRule | None:
+    """A rule from `region_rule_fields`, which may come from anyone.
+
+    Raises:
+      KeyError: a field is missing.
+      TypeError: a field is of another type, or one too many.
+      ValueError: one is out of range.
+    """
+    if stored is None:
+        return None
+    fields: dict[str, Any] = dict(stored["threshold"])
+    threshold = checked_threshold(fields, fields.pop("margin"))
+    scores = checked_scores(stored["validation_scores"])
+    rule = RegionRule(**{**stored, "threshold": threshold, "validation_scores": scores})
+    area = rule.smallest_area
+    if type(area) is not int or area < 1:
+        raise ValueError(f"smallest_area {str(area)[:20]}: expected a whole number from 1")
+    return rule
 
 
 # The verdicts in words.

@@ -27,6 +27,7 @@ from efficientad_jax.data.image_rows import ImageRows, rows_of_array
 from efficientad_jax.detection.calibration import scores_of_maps
 from efficientad_jax.detection.inference import Anomalies, Calibration, Detection, RawMaps
 from efficientad_jax.detection.spec import DetectorSpec
+from efficientad_jax.detection.threshold import RegionRule
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.ignored import ignored_outputs
 from efficientad_jax.networks.pdn import MARGIN, STRIDE
@@ -46,6 +47,11 @@ class TileDetector(Protocol):
     @property
     def calibration(self) -> Calibration:
         """Of its maps."""
+        ...
+
+    @property
+    def region_rule(self) -> RegionRule | None:
+        """Of its regions."""
         ...
 
     @property
@@ -93,7 +99,7 @@ def detect_tiled(
     anomaly_map = enlarge(detector, tiled, tiled.combined)
     parts = [enlarge(detector, tiled, part) for part in tiled.parts]
     local, global_ = parts or (anomaly_map, None)
-    return Detection(tiled.score, anomaly_map, local, global_)
+    return Detection(tiled.score, anomaly_map, local, global_, detector.region_rule)
 
 
 class TiledMaps(NamedTuple):

@@ -1,7 +1,7 @@
 """Evaluates a detector on a test split: metrics, baselines and report, as files in a folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +16,19 @@ from efficientad_jax.data.framing import Framing
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import (
+    RegionRule,
     Threshold,
     VerdictCounts,
     count_verdicts,
     percent,
+    region_summary,
     summary,
 )
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.baselines import mean_brightness_scores, pca_reconstruction_scores
 from efficientad_jax.evaluation.metrics import NO_SATURATION_AREAS, Metrics, evaluate
 from efficientad_jax.evaluation.nearest_neighbors import nearest_neighbor_scores
+from efficientad_jax.evaluation.region_detection import RegionCounts, RelativeBox, count_regions
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 from efficientad_jax.evaluation.split_maps import (
     SplitMaps,
@@ -51,6 +54,8 @@ class Evaluation(NamedTuple):
       verdicts: the verdicts by that threshold, None without one.
       report: the HTML file, None where the dataset has no test images: then no file is written.
       dataset_root: `config.dataset.root` of the detector.
+      region_rule: of the detector, None for a detector without one.
+      regions: the regions of the test images by that rule, None without one.
     """
 
     metrics: Metrics
@@ -59,12 +64,16 @@ class Evaluation(NamedTuple):
     verdicts: VerdictCounts | None
     report: Path | None
     dataset_root: str
+    region_rule: RegionRule | None = None
+    regions: RegionCounts | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `metrics.json`."""
         content = {"detector": self.metrics.as_dict(), "baselines_image_auroc": self.baselines}
         if self.threshold is not None and self.verdicts is not None:
             content["threshold"] = self.threshold._asdict() | self.verdicts._asdict()
+        if self.region_rule is not None and self.regions is not None:
+            content["regions"] = self.regions.as_dict(self.region_rule)
         return content
 
 
@@ -138,6 +147,9 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         regions=test.regions,
         ignored=detector.framing.ignored_in_box,
     )
+    rule, region_counts, boxes = detector.region_rule, None, None
+    if rule is not None:
+        region_counts, boxes = count_regions(rule, maps.combined, test.labels, test.masks)
     evaluation = Evaluation(
         metrics,
         _baseline_aurocs(detector, dataset),
@@ -145,23 +157,32 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         None if threshold is None else count_verdicts(threshold, scores, test.labels),
         Workdir(workdir).report,
         config.dataset.root,
+        rule,
+        region_counts,
     )
     content = json.dumps(evaluation.as_dict(), indent=2) + "\n"
     write_atomically(Workdir(workdir).metrics, content.encode())
-    facts = _facts(config, dataset, threshold) | _framing_facts(detector.framing)
+    facts = _facts(config, dataset, threshold, rule=rule) | _framing_facts(detector.framing)
     write_report(
         Workdir(workdir).report,
-        _scored_images(detector, test, maps),
+        _scored_images(detector, test, maps, boxes=boxes),
         metrics,
         title=f"{NAMES[config.model.size]} on {facts['dataset']}",
         baselines=evaluation.baselines,
         facts=facts,
         threshold=None if threshold is None else threshold.limit,
+        regions=region_counts,
     )
     return evaluation
 
 
-def _scored_images(detector: Detector, test: ImageSet, maps: SplitMaps) -> ScoredImages:
+def _scored_images(
+    detector: Detector,
+    test: ImageSet,
+    maps: SplitMaps,
+    *,
+    boxes: Sequence[Sequence[RelativeBox]] | None,
+) -> ScoredImages:
     """The contents of the report; it shows local and global maps if there are global ones."""
     return ScoredImages(
         test.names,
@@ -173,10 +194,13 @@ def _scored_images(detector: Detector, test: ImageSet, maps: SplitMaps) -> Score
         test.masks,
         local_maps=None if maps.global_ is None else maps.local,
         global_maps=maps.global_,
+        boxes=boxes,
     )
 
 
-def _facts(config: Config, dataset: Dataset, threshold: Threshold | None) -> dict[str, str]:
+def _facts(
+    config: Config, dataset: Dataset, threshold: Threshold | None, *, rule: RegionRule | None
+) -> dict[str, str]:
     """The facts that head the report."""
     facts = {
         "dataset": f"{config.dataset.name} {config.category}".strip(),
@@ -187,6 +211,8 @@ def _facts(config: Config, dataset: Dataset, threshold: Threshold | None) -> dic
     }
     if threshold is not None:
         facts["threshold"] = summary(threshold)
+    if rule is not None:
+        facts["pixel threshold"] = region_summary(rule)
     return facts
 
 
@@ -242,6 +268,7 @@ def evaluation_summary(evaluation: Evaluation) -> str:
     lines = [
         *_metric_lines(evaluation.metrics, evaluation.baselines),
         *_threshold_lines(evaluation.threshold, evaluation.verdicts),
+        *_region_lines(evaluation.region_rule, evaluation.regions),
         f"report: {evaluation.report}",
     ]
     return "\n".join(lines)
@@ -277,13 +304,28 @@ def _threshold_lines(threshold: Threshold | None, verdicts: VerdictCounts | None
     """The threshold, and the verdicts on the test images by it."""
     if threshold is None or verdicts is None:
         return []
-
-    def part(count: int, total: int, kind: str) -> str:
-        share = f", {percent(count / total)}" if total else ""
-        return f"{count} of {total} {kind} test images{share}"
-
+    alarms = _part(verdicts.false_alarms, verdicts.normal, "normal test images")
+    found = _part(verdicts.found, verdicts.anomalous, "anomalous test images")
     return [
         f"threshold            {summary(threshold)}",
-        f"  false alarms       {part(verdicts.false_alarms, verdicts.normal, 'normal')}",
-        f"  found              {part(verdicts.found, verdicts.anomalous, 'anomalous')}",
+        f"  false alarms       {alarms}",
+        f"  found              {found}",
     ]
+
+
+def _region_lines(rule: RegionRule | None, counts: RegionCounts | None) -> list[str]:
+    """The pixel threshold, and the regions of the test images by it."""
+    if rule is None or counts is None:
+        return []
+    false = _part(counts.good_images_with_regions, counts.good_images, "normal test images")
+    return [
+        f"pixel threshold      {region_summary(rule)}",
+        f"  false regions      {counts.false_regions}, in {false}",
+        f"  defects found      {_part(counts.found, counts.defects, 'defects in masks')}",
+    ]
+
+
+def _part(count: int, total: int, kind: str) -> str:
+    """A count and its part of all, as text."""
+    share = f", {percent(count / total)}" if total else ""
+    return f"{count} of {total} {kind}{share}"

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from PIL import Image, ImageFilter
 from sklearn.metrics import roc_curve
 
-from efficientad_jax.detection.heatmap import color_indices, palette
+from efficientad_jax.detection.heatmap import LINE_COLOR, color_indices, palette
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.metrics import Metrics
+from efficientad_jax.evaluation.region_detection import RegionCounts, RelativeBox
 from efficientad_jax.evaluation.region_overlap import PRO_LIMIT, OverlapCurve
 from efficientad_jax.storage.atomic import write_atomically
 
@@ -29,7 +30,6 @@ _SAMPLED = 16
 _MAP_SIDE = 64
 _MAP_COLORS = 64
 _BINS = 40
-_OUTLINE_COLOR = (0, 229, 255)  # Cyan: the one hue that inferno does not hold.
 
 
 class ScoredImages(NamedTuple):
@@ -45,6 +45,7 @@ class ScoredImages(NamedTuple):
       masks: True on the true defect, of any size; None where unknown.
       local_maps: as `maps`, of only the student against the teacher; None where `maps` are those.
       global_maps: as `maps`, of the autoencoder; None without one.
+      boxes: of the regions; None for a detector without a pixel threshold.
     """
 
     names: Sequence[str]
@@ -56,6 +57,7 @@ class ScoredImages(NamedTuple):
     masks: Sequence[Bool[np.ndarray, "_ _"] | None]
     local_maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None
     global_maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None
+    boxes: Sequence[Sequence[RelativeBox]] | None = None
 
 
 def write_report(  # long: names every variable of the template
@@ -67,6 +69,7 @@ def write_report(  # long: names every variable of the template
     baselines: Mapping[str, float | None],
     facts: Mapping[str, str],
     threshold: float | None = None,
+    regions: RegionCounts | None = None,
     max_images: int = 1000,
 ) -> None:
     """Writes the report: one self-contained HTML file that needs no network.
@@ -85,6 +88,7 @@ def write_report(  # long: names every variable of the template
       facts: further facts for the reader (dataset, sizes, versions), by name.
       threshold: initial threshold, a score >= it counts as anomalous; None uses the best-F1
         threshold, or the highest score if that is undefined.
+      regions: counts of the regions whose boxes `test` has, None without them.
       max_images: the largest number of images in the gallery.
 
     Raises:
@@ -117,6 +121,7 @@ def write_report(  # long: names every variable of the template
     html = environment.from_string(source).render(
         title=title,
         metrics=metrics,
+        regions=regions,
         baselines=baselines,
         facts=facts,
         threshold=threshold,
@@ -160,6 +165,7 @@ class _Card(NamedTuple):
     image: str
     heats: dict[str, str]
     outline: str | None
+    boxes: Sequence[RelativeBox]
     width: int
     height: int
 
@@ -342,6 +348,7 @@ def _card(test: ScoredImages, i: int, heats: dict[str, str], *, side: int) -> _C
         image=url,
         heats=heats,
         outline=None if mask is None or not mask.any() else _outline_url(mask, (width, height)),
+        boxes=[] if test.boxes is None else test.boxes[i],
         width=width,
         height=height,
     )
@@ -372,7 +379,7 @@ def _outline_url(mask: Bool[np.ndarray, "_ _"], size: tuple[int, int]) -> str:
     grown = np.asarray(inside.filter(ImageFilter.MaxFilter(5)))
     line = ((grown > 0) & (np.asarray(inside) == 0)).astype(np.uint8)
     picture = Image.fromarray(line, mode="P")
-    picture.putpalette(bytes((0, 0, 0, *_OUTLINE_COLOR)), rawmode="RGB")
+    picture.putpalette(bytes((0, 0, 0, *LINE_COLOR)), rawmode="RGB")
     return _data_url(picture, "PNG", transparency=bytes((0, 255)), bits=1, optimize=True)
 
 

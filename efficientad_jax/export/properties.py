@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from efficientad_jax.data.framing import Framing
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.file import serialized_arrays
 from efficientad_jax.detection.threshold import Threshold
@@ -32,6 +33,8 @@ def export_properties(
       detector: the one that is exported.
       precision: type that the convolutions are computed in, for example 'float32' or 'int8'.
       threshold: for the scores of the exported file; without one, its properties are left out.
+        Those of regions are left out where the detector has no pixel threshold, and for int8, whose
+        maps differ.
 
     Returns:
       Texts, numbers and lists of numbers by name.
@@ -54,14 +57,7 @@ def export_properties(
         "normalization_mean": [round(float(value), 6) for value in IMAGENET_MEAN],
         "normalization_std": [round(float(value), 6) for value in IMAGENET_STD],
     }
-    if detector.framing.fit != "resize":
-        properties["fit"] = detector.framing.fit
-    if detector.framing.usual_size is not None:
-        properties["padded_from"] = list(detector.framing.usual_size)
-    if detector.framing.box is not None:
-        properties["region_of_interest"] = list(detector.framing.box)
-    if detector.framing.ignored is not None:
-        properties["ignore_mask"] = "in the file"
+    properties |= _framing_properties(detector.framing)
     if threshold is not None:
         properties |= {
             "verdict": "anomalous if score >= threshold",
@@ -71,6 +67,30 @@ def export_properties(
             "false_alarm_rate_high": threshold.high,
             "threshold_images": threshold.images,
         }
+    rule = detector.region_rule
+    if rule is not None and precision != "int8":
+        properties |= {
+            "regions": "by the caller: connected pixels of the map at the image's own size",
+            "pixel_threshold": rule.threshold.limit,
+            "smallest_region": rule.smallest_area,
+            "region_false_positive_rate": rule.threshold.false_alarm_rate,
+            "region_false_positive_rate_low": rule.threshold.low,
+            "region_false_positive_rate_high": rule.threshold.high,
+        }
+    return properties
+
+
+def _framing_properties(framing: Framing) -> dict[str, Any]:
+    """How the caller makes the input of an image; none if it only resizes it."""
+    properties: dict[str, Any] = {}
+    if framing.fit != "resize":
+        properties["fit"] = framing.fit
+    if framing.usual_size is not None:
+        properties["padded_from"] = list(framing.usual_size)
+    if framing.box is not None:
+        properties["region_of_interest"] = list(framing.box)
+    if framing.ignored is not None:
+        properties["ignore_mask"] = "in the file"
     return properties
 
 

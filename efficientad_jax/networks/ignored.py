@@ -38,7 +38,7 @@ class Ignored(NamedTuple):
 
 def ignored_in_images(
     framing: Framing,
-    seen: Sequence[tuple[int, int]],
+    seen: Sequence[tuple[int, int]] | None,
     input_size: tuple[int, int],
     *,
     padding: bool,
@@ -48,17 +48,28 @@ def ignored_in_images(
 
     Args:
       framing: of the detector or the dataset.
-      seen: height and width of the region of interest of each image.
+      seen: height and width of the region of interest of each image; None for the usual size.
       input_size: of the networks.
       padding: see `ignored_places`.
       upsample_first: see `ignored_places`.
 
     Returns:
-      None if nothing is; one for all images if it is the same.
+      None if nothing is, and for images that are cut into tiles; one for all images if it is the
+      same.
 
     Raises:
-      InputError: no value of an image counts.
+      InputError: no value of an image counts, or padding depends on sizes that are not given.
     """
+    if framing.is_plain or framing.fit == "tile":
+        return None
+    if framing.fit == "pad" and seen is None:
+        if framing.usual_size is None:
+            raise InputError(
+                "detector: pads images, and its training images had several sizes, expected one "
+                "size; train with config.model.fit = 'resize'"
+            )
+        seen = [framing.usual_size]
+    seen = seen or [input_size]  # which does not matter where images are resized
     rule = (padding, upsample_first)
     if framing.fit != "pad" or len(set(seen)) == 1:
         return _places_of_size(framing, seen[0], input_size, rule=rule)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.detection.heatmap import HIGH, LOW, encode_heat
-from efficientad_jax.detection.threshold import Threshold, score_fields
+from efficientad_jax.detection.threshold import RegionRule, Threshold, score_fields
 from efficientad_jax.serving.scoring import Scored
 
 _JSON = "application/json"
@@ -42,6 +42,24 @@ def response_type(request: Request) -> str:
     return best
 
 
+def wants_regions(request: Request, media_type: str) -> bool:
+    """Whether the response is to have the regions: by `?regions=`, else only as JSON.
+
+    Args:
+      request: of the image.
+      media_type: as `response_type` returns it.
+
+    Raises:
+      HTTPException: 400 for another value than true and false.
+    """
+    value = request.query_params.get("regions")
+    if value is None:
+        return media_type == _JSON
+    if value not in ("true", "false"):
+        raise HTTPException(400, f"regions={value!r}: expected true or false")
+    return value == "true"
+
+
 def create_response(
     media_type: str,
     scored: Scored,
@@ -49,6 +67,7 @@ def create_response(
     *,
     size: tuple[int, int],
     enlarge: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = resize_map,
+    region_rule: RegionRule | None = None,
 ) -> Response:
     """The response for one image. Takes long for a large map: call it outside of the event loop.
 
@@ -59,15 +78,21 @@ def create_response(
       threshold: of the detector.
       size: height and width of the image in pixels, to which the map is resized.
       enlarge: resizes the map to the image.
+      region_rule: finds the regions, which JSON lists and a heat map shows as boxes; None for none.
     """
     height, width = size
     fields = score_fields(threshold, scored.score)
-    if media_type == _JSON:
-        return JSONResponse(fields | {"height": height, "width": width})
-    headers = {f"X-Anomaly-{name.capitalize()}": json.dumps(fields[name]) for name in fields}
+    is_json = media_type == _JSON
+    if is_json and region_rule is None:
+        return JSONResponse(fields | {"regions": None, "height": height, "width": width})
     resized = enlarge(scored.anomaly_map, size)
+    regions = () if region_rule is None else region_rule.find(resized)
+    if is_json:
+        found = [region.as_dict() for region in regions]
+        return JSONResponse(fields | {"regions": found, "height": height, "width": width})
+    headers = {f"X-Anomaly-{name.capitalize()}": json.dumps(fields[name]) for name in fields}
     if media_type == MAP_TYPES["png"]:
-        content = encode_heat(resized, LOW, HIGH)
+        content = encode_heat(resized, LOW, HIGH, boxes=[region.box for region in regions])
     else:
         encoded = io.BytesIO()
         np.save(encoded, resized)

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from efficientad_jax.data.framing import check_image_size, map_of_image, seen_size
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.errors import InputError, printable
-from efficientad_jax.serving.answers import create_response, response_type
+from efficientad_jax.serving.answers import create_response, response_type, wants_regions
 from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.metrics import create_metrics
@@ -138,6 +138,7 @@ async def _score_upload(request: Request, service: _Service) -> Response:
     service.waiting += 1
     try:
         media_type = response_type(request)
+        rule = detector.region_rule if wants_regions(request, media_type) else None
         content = await read_upload(request, limits)
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
         posted, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
@@ -149,6 +150,7 @@ async def _score_upload(request: Request, service: _Service) -> Response:
             detector.threshold,
             size=size,
             enlarge=partial(_enlarge, detector),
+            region_rule=rule,
         )
         return await in_thread(respond)
     finally:

@@ -119,7 +119,8 @@ def _score(
     """Scores an image and, if `pictures` asks for it, writes its heat map.
 
     Returns:
-      Fields of the journal: score, verdict, threshold and, if it was written, the picture.
+      Fields of the journal: score, verdict, threshold, regions (None for a detector without a pixel
+      threshold) and, if it was written, the picture.
 
     Raises:
       InputError: the image cannot be used.
@@ -128,9 +129,15 @@ def _score(
     pixels = detector.decode(image.source, image.name)
     detection = detector(pixels)
     result = score_fields(detector.threshold, detection.score)
+    regions = () if detector.region_rule is None else detection.regions
+    found = None if detector.region_rule is None else [region.as_dict() for region in regions]
+    result["regions"] = found
     if pictures == "all" or (pictures == "anomalous" and result["verdict"]):
         try:
-            save_picture(image.picture, pixels, [detection.anomaly_map], low=LOW, high=HIGH)
+            boxes = [region.box for region in regions]
+            save_picture(
+                image.picture, pixels, [detection.anomaly_map], low=LOW, high=HIGH, boxes=boxes
+            )
         except OSError as error:
             if stops_all_writing(error):
                 raise

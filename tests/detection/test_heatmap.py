@@ -1,3 +1,4 @@
+import io
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientad_jax.detection.heatmap import color_indices, overlay, palette, save_picture
+from efficientad_jax.detection.heatmap import (
+    LINE_COLOR,
+    color_indices,
+    draw_boxes,
+    encode_heat,
+    overlay,
+    palette,
+    save_picture,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.storage.atomic import write_atomically
 
@@ -73,6 +82,46 @@ def test_save_picture_puts_the_overlays_next_to_the_image(tmp_path):
     np.testing.assert_array_equal(pixels[:, 7:14], image)
     np.testing.assert_array_equal(pixels[:, 14:], overlay(image, maps[1], low=0.0, high=1.0))
     assert [p.name for p in path.parent.iterdir()] == ["picture.png"]
+
+
+def test_boxes_are_drawn_around_their_pixels_and_kept_inside_the_picture():
+    pixels = np.zeros((9, 12, 3), np.uint8)
+    draw_boxes(pixels, [(3, 2, 4, 3), (9, 0, 3, 9)], (1, 2, 3))
+    lines = (pixels == (1, 2, 3)).all(-1)
+    expected = np.zeros((9, 12), bool)
+    expected[1:6, 2:8] = True
+    expected[2:5, 3:7] = False
+    # At the border of the picture the line is inside of the box.
+    expected[:, [8, 11]] = expected[[0, 8], 8:] = True
+    np.testing.assert_array_equal(lines, expected)
+    draw_boxes(pixels[:0], [], (1, 2, 3))
+
+
+def test_pictures_show_boxes_over_the_maps_only(tmp_path):
+    image = np.random.default_rng(0).integers(0, 200, (30, 40, 3), np.uint8)
+    maps, boxes = [np.zeros((30, 40), np.float32)], [(5, 6, 7, 8)]
+    save_picture(tmp_path / "a.png", image, maps, low=0.0, high=1.0, boxes=boxes)
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture)
+    np.testing.assert_array_equal(pixels[:, :40], image)
+    lines = (pixels[:, 40:] == LINE_COLOR).all(-1)
+    assert lines.sum() == 2 * (9 + 8)
+    assert lines[5, 4:13].all()
+
+
+def test_an_encoded_heat_map_keeps_its_colors_under_boxes():
+    anomaly_map = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
+    plain, drawn = (
+        np.asarray(
+            Image.open(io.BytesIO(encode_heat(anomaly_map, 0.0, 1.0, boxes=boxes))).convert("RGBA")
+        )
+        for boxes in ([], [(4, 5, 6, 7)])
+    )
+    lines = (drawn == [*LINE_COLOR, 255]).all(-1)
+    assert lines.sum() == 2 * (8 + 7)
+    # The last color of the palette is that of the lines.
+    others = ~lines & (color_indices(anomaly_map, 0.0, 1.0) < 255)
+    np.testing.assert_array_equal(drawn[others], plain[others])
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_maps_and_scores_are_those_of_algorithm_2():
 @pytest.mark.parametrize("values", [10, 500, 5000])
 def test_a_score_may_be_the_mean_of_the_highest_values(values):
     params, images = detector_params(), uint8_images(3, SIZE)
-    calibration, scores = calibrate(NETWORKS, params, images, score_values=values)
+    calibration, scores, _ = calibrate(NETWORKS, params, images, score_values=values)
     found = detect(NETWORKS, params, calibration, jnp.asarray(images))
     inside = np.asarray(found.combined)[:, 4:-4, 4:-4].reshape(3, -1)
     expected = np.sort(inside, axis=1)[:, -values:].mean(1)
@@ -78,7 +78,7 @@ def test_the_margin_is_zero_and_not_below_normal():
 def test_quantiles_are_taken_before_padding_and_resizing():
     params, images = detector_params(), uint8_images(2, SIZE)
     local, global_ = literal_maps(params, images)
-    found, _ = calibrate(NETWORKS, params, images)
+    found, *_ = calibrate(NETWORKS, params, images)
     assert found.global_ is not None
     expected = [np.quantile(m, q) for m in (local, global_) for q in (0.9, 0.995)]
     np.testing.assert_allclose([*found.local, *found.global_], expected, rtol=1e-4)
@@ -88,7 +88,7 @@ def test_quantiles_are_taken_before_padding_and_resizing():
 
 def test_upsampling_first_is_a_switch():
     params, images = detector_params(), uint8_images(size=SIZE)
-    first, _ = calibrate(NETWORKS, params, images, upsample_first=True)
+    first, *_ = calibrate(NETWORKS, params, images, upsample_first=True)
     found = detect(NETWORKS, params, first, jnp.asarray(images))
     assert found.combined.shape == (1, *SIZE)
     np.testing.assert_allclose(found.scores, np.asarray(found.combined).max((1, 2)))
@@ -97,7 +97,7 @@ def test_upsampling_first_is_a_switch():
 
 def test_without_an_autoencoder_the_local_map_is_all():
     params = detector_params()._replace(autoencoder=None)
-    calibration, _ = calibrate(NETWORKS, params, uint8_images(size=SIZE))
+    calibration, *_ = calibrate(NETWORKS, params, uint8_images(size=SIZE))
     found = detect(NETWORKS, params, calibration, jnp.asarray(uint8_images(size=SIZE)))
     assert found.global_ is None
     np.testing.assert_array_equal(found.combined, found.local)
@@ -105,7 +105,7 @@ def test_without_an_autoencoder_the_local_map_is_all():
 
 def test_normalization_can_be_switched_off():
     params, images = detector_params(), uint8_images(size=SIZE)
-    off, scores = calibrate(NETWORKS, params, images, normalize=False)
+    off, scores, _ = calibrate(NETWORKS, params, images, normalize=False)
     local, global_ = literal_maps(params, images)
     found = detect(NETWORKS, params, off, jnp.asarray(images))
     np.testing.assert_allclose(found.scores, (0.5 * local + 0.5 * global_).max((1, 2)), rtol=1e-4)

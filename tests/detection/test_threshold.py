@@ -11,9 +11,16 @@ from scipy import stats
 from configs import elpv, paper
 from efficientad_jax import Detector, InputError, choose_threshold, detect_tiled
 from efficientad_jax.config import read_config
+from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.detection.calibration import calibrate
 from efficientad_jax.detection.inference import jitted_detect
-from efficientad_jax.detection.threshold import MARGIN, count_verdicts, is_anomalous, summary
+from efficientad_jax.detection.threshold import (
+    MARGIN,
+    choose_region_rule,
+    count_verdicts,
+    is_anomalous,
+    summary,
+)
 from efficientad_jax.networks.model import create_networks
 from tests.helpers.detectors import SPEC, random_detector
 from tests.helpers.images import picture
@@ -142,13 +149,13 @@ def test_a_detector_without_scores_has_no_threshold(detector, tmp_path):
 
 @cache
 def calibrated(autoencoder=False, **rules):
-    """A detector whose threshold is chosen on these images, for a rate of 20 %."""
+    """A detector whose threshold is chosen on these images, for a rate of 20 %, and their maps."""
     spec = SPEC._replace(out_channels=4, autoencoder=autoencoder)
     plain = random_detector(spec)
     images = np.stack([picture(128, 128, seed) for seed in range(13)])
-    calibration, scores = calibrate(plain.networks, plain.params, images, **rules)
+    calibration, scores, maps = calibrate(plain.networks, plain.params, images, **rules)
     detector = replace(plain, calibration=calibration, validation_scores=tuple(scores.tolist()))
-    return detector.with_threshold(0.2), images
+    return detector.with_threshold(0.2), images, maps
 
 
 def scores_by(path, detector, images):
@@ -187,7 +194,7 @@ GLOBAL = {"autoencoder": True, "upsample_first": True}
     + [({"score_values": 10}, path) for path in ("image", "tiles", "batch 13")],
 )
 def test_images_that_a_threshold_is_chosen_on_reach_it_no_more_often_than_its_rate(kind, path):
-    detector, images = calibrated(**kind)
+    detector, images, _ = calibrated(**kind)
     threshold = detector.threshold
     # k = floor(0.2 * 14) = 2: the second highest is the lowest that may not reach the limit.
     highest = np.sort(detector.validation_scores)[::-1]
@@ -201,8 +208,21 @@ def test_images_that_a_threshold_is_chosen_on_reach_it_no_more_often_than_its_ra
     assert counts.false_alarms == 1
 
 
+@pytest.mark.parametrize("kind", [{}, GLOBAL])
+def test_images_that_a_pixel_threshold_is_chosen_on_have_regions_no_more_often_than_its_rate(kind):
+    detector, images, maps = calibrated(**kind)
+    sizes = [(90 + 10 * i, 150) for i in range(len(images))]
+    own = [resize_map(each, size) for each, size in zip(maps, sizes, strict=True)]
+    for area in (1, 30):
+        rule = choose_region_rule(own, 0.2, area)
+        found = replace(detector, region_rule=rule).detect_resized(images, sizes)
+        for detection, expected in zip(found, own, strict=True):
+            np.testing.assert_allclose(detection.anomaly_map, expected, atol=2e-5)
+        assert [bool(detection.regions) for detection in found].count(True) == 1
+
+
 def test_the_margin_is_stored_apart_and_earlier_detectors_have_none(tmp_path):
-    detector, _ = calibrated()
+    detector, *_ = calibrated()
     assert detector.threshold.margin == pytest.approx(MARGIN * (1 + detector.threshold.value))
     assert detector.threshold.limit == detector.threshold.value + detector.threshold.margin
     detector.save(tmp_path / "detector")

@@ -13,7 +13,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir, evaluation_summary
 from efficientad_jax.recipes import folder as folder_recipe
 from efficientad_jax.runs.workdir import Workdir
-from tests.helpers.detectors import random_detector
+from tests.helpers.detectors import random_detector, with_regions
 
 SIDE = 128
 GENERATOR = np.random.default_rng(0)
@@ -61,6 +61,29 @@ def test_the_files_hold_what_is_returned(workdir: Path) -> None:
     assert f"AU-PRO (FPR < 0.3)   {evaluation.metrics.au_pro:.4f}\n" in text
     assert f"{evaluation.verdicts.found} of 2 anomalous test images" in text
     assert text.endswith(f"report: {files.report}")
+
+
+def test_regions_are_counted_where_there_is_a_pixel_threshold(workdir: Path) -> None:
+    detector = Detector.load(Workdir(workdir).detector)
+    dataset = Dataset(image_set([0] * 4), image_set([0] * 2), image_set([0, 0, 1, 1]))
+    plain = evaluate_workdir(workdir, dataset)
+    assert plain.regions is None
+    assert "regions" not in plain.as_dict()
+    assert "pixel threshold" not in evaluation_summary(plain)
+    found = detector.detect_resized(dataset.test.images, dataset.test.sizes)
+    peaks = [float(detection.anomaly_map.max()) for detection in found]
+    with_regions(detector, 0.9 * min(peaks)).save(Workdir(workdir).detector)
+    evaluation = evaluate_workdir(workdir, dataset)
+    counts = evaluation.regions
+    assert counts is not None
+    assert (counts.defects, counts.good_images, counts.good_images_with_regions) == (2, 2, 2)
+    stored = json.loads(Workdir(workdir).metrics.read_text())["regions"]
+    assert stored["found"] == counts.found
+    assert stored["false_regions_per_good_image"] == counts.false_regions / 2 >= 1
+    text = evaluation_summary(evaluation)
+    assert f"{counts.found} of 2 defects in masks" in text
+    assert f"{counts.false_regions}, in 2 of 2 normal test images, 100 %" in text
+    assert "Boxes of" in Workdir(workdir).report.read_text()
 
 
 def test_without_test_images_nothing_is_written(workdir: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.metrics import evaluate
+from efficientad_jax.evaluation.region_detection import RegionCounts
 from efficientad_jax.evaluation.region_overlap import OverlapCurve
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 
@@ -226,6 +227,25 @@ def test_the_outline_surrounds_the_defect_even_a_single_pixel(tmp_path):
     assert outline.shape == (320, 320)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (60, 64, 123, 127)
     assert outline[62, 125] == 0
+
+
+def test_boxes_of_regions_are_drawn_over_their_images_and_counted(tmp_path):
+    boxes = [[]] * 9 + [[(0.25, 0.5, 0.125, 0.2)], [(0.0, 0.0, 1.0, 1.0)] * 2]
+    counts = RegionCounts(8, 6, 6, 2, 3)
+    test = _test_images()._replace(boxes=boxes)
+    html, page, _ = _write(tmp_path, test, regions=counts)
+    assert "6 of 8 defects in masks" in html
+    assert "3 in 2 of 6 good images" in html
+    assert ">0.750<" in html
+    assert ">0.500<" in html
+    assert len(page.all("svg", "boxes")) == 2
+    paths = [a["d"] for a in page.all("path")]
+    assert paths.count("M25.00 50.00h12.50v20.00h-12.50z") == 2  # a line and its dark edge
+    assert "boxes" in [i.get("id") for i in page.all("input")]
+    html, page, _ = _write(tmp_path, _test_images())
+    assert not page.all("svg", "boxes")
+    assert "defects in masks" not in html
+    assert "boxes" not in [i.get("id") for i in page.all("input")]
 
 
 @pytest.mark.parametrize(("good", "anomalous"), [(4, 0), (0, 4), (1, 0)])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from efficientad_jax.evaluation.metrics import evaluate
+from efficientad_jax.evaluation.region_detection import RegionCounts
 from efficientad_jax.evaluation.report import ScoredImages, write_report
 from tests.helpers.chromium import chromium
 
@@ -32,6 +33,7 @@ def test_images():
         masks=[mask if label else None for label in labels],
         local_maps=maps,
         global_maps=maps,
+        boxes=[[(0.25, 0.125, 0.5, 0.25)] if label else [] for label in labels],
     )
 
 
@@ -47,6 +49,7 @@ def browser(tmp_path_factory, test_images):
         title="Parts",
         baselines={"mean brightness": 0.6},
         facts={"dataset": "parts"},
+        regions=RegionCounts(10, 10, GOOD, 0, 0),
     )
     with chromium() as page:
         yield page, path
@@ -145,6 +148,21 @@ def test_overlays_are_chosen_faded_and_switched_off(page):
     assert style(page, ".outline", "visibility") == "visible"
     page.run("document.getElementById('outlines').click()")
     assert style(page, ".outline", "visibility") == "hidden"
+    assert style(page, ".boxes", "visibility") == "visible"
+    page.run("document.getElementById('boxes').click()")
+    assert style(page, ".boxes", "visibility") == "hidden"
+
+
+def test_boxes_lie_over_their_places_in_the_image(page):
+    image, box = page.run(
+        """(() => { const stack = document.querySelector(".card .stack");
+        return [stack.querySelector("img"), stack.querySelector(".boxes path")].map((part) => {
+        const place = part.getBoundingClientRect();
+        return [place.x, place.y, place.width, place.height]; }); })()"""
+    )
+    x, y, width, height = image
+    expected = (x + 0.25 * width, y + 0.125 * height, 0.5 * width, 0.25 * height)
+    np.testing.assert_allclose(box, expected, atol=2.0)
 
 
 def test_images_are_sorted(page, test_images):
@@ -198,7 +216,8 @@ def test_it_can_be_used_with_only_the_keyboard(page):
     while focused(page) != "open":
         page.press("Tab")
         order.append(focused(page))
-    wanted = ["exact", "reset", "sort", "kind", "verdict", "heat-on", "heat", "outlines", "open"]
+    wanted = ["exact", "reset", "sort", "kind", "verdict", "heat-on", "heat", "outlines"]
+    wanted += ["boxes", "open"]
     assert [name for name in order if name] == wanted
     names = [card["name"] for card in shown(page)]
     page.press("Enter")

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from efficientad_jax import InputError, __version__, commands
-from efficientad_jax.detection.threshold import Threshold, choose_threshold
+from efficientad_jax.detection.threshold import RegionRule, Threshold, choose_threshold
 from efficientad_jax.export.int8 import int8_model
 from efficientad_jax.export.onnx_model import onnx_model
 from efficientad_jax.export.programs import onnx_program, open_program, run_in_batches
@@ -92,6 +92,23 @@ def test_without_a_threshold_none_is_stored(images):
     for model in (onnx_model(detector), int8_model(detector, images)):
         assert "threshold" not in texts(model)
         assert onnx_program(model.SerializeToString()).threshold is None
+
+
+def test_files_say_how_to_find_regions_and_int8_ones_do_not(detector):
+    rule = RegionRule(THRESHOLD, 12, ())
+    with_rule = replace(detector, region_rule=rule)
+    stored = texts(onnx_model(with_rule))
+    assert float(stored["pixel_threshold"]) == THRESHOLD.limit
+    assert stored["smallest_region"] == "12"
+    assert float(stored["region_false_positive_rate"]) == 0.05
+    assert float(stored["region_false_positive_rate_high"]) == 0.25
+    assert export_properties(with_rule, "bfloat16", None)["pixel_threshold"] == THRESHOLD.limit
+    for properties in (
+        export_properties(with_rule, "int8", THRESHOLD),
+        export_properties(detector, "float32", THRESHOLD),
+    ):
+        assert "pixel_threshold" not in properties
+        assert "smallest_region" not in properties
 
 
 def test_a_stablehlo_file_has_its_properties_next_to_it(detector, tmp_path, capsys):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from efficientad_jax.detection.detector import Detection
+from efficientad_jax.detection.threshold import RegionRule, Threshold
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation import paper_results
 from efficientad_jax.figures.drawing import save_figure
@@ -23,6 +24,7 @@ from efficientad_jax.figures.receptive_field import (
     mean_feature_map,
     receptive_window,
 )
+from efficientad_jax.figures.regions import RegionsOfImage, draw_regions
 from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, Size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
@@ -47,13 +49,13 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
     size: Size, channels: Sequence[int]
 ) -> None:
     network, params = random_network(size)
-    position = (1, 2)
+    position, image_size = (1, 2), (40, 44)
     gradient = absolute_gradient(
-        network, params, uint8_images(1, SIZE), position=position, channels=channels
+        network, params, uint8_images(1, image_size), position=position, channels=channels
     )
     rows, columns = receptive_window(*position)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (33, 33)
-    inside = np.zeros(SIZE, bool)
+    inside = np.zeros(image_size, bool)
     inside[rows, columns] = True
     np.testing.assert_array_equal(gradient[~inside], 0)
     assert np.all(gradient[inside] > 0)
@@ -61,8 +63,8 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
 
 def test_the_gradient_is_how_much_the_feature_changes() -> None:
     network, params = random_network("small")
-    images = uint8_images(2, SIZE)
-    position, channel = (2, 2), 1
+    images = uint8_images(2, (44, 44))
+    position, channel = (1, 1), 1
     gradient = absolute_gradient(network, params, images, position=position, channels=[channel])
     np.testing.assert_array_equal(
         gradient, absolute_gradient(network, params, images, channels=[channel])
@@ -141,6 +143,29 @@ def test_maps_are_drawn_on_one_scale() -> None:
         draw_maps(images, detections, high=0.0)
     with pytest.raises(InputError, match="no images"):
         draw_maps([], [])
+
+
+def test_regions_are_drawn_as_boxes_next_to_true_defects() -> None:
+    rule = RegionRule(Threshold(0.5, 0.05, 0.01, 0.2, 40), 2, ())
+    anomaly_map = np.zeros((8, 12), np.float32)
+    anomaly_map[2:5, 3:9] = 1.0
+    found = Detection(1.0, anomaly_map, anomaly_map, None, rule)
+    image = uint8_images(1, (8, 12))[0]
+    shown = [RegionsOfImage(f"{i}", image, found, anomaly_map > 0) for i in range(6)]
+    shown += [RegionsOfImage("6", image, found._replace(anomaly_map=0 * anomaly_map), None)]
+    figure = draw_regions(shown)
+    assert len(figure.axes) == 10
+    for axis in figure.axes[:6]:
+        (box,) = axis.patches
+        assert (box.get_xy(), box.get_width(), box.get_height()) == ((2.5, 1.5), 6, 3)
+        assert len(axis.collections) == 1
+    assert not figure.axes[6].patches
+    assert not figure.axes[6].collections
+    assert [axis.get_title() for axis in figure.axes] == [*"0123456", "", "", ""]
+    with pytest.raises(InputError, match="no images"):
+        draw_regions([])
+    with pytest.raises(InputError, match="no pixel threshold"):
+        draw_regions([shown[0]._replace(detection=found._replace(region_rule=None))])
 
 
 @pytest.mark.parametrize(("padding", "first"), [(False, 14.5), (True, 0)])

@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["efficientad_jax", "json"]):
 
     from efficientad_jax.detection import file as module
     from efficientad_jax.detection.detector import Detector
-    from efficientad_jax.detection.threshold import choose_threshold
+    from efficientad_jax.detection.threshold import RegionRule, choose_threshold
     from efficientad_jax.errors import InputError
     from tests.helpers.detectors import random_detector
 
@@ -35,7 +35,8 @@ def _whole(folder: Path) -> tuple[bytes, bytes]:
     """Both files of a small detector."""
     scores = (0.5, 1.5)
     threshold = choose_threshold(scores, 0.5)
-    replace(random_detector(), threshold=threshold, validation_scores=scores).save(folder)
+    detector = replace(random_detector(), threshold=threshold, validation_scores=scores)
+    replace(detector, region_rule=RegionRule(threshold, 9, scores)).save(folder)
     (arrays,) = folder.glob("arrays-*")
     return (folder / "detector.json").read_bytes(), arrays.read_bytes()
 

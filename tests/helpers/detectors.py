@@ -11,7 +11,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.map_normalization import MapQuantiles
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.detection.threshold import Threshold
+from efficientad_jax.detection.threshold import RegionRule, Threshold
 
 SPEC = DetectorSpec("small", 1, (128, 128), False, "float32", autoencoder=False)
 
@@ -47,6 +47,12 @@ def random_detector(
     global_ = MapQuantiles(0.2, 1.0) if spec.autoencoder else None
     calibration = Calibration(MapQuantiles(0.5, 2.0), global_, upsample_first, score_values)
     return Detector(spec, params, calibration, config or {}, {})
+
+
+def with_regions(detector: Detector, value: float, smallest_area: int = 1) -> Detector:
+    """The same detector with a pixel threshold of this value."""
+    threshold = Threshold(value, 0.05, 0.01, 0.1, 100)
+    return replace(detector, region_rule=RegionRule(threshold, smallest_area, ()))
 
 
 def with_threshold(detector: Detector, value: float) -> Detector:

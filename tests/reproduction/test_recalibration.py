@@ -22,7 +22,7 @@ def test_scores_of_other_quantiles_are_those_of_a_detector_calibrated_so() -> No
     choices = [CalibrationChoice(0.5, 0.99, True), CalibrationChoice(0.9, 0.995, False)]
     actual = recalibrated_scores(detector, validation, test, choices)
     for choice, scores in zip(choices, actual, strict=True):
-        expected, _ = calibrate(
+        expected, *_ = calibrate(
             detector.networks, params, validation, score_values=20, **choice._asdict()
         )
         direct = Detector(spec, params, expected, {}, {}).detect(test).scores

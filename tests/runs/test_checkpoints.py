@@ -63,7 +63,10 @@ def test_an_incomplete_checkpoint_of_a_killed_run_is_removed(tmp_path):
     unfinished = tmp_path / "c" / "3.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "c" / "2", unfinished)
     assert_is(restored(tmp_path / "c"), 2)
+    # Orbax removes it in a thread and waits for that before the next save.
+    saved(tmp_path / "c", {3: 0.5})
     assert not unfinished.exists()
+    assert_is(restored(tmp_path / "c"), 3)
 
 
 def test_a_state_that_is_not_finite_is_refused(tmp_path):

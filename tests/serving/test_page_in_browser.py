@@ -46,7 +46,7 @@ def page(browser):
     page.open(f"{address}/")
     page.until("document.getElementById('about').textContent.includes('or more is anomalous')")
     yield page
-    allowed = {f"{address}/", f"{address}/health", f"{address}/predict"}
+    allowed = {f"{address}/", f"{address}/health", f"{address}/predict?regions=true"}
     requested = {request for request in page.requests if not request.startswith("blob:")}
     assert requested <= allowed
 

@@ -66,7 +66,7 @@ def test_an_image_is_answered_as_the_detector_answers(address, detector):
     pixels = picture(100, 80, seed=3)
     expected = detector(pixels)
     fields = {"score": pytest.approx(expected.score, rel=1e-5), "verdict": None, "threshold": None}
-    fields |= {"height": 100, "width": 80}
+    fields |= {"regions": None, "height": 100, "width": 80}
     answer = post(address, encoded(pixels))
     assert (answer.status_code, answer.json()) == (200, fields)
     form = httpx2.post(

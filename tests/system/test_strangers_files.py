@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from efficientad_jax import Detector, InputError, choose_threshold
 from efficientad_jax.detection.spec import DetectorSpec
+from efficientad_jax.detection.threshold import RegionRule
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import (
     FORMAT,
@@ -38,6 +39,7 @@ def saved(tmp_path_factory):
     scores = (0.5, 1.5)
     threshold = choose_threshold(scores, 0.5)
     detector = replace(random_detector(SPEC), threshold=threshold, validation_scores=scores)
+    detector = replace(detector, region_rule=RegionRule(threshold, 9, scores))
     detector.save(folder)
     return folder
 
@@ -134,6 +136,16 @@ def replace_arrays(folder, content):
         (("validation_scores",), [float("nan")]),
         (("validation_scores",), [1]),
         (("validation_scores",), [[1.0]]),
+        (("regions",), []),
+        (("regions",), {}),
+        (("regions", "more"), 1),
+        (("regions", "threshold"), None),
+        (("regions", "threshold"), 0.5),
+        (("regions", "threshold", "value"), float("nan")),
+        (("regions", "threshold", "margin"), -1.0),
+        (("regions", "smallest_area"), 0),
+        (("regions", "smallest_area"), 1.0),
+        (("regions", "validation_scores"), [True]),
         (("config",), [1]),
         (("metrics",), None),
         (("arrays_sha256",), 7),

@@ -106,7 +106,7 @@ def test_each_file_is_scored_once_when_it_is_complete(detector, tmp_path, pollin
     del entries[2]
     for record, pixels, line in zip(entries, (before, slow, moved), watched.results, strict=True):
         assert record["score"] == pytest.approx(detector(pixels).score, rel=1e-5)
-        assert record["verdict"] is record["threshold"] is None
+        assert record["verdict"] is record["threshold"] is record["regions"] is None
         assert line.endswith(f"{record['score']:.4g}  no verdict")
 
     # A second watch scores only files that are new or rewritten.

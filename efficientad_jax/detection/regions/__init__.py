@@ -1,0 +1,1 @@
+"""Regions of an anomaly map: where in the image the defects are, in pixels."""
