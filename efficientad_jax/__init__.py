@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from efficientad_jax.detection.detector import Detection, Detector
+    from efficientad_jax.detection.detector import Detector
+    from efficientad_jax.detection.inference import Detection
     from efficientad_jax.detection.map_normalization import (
         MapQuantiles,
         map_quantiles,
@@ -43,7 +44,7 @@ __all__ = [
 # help without JAX, and a detector is used without the code of the training.
 _MODULES = {
     "Autoencoder": "networks.autoencoder",
-    "Detection": "detection.detector",
+    "Detection": "detection.inference",
     "Detector": "detection.detector",
     "InputError": "errors",
     "MapQuantiles": "detection.map_normalization",

@@ -27,6 +27,7 @@ MOST_SCORE_VALUES = 500
 Size = Literal["small", "medium"]  # PDN-S, PDN-M
 Dtype = Literal["float32", "bfloat16"]
 Reduction = Literal["average", "pca"]
+Fit = Literal["resize", "pad", "tile"]
 Schedule = Literal["constant", "warmup_cosine", "warmup_stable_decay"]
 
 Section = TypeVar("Section", bound="_Checked")
@@ -111,6 +112,10 @@ class DatasetConfig(_Checked):
         dataset has no validation images (Section 4).
       white_level: value of 16-bit pixels that becomes 255. Cameras of 10, 12 and 14 bits write
         files of 16 bits whose values end at 1023, 4095 and 16383.
+      ignore_mask: an image file that is black where all images are ignored, and as large as they
+        are; '' to ignore nothing.
+      region_of_interest: 'LEFT,TOP,WIDTH,HEIGHT' in pixels, the part of each image that is cut out
+        before it is resized; '' for the whole image.
     """
 
     prefix: ClassVar[str] = "config.dataset."
@@ -120,6 +125,12 @@ class DatasetConfig(_Checked):
     data_dir: str = ""
     validation_fraction: float = _fraction(0.1, "(0, 1)")
     white_level: int = _at_least(1, 65535)
+    ignore_mask: str = ""
+    region_of_interest: str = _value(
+        "",
+        "'' or 'LEFT,TOP,WIDTH,HEIGHT', whole numbers of pixels, the last two at least 1",
+        lambda x: bool(re.fullmatch(r"|(\d{1,6},){2}[1-9]\d{0,5},[1-9]\d{0,5}", x)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +141,10 @@ class ModelConfig(_Checked):
       size: of the PDN, 'small' or 'medium'.
       input_height: height of the networks' input in pixels.
       input_width: width of the networks' input in pixels.
+      input_size: 'HEIGHTxWIDTH', which sets both, and is '' then; or 'auto': the multiples of 32
+        with the proportions of the training images, and with as many pixels as the two have.
+      fit: how an image becomes the networks' input: 'resize' changes its proportions, 'pad' keeps
+        them and fills the rest, which is ignored, 'tile' cuts it into tiles at its own scale.
       padding: whether the PDN pads; the costs in the paper are those without padding.
       dtype: of the computation; parameters are float32.
     """
@@ -139,11 +154,31 @@ class ModelConfig(_Checked):
     size: Size = "small"
     input_height: int = _side(256)  # Algorithm 1, line 4
     input_width: int = _side(256)
+    input_size: str = _value(
+        "",
+        "'', 'auto' or 'HEIGHTxWIDTH'",
+        lambda x: bool(re.fullmatch(r"|auto|[1-9]\d{0,5}x[1-9]\d{0,5}", x)),
+    )
+    fit: Fit = "resize"
     padding: bool = False
     dtype: Dtype = "float32"
 
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"\d+x\d+", self.input_size if isinstance(self.input_size, str) else ""):
+            height, width = map(int, self.input_size.split("x"))
+            values = {"input_height": height, "input_width": width, "input_size": ""}
+            for name, value in values.items():
+                object.__setattr__(self, name, value)  # before the checks
+        super().__post_init__()
+        if self.fit == "tile" and (self.padding or self.input_size):
+            found = "padding = True" if self.padding else f"input_size = {self.input_size!r}"
+            raise InputError(
+                f"config.model.fit = 'tile': expected no config.model.{found} with it; tiles "
+                "have a fixed size, and features without padding"
+            )
+
     @property
-    def input_size(self) -> tuple[int, int]:
+    def input_shape(self) -> tuple[int, int]:
         """Height and width."""
         return self.input_height, self.input_width
 
@@ -308,8 +343,10 @@ class Config(_Checked):
     @property
     def crop_size(self) -> tuple[int, int] | None:
         """Height and width of the part of an image that a step takes, None for whole images."""
-        height, width = self.model.input_size
+        height, width = self.model.input_shape
         size = min(self.train.crop, height), min(self.train.crop, width)
+        if self.model.fit == "tile":  # the autoencoder needs whole tiles
+            return size if self.train.crop and not self.losses.autoencoder else (height, width)
         return size if self.train.crop and size != (height, width) else None
 
 

@@ -1,50 +1,63 @@
 """Fits a detector: phases 2 and 3, from a configuration and images to a saved detector."""
 
-import hashlib
-import json
-import logging
-import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float16, PyTree, UInt8
+from jaxtyping import Float, Float32, PyTree, UInt8
 
 from efficientad_jax.config import CalibrationConfig, Config, as_dict, replace
 from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.data.files import list_images
+from efficientad_jax.data.framing import (
+    Framing,
+    input_sizes,
+    map_of_region,
+    masked_pixels,
+)
+from efficientad_jax.data.framing_file import read_framing
+from efficientad_jax.data.image_rows import rows_of_array
 from efficientad_jax.data.loading import Dataset
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
-from efficientad_jax.detection.calibration import calibrate
+from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibration_of_maps
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.detection.inference import DetectorParams
+from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.detection.threshold import (
     RegionRule,
     choose_region_rule,
     choose_threshold,
 )
+from efficientad_jax.detection.tiling import (
+    calibrate_tiled,
+    compute_tiled_maps,
+    cut_all_tiles,
+    enlarge,
+)
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.channel_statistics import ChannelStatistics, channel_statistics
-from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
-from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
-from efficientad_jax.networks.teacher import Teacher, load_teacher, normalize_teacher
-from efficientad_jax.runs.workdir import DataIdentity, Workdir, chosen_steps, claim_workdir
-from efficientad_jax.storage.cache import processor_features
-from efficientad_jax.storage.feature_cache import cached_features
+from efficientad_jax.networks.ignored import Ignored, ignored_in_images, ignored_in_tiles
+from efficientad_jax.networks.pdn import STRIDE, output_size
+from efficientad_jax.networks.teacher import load_teacher
+from efficientad_jax.runs.workdir import (
+    DataIdentity,
+    Workdir,
+    claim_workdir,
+    identity_of_bytes,
+    identity_of_images,
+)
 from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.loop import run_training
-from efficientad_jax.training.rate import seconds_per_step, steps_within
+from efficientad_jax.training.rate import steps_for_minutes
 from efficientad_jax.training.step import TrainState
-
-_log = logging.getLogger(__name__)
-
-_IMAGES_PER_DISPATCH = 16
+from efficientad_jax.training.teacher_features import (
+    TileOfImage,
+    features_fit,
+    normalize_over_images,
+)
 
 
 class _Inputs(NamedTuple):
@@ -59,6 +72,7 @@ class _Inputs(NamedTuple):
       workdir: absolute; claimed for the configuration and the teacher.
       teacher: identifies the teacher, see `Detector.teacher`.
       initial_params: of student and autoencoder, None for random ones.
+      framing: which part of an image counts.
     """
 
     config: Config
@@ -69,6 +83,7 @@ class _Inputs(NamedTuple):
     workdir: Path
     teacher: dict[str, Any]
     initial_params: dict[str, PyTree] | None
+    framing: Framing
 
 
 def fit_detector(
@@ -124,17 +139,19 @@ def _prepare(
 
     Arguments and errors are those of `fit_detector`.
     """
+    config, framing = _suited_to(config, dataset)
     model = config.model
     teacher = load_teacher(config.teacher, model.size)
     spec = DetectorSpec(
         size=model.size,
         out_channels=teacher.out_channels,
-        input_size=model.input_size,
+        input_size=model.input_shape,
         padding=model.padding,
         dtype=model.dtype,
         autoencoder=config.losses.autoencoder,
     )
     images = dataset.train.images
+    ignored = _ignored(framing, spec, dataset.train.sizes)
     photographs = None
     if config.losses.penalty:
         if not config.pretraining_images:
@@ -142,26 +159,85 @@ def _prepare(
                 "config.losses.penalty = True: needs photographs, give their folder as "
                 "config.pretraining_images, or switch it off"
             )
-        folder = Path(config.pretraining_images)
-        photographs = open_pretraining_images(folder, spec.input_size)
-    identities = {"images": _identity_of_images(dataset)}
-    if config.losses.penalty:
-        identities["pretraining images"] = _identity_of_files(config.pretraining_images)
+        photographs = open_pretraining_images(Path(config.pretraining_images), spec.input_size)
     initial_params = _initial_params(config.start_from, spec, teacher.sha256)
     if config.train.minutes:
-        steps = _steps_for_minutes(config, spec, teacher, images=images, workdir=workdir)
+        networks = networks_of(spec)
+        is_cached = model.fit != "tile" and features_fit(images, networks.teacher, config)
+        steps = steps_for_minutes(
+            config, networks, teacher.params, has_cached_features=is_cached, workdir=workdir
+        )
         config = replace(config, {"train.steps": steps})
-    workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=identities)
-    teacher_params, features = _normalize_over_images(
+    data = _identities(config, dataset, framing)
+    workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=data)
+    sizes = input_sizes(framing, dataset.train.sizes, spec.input_size)
+    differing = np.array(sizes, np.int32) if len(set(sizes)) > 1 else None
+    teacher_params, features = normalize_over_images(
         networks_of(spec).teacher,
         teacher,
         images,
         config=config,
+        ignored=ignored,
+        tiles=_tiles(images, sizes, spec, ignored=ignored) if model.fit == "tile" else None,
         disk_cache_gb=disk_cache_gb,
     )
-    data = TrainData(images, features, None)
-    kept = {"sha256": teacher.sha256, "record": teacher.record}
-    return _Inputs(config, spec, teacher_params, data, photographs, workdir, kept, initial_params)
+    return _Inputs(
+        config,
+        spec,
+        teacher_params,
+        TrainData(images, features, None, ignored, differing),
+        photographs,
+        workdir,
+        {"sha256": teacher.sha256, "record": teacher.record},
+        initial_params,
+        framing,
+    )
+
+
+def _suited_to(config: Config, dataset: Dataset) -> tuple[Config, Framing]:
+    """The configuration with the input's size, and the framing with that of the images."""
+    framing = read_framing(config)
+    if config.model.input_size == "auto":
+        height, width = dataset.train.images.shape[1:3]
+        config = replace(config, {"model.input_size": f"{height}x{width}"})
+    sizes = {*dataset.train.sizes, *dataset.validation.sizes}
+    if framing.fit == "pad" and len(sizes) == 1:
+        framing = dataclasses.replace(framing, usual_size=sizes.pop())
+    return config, framing
+
+
+def _ignored(
+    framing: Framing,
+    spec: DetectorSpec,
+    sizes: list[tuple[int, int]],
+    *,
+    upsample_first: bool = False,
+) -> Ignored | None:
+    """The ignored parts of images of these sizes, None for none; see `ignored_places`."""
+    if framing.fit == "tile":
+        return ignored_in_tiles(framing, input_sizes(framing, sizes[:1], spec.input_size)[0])
+    return ignored_in_images(
+        framing,
+        sizes,
+        spec.input_size,
+        padding=spec.padding,
+        upsample_first=upsample_first,
+    )
+
+
+def _tiles(
+    images: UInt8[np.ndarray, "n h w 3"],
+    sizes: list[tuple[int, int]],
+    spec: DetectorSpec,
+    *,
+    ignored: Ignored | None,
+) -> Iterator[TileOfImage]:
+    """The tiles that cover the images, with the outputs that are ignored of each."""
+    height, width = output_size(*spec.input_size)
+    for tile in cut_all_tiles(images, sizes, spec.input_size):
+        top, left = tile.top // STRIDE, tile.left // STRIDE
+        window = np.s_[0, top : top + height, left : left + width]
+        yield tile.pixels, None if ignored is None else np.asarray(ignored.values[window])
 
 
 def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainState) -> Detector:
@@ -178,15 +254,9 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         state.params["autoencoder"] if spec.autoencoder else None,
     )
     chosen = config.calibration
-    calibration, scores, maps = calibrate(
-        networks_of(spec),
-        params,
-        dataset.validation.images,
-        q_a=chosen.q_a,
-        q_b=chosen.q_b,
-        upsample_first=chosen.upsample_first,
-        normalize=chosen.normalize,
-        score_values=chosen.score_values,
+    is_tiled = config.model.fit == "tile"
+    calibration, scores, maps = (_calibrate_tiles if is_tiled else _calibrate)(
+        dataset, inputs, params
     )
     rate = chosen.false_alarm_rate
     detector = Detector(
@@ -198,21 +268,83 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
         teacher=inputs.teacher,
-        region_rule=_region_rule(chosen, maps, dataset.validation.sizes),
+        framing=inputs.framing,
+        region_rule=_region_rule(chosen, maps),
     )
     detector.save(Workdir(inputs.workdir).detector)
     return detector
 
 
+def _calibrate(
+    dataset: Dataset, inputs: _Inputs, params: DetectorParams
+) -> tuple[Calibration, Float[np.ndarray, " n"], Iterable[Float32[np.ndarray, "_ _"]]]:
+    """The calibration by the validation images, their scores, and their maps at their own sizes."""
+    chosen, spec, framing = inputs.config.calibration, inputs.spec, inputs.framing
+    sizes = dataset.validation.sizes
+    calibration, scores, maps = calibrate(
+        networks_of(spec),
+        params,
+        dataset.validation.images,
+        q_a=chosen.q_a,
+        q_b=chosen.q_b,
+        upsample_first=chosen.upsample_first,
+        normalize=chosen.normalize,
+        score_values=chosen.score_values,
+        ignored=_ignored(framing, spec, sizes, upsample_first=chosen.upsample_first),
+    )
+    enlarged = (
+        map_of_region(framing, cells, size, input_size=spec.input_size)
+        for cells, size in zip(maps, sizes, strict=True)
+    )
+    return calibration, scores, enlarged
+
+
+def _calibrate_tiles(
+    dataset: Dataset, inputs: _Inputs, params: DetectorParams
+) -> tuple[Calibration, Float[np.ndarray, " n"], Iterable[Float32[np.ndarray, "_ _"]]]:
+    """As `_calibrate`, by whole images that are cut into tiles."""
+    chosen, spec, framing = inputs.config.calibration, inputs.spec, inputs.framing
+    sizes = input_sizes(framing, dataset.validation.sizes, spec.input_size)
+    images = [i[:h, :w] for i, (h, w) in zip(dataset.validation.images, sizes, strict=True)]
+    raw = Calibration(
+        IDENTITY,
+        IDENTITY if spec.autoencoder else None,
+        chosen.upsample_first,
+        chosen.score_values,
+    )
+    # The region of interest is cut out already, and small images are enlarged.
+    seen = Framing(None, masked_pixels(framing, sizes[0]), "tile")
+    detector = Detector(spec, params, raw, {}, {}, framing=seen)
+    calibration, scores = calibrate_tiled(
+        detector,
+        images,
+        lambda maps: calibration_of_maps(
+            maps,
+            chosen.q_a,
+            chosen.q_b,
+            upsample_first=chosen.upsample_first,
+            normalize=chosen.normalize,
+        )._replace(score_values=chosen.score_values),
+    )
+    calibrated = dataclasses.replace(detector, calibration=calibration)
+
+    def enlarged() -> Iterator[Float32[np.ndarray, "_ _"]]:
+        for image, size in zip(images, dataset.validation.sizes, strict=True):
+            tiled = compute_tiled_maps(calibrated, rows_of_array(image))
+            yield resize_map(enlarge(calibrated, tiled, tiled.combined), size)
+
+    return calibration, scores, enlarged()
+
+
 def _region_rule(
-    chosen: CalibrationConfig, maps: Float[np.ndarray, "n h w"], sizes: Sequence[tuple[int, int]]
+    chosen: CalibrationConfig, maps: Iterable[Float32[np.ndarray, "_ _"]]
 ) -> RegionRule | None:
-    """The rule for regions, by the maps of the validation images, whose own sizes are given."""
+    """The rule for regions, by the maps of the validation images at their own sizes."""
     rate = chosen.region_false_positive_rate
     if rate is None:
         return None
     return choose_region_rule(
-        (resize_map(each, size) for each, size in zip(maps, sizes, strict=True)),
+        maps,
         rate,
         chosen.smallest_region,
         # At the same rate the threshold of scores has the same warning.
@@ -220,64 +352,18 @@ def _region_rule(
     )
 
 
-def _steps_for_minutes(
-    config: Config,
-    spec: DetectorSpec,
-    teacher: Teacher,
-    *,
-    images: UInt8[np.ndarray, "n h w 3"],
-    workdir: Path,
-) -> int:
-    """The number of steps that a run chose for its minutes, or else chooses by measuring them."""
-    file = Workdir(workdir.expanduser()).config
-    stored = json.loads(file.read_text()) if file.is_file() else None
-    if steps := chosen_steps(stored, config):
-        return steps
-    networks = networks_of(spec)
-    seconds = seconds_per_step(
-        config,
-        networks,
-        teacher.params,
-        has_cached_features=_features_fit(images, networks.teacher, config),
-    )
-    steps = steps_within(config.train.minutes, seconds, config.train.steps_per_dispatch)
-    _log.info(
-        "training: %.1f ms per step, %d steps in %g minutes",
-        1000 * seconds,
-        steps,
-        config.train.minutes,
-    )
-    return steps
-
-
-def _features_fit(images: np.ndarray, network: PatchDescriptionNetwork, config: Config) -> bool:
-    """Whether the teacher's features of the images fit into the cache."""
-    size_gb = math.prod(_features_shape(images, network)) * np.dtype(np.float16).itemsize / 1e9
-    return size_gb <= config.train.feature_cache_gb
-
-
-def _features_shape(
-    images: np.ndarray, network: PatchDescriptionNetwork
-) -> tuple[int, int, int, int]:
-    size = output_size(images.shape[1], images.shape[2], network.padding)
-    return len(images), *size, network.out_channels
-
-
-def _identity_of_images(dataset: Dataset) -> DataIdentity:
-    """Identifies the images that a detector is made from: those of training and validation."""
-    names = dataset.train.names, dataset.validation.names
-    colors = [
-        image.mean((0, 1)).round(1).tolist()
-        for images in (dataset.train.images, dataset.validation.images)
-        for image in images
-    ]
-    return DataIdentity(hashlib.sha256(repr(names).encode()).hexdigest(), colors)
-
-
-def _identity_of_files(folder: str) -> DataIdentity:
-    """Identifies the photographs in a folder, which may be too many to be read, by their names."""
-    names = [file.relative_to(folder).as_posix() for file in list_images(Path(folder))]
-    return DataIdentity(hashlib.sha256(repr(names).encode()).hexdigest())
+def _identities(config: Config, dataset: Dataset, framing: Framing) -> dict[str, DataIdentity]:
+    """Identifies all that a training reads, by its name in messages."""
+    used = dataset.train, dataset.validation
+    images = identity_of_images([part.names for part in used], [part.images for part in used])
+    identities = {"images": images}
+    if config.losses.penalty:
+        folder = Path(config.pretraining_images)
+        names = [file.relative_to(folder).as_posix() for file in list_images(folder)]
+        identities["pretraining images"] = identity_of_bytes(repr(names).encode())
+    if framing.ignored is not None:
+        identities["ignore mask"] = identity_of_bytes(np.packbits(framing.ignored).tobytes())
+    return identities
 
 
 def _initial_params(
@@ -307,80 +393,3 @@ def _initial_params(
     if spec.autoencoder and detector.params.autoencoder is not None:
         params["autoencoder"] = detector.params.autoencoder
     return params
-
-
-def _normalize_over_images(
-    network: PatchDescriptionNetwork,
-    teacher: Teacher,
-    images: UInt8[np.ndarray, "n h w 3"],
-    *,
-    config: Config,
-    disk_cache_gb: float,
-) -> tuple[PyTree, Float16[np.ndarray, "n oh ow c"] | None]:
-    """Normalizes the teacher over the training images (Algorithm 1, lines 3-11).
-
-    Returns:
-      Parameters of the normalized teacher, and its features of each image if they fit into
-      `config.train.feature_cache_gb` gigabytes, so that training does not compute them again.
-    """
-    fits = _features_fit(images, network, config)
-    features = np.empty(_features_shape(images, network), np.float16) if fits else None
-
-    def batches() -> Iterator[Float[Any, "b oh ow c"]]:
-        start = 0
-        for batch in _teacher_features(
-            network, teacher, images, config=config, disk_cache_gb=disk_cache_gb
-        ):
-            if features is not None:
-                features[start : start + len(batch)] = batch
-            start += len(batch)
-            yield batch
-
-    statistics: ChannelStatistics = channel_statistics(batches())
-    if statistics.constant_channels:
-        _log.warning(
-            "teacher: %d of %d channels are constant on all training images (%s) and are not "
-            "scaled",
-            len(statistics.constant_channels),
-            network.out_channels,
-            ", ".join(map(str, statistics.constant_channels[:20])),
-        )
-    if features is not None:
-        for feature in features:
-            feature[:] = (feature - statistics.mean) / statistics.std
-    return normalize_teacher(teacher.params, network.size, statistics), features
-
-
-def _teacher_features(
-    network: PatchDescriptionNetwork,
-    teacher: Teacher,
-    images: UInt8[np.ndarray, "n h w 3"],
-    *,
-    config: Config,
-    disk_cache_gb: float,
-) -> Iterator[Float[Any, "b oh ow c"]]:
-    """The features of all images, in batches, by the teacher before it is normalized."""
-
-    @jax.jit
-    def compute(batch: jax.Array) -> jax.Array:
-        def features_of(image: jax.Array) -> jax.Array:
-            return network.apply(teacher.params, normalize_images(to_unit_range(image[None])))[0]
-
-        return jax.lax.map(features_of, batch)
-
-    if not disk_cache_gb:
-        for i in range(0, len(images), _IMAGES_PER_DISPATCH):
-            yield compute(images[i : i + _IMAGES_PER_DISPATCH])
-        return
-    # In other versions, on other devices and with other numbers of threads, the last bits differ.
-    versions = version("efficientad-jax"), jax.__version__
-    cores = os.environ.get("NPROC"), len(os.sched_getaffinity(0))
-    device = jax.devices()[0].device_kind, processor_features()
-    yield from cached_features(
-        images,
-        lambda batch: np.asarray(compute(batch), np.float32),
-        identity=repr((teacher.sha256, network, versions, device, cores)),
-        dataset=repr((config.dataset, config.category)),
-        batch_size=_IMAGES_PER_DISPATCH,
-        limit_gb=disk_cache_gb,
-    )

@@ -26,6 +26,9 @@ OUT_OF_RANGE = {
     "model.size": "large",
     "model.input_height": 100,
     "model.input_width": 8192,
+    "model.input_size": "256",
+    "model.fit": "squeeze",
+    "dataset.region_of_interest": "1,2,3,0",
     "model.dtype": "float16",
     "losses.p_hard": 1.0,
     "losses.grayscale_probability": 1.5,
@@ -73,7 +76,7 @@ def test_every_number_and_choice_of_a_training_has_a_range():
     """Paths, names and booleans have none."""
     without = {name for name, value in names(Config()) if isinstance(value, bool)}
     without |= {"category", "teacher", "start_from", "pretraining_images"}
-    without |= {"dataset.name", "dataset.root", "dataset.data_dir"}
+    without |= {"dataset.name", "dataset.root", "dataset.data_dir", "dataset.ignore_mask"}
     assert {name for name, _ in names(Config())} - without == set(OUT_OF_RANGE)
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax import fit as fit_module
 from efficientad_jax import recipes
 from efficientad_jax.config import Config, replace
 from efficientad_jax.data.loading import ImageSet, load_configured_dataset
@@ -20,6 +19,7 @@ from efficientad_jax.fit import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.training import rate
 from tests.helpers.dataset_trees import write_mvtec_ad
 from tests.helpers.images import write_image
 
@@ -118,11 +118,11 @@ def test_a_run_by_the_clock_measures_once_and_keeps_its_steps(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = replace(config, {"train.minutes": 2.0, "train.steps": 70_000})
-    monkeypatch.setattr(fit_module, "seconds_per_step", lambda *args, **kwargs: 30.0)
+    monkeypatch.setattr(rate, "seconds_per_step", lambda *args, **kwargs: 30.0)
     first = fit(timed, tmp_path / "timed")
     assert first.config["train"]["steps"] == 4
     # Another machine resumes it: the measurement there does not count.
-    monkeypatch.setattr(fit_module, "seconds_per_step", lambda *args, **kwargs: 1.0)
+    monkeypatch.setattr(rate, "seconds_per_step", lambda *args, **kwargs: 1.0)
     assert_equal(fit(timed, tmp_path / "timed"), first)
     assert_equal(first, fit(replace(config, {"train.steps": 4}), tmp_path / "counted"))
     assert json.loads((tmp_path / "timed/config.json").read_text()) == first.config

@@ -33,9 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluates the detector and the files."""
     detector = Detector.load(options.detector)
+    if detector.framing.fit == "tile":
+        raise InputError(
+            f"detector {options.detector}: cuts images into tiles, expected one that resizes or "
+            "pads them, as exported files take"
+        )
     programs: dict[str, Program] = {options.detector: detector_program(detector)}
     programs |= {name: open_program(Path(name)) for name in options.files}
-    test = load_configured_dataset(read_config(detector.config)).test
+    test = load_configured_dataset(read_config(detector.config), detector.framing).test
     if not test.names:
         raise InputError(f"detector {options.detector}: its dataset has no test images")
     exported_from = programs[options.detector].arrays_sha256

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from efficientad_jax.commands.command_line import add_detector
+from efficientad_jax.data.framing import Framing
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.file import read_record
-from efficientad_jax.detection.threshold import region_summary, summary
+from efficientad_jax.detection.threshold import percent, region_summary, summary
 from efficientad_jax.errors import printable
 from efficientad_jax.networks.pdn import NAMES
 
@@ -50,7 +51,7 @@ def _facts(detector: Detector) -> Iterator[tuple[str, str]]:
     branch = "with" if spec.autoencoder else "without"
     name = NAMES[spec.size]  # pyright: ignore[reportArgumentType]
     yield "networks", f"{name} {branch} autoencoder, {spec.out_channels} channels, {spec.dtype}"
-    yield "input", f"{spec.input_size[0]} x {spec.input_size[1]} pixels"
+    yield "input", f"{spec.input_size[0]} x {spec.input_size[1]} pixels{_framing(detector.framing)}"
     yield "score", _score(detector.calibration.score_values)
     place = [_text(config, "dataset", key) for key in ("name", "root")]
     data = " ".join(filter(None, [*place, _text(config, "category")]))
@@ -69,6 +70,16 @@ def _facts(detector: Detector) -> Iterator[tuple[str, str]]:
 
 def _score(values: int) -> str:
     return "maximum of the map" if values == 1 else f"mean of the map's {values} highest values"
+
+
+def _framing(framing: Framing) -> str:
+    """How images become the input, '' if they are only resized."""
+    parts = [] if framing.fit == "resize" else [f"fit: {framing.fit}"]
+    if framing.box is not None:
+        parts.append(f"region of interest {framing.box}")
+    if framing.ignored is not None:
+        parts.append(f"{percent(framing.ignored_fraction)} of it ignored")
+    return "".join(f", {part}" for part in parts)
 
 
 def _metrics(metrics: dict[str, Any]) -> str:

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from efficientad_jax.config import read_config
 from efficientad_jax.data.examples import GOOD
 from efficientad_jax.data.files import list_images
-from efficientad_jax.data.loading import load_configured_dataset, load_images
+from efficientad_jax.data.framing import seen_size
+from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import percent
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.known_defects import (
     FEWEST,
     Comparison,
+    Inputs,
     compare,
     comparison_lines,
     recall_lines,
@@ -59,20 +60,24 @@ def report_on_defects(
     Raises:
       InputError: an image cannot be decoded, or there are no good images.
     """
-    bad = _load(detector, defects)
-    scores = np.array([detection.score for detection in detector.detect_resized(bad)])
-    print(f"{len(bad)} defects, {len(detector.validation_scores)} validation images")
-    for line in recall_lines(recalls(detector, scores), len(bad)):
+    count = len(defects)
+    scores = np.array([detection.score for detection in detector(list(defects))])
+    print(f"{count} defects, {len(detector.validation_scores)} validation images")
+    for line in recall_lines(recalls(detector, scores), count):
         print(line)
+    if detector.framing.fit == "tile":
+        print("ways to compute scores are not compared, as the detector cuts images into tiles")
+        return None
     good = _good_images(detector, images)
+    good_count = len(good.images)
     threshold = detector.threshold
     # A lower rate than that of one image is not known to be kept.
-    rate = max(1 / len(good), _RATE if threshold is None else threshold.false_alarm_rate)
-    comparisons = compare(detector, good, bad, false_alarm_rate=rate)
-    print(f"compared with {len(good)} good images, found at {percent(rate)} false alarms:")
-    for line in comparison_lines(comparisons, len(bad)):
+    rate = max(1 / good_count, _RATE if threshold is None else threshold.false_alarm_rate)
+    comparisons = compare(detector, good, _load(detector, defects), false_alarm_rate=rate)
+    print(f"compared with {good_count} good images, found at {percent(rate)} false alarms:")
+    for line in comparison_lines(comparisons, count):
         print(line)
-    if min(len(bad), len(good)) < FEWEST:
+    if min(count, good_count) < FEWEST:
         print(f"suggestion: none, expected at least {FEWEST} defects and {FEWEST} good images")
         return None
     better = suggestion(comparisons)
@@ -94,7 +99,7 @@ def _in_words(comparison: Comparison) -> str:
     )
 
 
-def _good_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n h w 3"]:
+def _good_images(detector: Detector, folder: str) -> Inputs:
     """The good images of a folder, or the validation images of the training.
 
     Raises:
@@ -103,12 +108,18 @@ def _good_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n h w 3"
     if folder:
         return _load(detector, list_images(Path(folder)))
     try:
-        return load_configured_dataset(read_config(detector.config)).validation.images
+        dataset = load_configured_dataset(read_config(detector.config), detector.framing)
     except InputError as error:
         raise InputError(
             f"{error}; to compare scores, give good images as --images=FOLDER"
         ) from error
+    return Inputs(dataset.validation.images, dataset.validation.sizes)
 
 
-def _load(detector: Detector, paths: Sequence[Path]) -> UInt8[np.ndarray, "n h w 3"]:
-    return load_images(paths, detector.spec.input_size, white_level=detector.white_level)
+def _load(detector: Detector, paths: Sequence[Path]) -> Inputs:
+    pixels = [detector.decode(path) for path in paths]
+    images = [
+        detector.network_input(image, str(path)) for image, path in zip(pixels, paths, strict=True)
+    ]
+    sizes = [(image.shape[0], image.shape[1]) for image in pixels]
+    return Inputs(np.stack(images), [seen_size(detector.framing, size) for size in sizes])

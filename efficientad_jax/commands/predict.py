@@ -9,10 +9,11 @@
 `photo.jpg` gets `photo_heatmap.png` next to it, or in --output with the images' folders below it.
 The column `anomalous` of the CSV file is 1 if the score reaches the detector's threshold, or the
 threshold for --false-alarm-rate. Lines are added while the command runs: an interrupted run keeps
-the scores it has. With --tile images are not resized, but cut into tiles of the input's size. With
---regions the boxes of anomalous regions are drawn and written to files next to the CSV file. An
-image that cannot be read, or a picture that cannot be written, is reported; the others are scored,
-and the exit status is 1.
+the scores it has. With --tile images are not resized, but cut into tiles of the input's size, as
+they always are for a detector that was trained with config.model.fit = 'tile'. With --regions the
+boxes of anomalous regions are drawn and written to files next to the CSV file. An image that cannot
+be read, or a picture that cannot be written, is reported; the others are scored, and the exit
+status is 1.
 """
 
 import argparse
@@ -24,11 +25,16 @@ from PIL import Image
 
 from efficientad_jax.commands.command_line import add_detector, print_error, whole_number
 from efficientad_jax.data.files import is_heat_map
-from efficientad_jax.detection.detector import Detector, required_rule
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
 from efficientad_jax.detection.regions.files import FORMATS, RegionFiles
-from efficientad_jax.detection.threshold import RegionRule, region_summary, summary
+from efficientad_jax.detection.threshold import (
+    RegionRule,
+    region_summary,
+    required_rule,
+    summary,
+)
 from efficientad_jax.detection.tiling import chosen_overlap
 from efficientad_jax.errors import InputError
 
@@ -98,16 +104,17 @@ def run(options: argparse.Namespace) -> int:
     """Scores the images; returns 1 if some could not be read, else 0."""
     if not options.low < options.high:
         raise InputError(f"--low={options.low} --high={options.high}: expected low below high")
-    if options.overlap is not None and not options.tile:
-        raise InputError(f"--overlap={options.overlap}: is of tiles, expected --tile with it")
     _check_region_flags(options)
     detector = Detector.load(options.detector)
+    is_tiled = options.tile or detector.framing.fit == "tile"
+    if options.overlap is not None and not is_tiled:
+        raise InputError(f"--overlap={options.overlap}: is of tiles, expected --tile with it")
     if options.false_alarm_rate is not None:
         detector = detector.with_threshold(options.false_alarm_rate)
     if options.region_false_positive_rate is not None:
         detector = detector.with_region_rate(options.region_false_positive_rate)
     rule = required_rule(detector.region_rule) if options.regions else None
-    overlap = chosen_overlap(detector.spec, options.overlap) if options.tile else None
+    overlap = chosen_overlap(detector.spec, options.overlap) if is_tiled else None
     scores = (options.output or Path()) / options.scores
     tasks, failed = plan_pictures(
         options.images, options.output, print_error, draws_pictures=not options.no_pictures
@@ -125,7 +132,8 @@ def run(options: argparse.Namespace) -> int:
             region_files=region_files,
         )
     if detector.threshold is not None:
-        rates = "; these rates are those of one tile" if options.tile else ""
+        of_tile = is_tiled and detector.framing.fit != "tile"
+        rates = "; these rates are those of one tile" if of_tile else ""
         print(f"threshold {summary(detector.threshold)}{rates}")
     if rule is not None:
         print(f"pixel threshold {region_summary(rule)}")

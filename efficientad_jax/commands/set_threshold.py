@@ -32,6 +32,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import choose_region_rule, region_summary, summary
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.known_defects import Comparison, with_candidate
+from efficientad_jax.evaluation.split_maps import maps_of_split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +145,5 @@ def _maps(detector: Detector, folder: str) -> Iterator[Float32[np.ndarray, "_ _"
         for file in list_images(Path(folder)):
             yield detector(file).anomaly_map
         return
-    validation = load_configured_dataset(read_config(detector.config)).validation
-    for i, size in enumerate(validation.sizes):
-        (detection,) = detector.detect_resized(validation.images[i : i + 1], [size])
-        yield detection.anomaly_map
+    dataset = load_configured_dataset(read_config(detector.config), detector.framing)
+    yield from maps_of_split(detector, dataset.validation).combined

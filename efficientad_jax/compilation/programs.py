@@ -82,7 +82,7 @@ def _networks(config: Config, platform: ConvolutionMethod) -> Networks:
     return create_networks(
         model.size,
         _CHANNELS,
-        model.input_size,
+        model.input_shape,
         padding=model.padding,
         dtype=model.dtype,
         convolution=platform,
@@ -91,7 +91,7 @@ def _networks(config: Config, platform: ConvolutionMethod) -> Networks:
 
 def _abstract_params(networks: Networks, config: Config) -> DetectorParams:
     """The parameters of a detector of the configuration, as they are stored."""
-    image = jax.ShapeDtypeStruct((1, *config.model.input_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *config.model.input_shape, 3), jnp.float32)
     teacher, student, autoencoder = (
         jax.eval_shape(network.init, jax.random.key(0), image) for network in networks
     )
@@ -115,7 +115,7 @@ def _detection(config: Config, device: Any, platform: ConvolutionMethod, *, batc
     networks = _networks(config, platform)
     stored = _abstract_params(networks, config)
     params = jax.eval_shape(partial(cast_params, networks), stored)
-    images = _abstract((batch, *config.model.input_size, 3), jnp.uint8)
+    images = _abstract((batch, *config.model.input_shape, 3), jnp.uint8)
     return Program(
         f"detection, batch {batch}",
         lambda: trace_detection(
@@ -132,7 +132,7 @@ def _detection(config: Config, device: Any, platform: ConvolutionMethod, *, batc
 def _training(config: Config, device: Any, platform: ConvolutionMethod) -> Program:
     networks, train = _networks(config, platform), config.train
     optimizer = configured_optimizer(train)
-    size = config.model.input_size
+    size = config.model.input_shape
     height, width = output_size(*size, padding=config.model.padding)
     key = jax.eval_shape(lambda: jax.random.key(0))
     new_state = partial(create_train_state, networks=networks, optimizer=optimizer, input_size=size)

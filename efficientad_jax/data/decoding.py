@@ -32,6 +32,9 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 # The formats of `data/files.py`. Pillow knows more; some of them run a program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
+# In EXIF; these values turn an image by 90 degrees.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+
 # The largest value of 16 bits.
 WHITE_LEVEL = 65535
 
@@ -183,6 +186,31 @@ def _report_gray_mask(folder: str, threshold: float) -> None:
         printable(folder) or "the dataset",
         threshold,
     )
+
+
+def size_of_image(source: ImageSource, name: str = "") -> tuple[int, int]:
+    """Height and width of an image, of an encoded one without decoding it.
+
+    Raises:
+      InputError: as `decode_image`.
+    """
+    opened = source
+    if isinstance(source, np.ndarray):
+        return source.shape[0], source.shape[1]
+    try:
+        with contextlib.ExitStack() as stack:
+            if not isinstance(source, Image.Image):
+                content = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+                with _pillow_warnings():
+                    opened = stack.enter_context(Image.open(content, formats=_FORMATS))
+            # Pillow decodes a PNG file to look for EXIF behind its pixels.
+            has_exif = opened.format != "PNG" or "exif" in opened.info  # pyright: ignore
+            exif = opened.getexif() if has_exif else {}  # pyright: ignore
+            turned = exif.get(_ORIENTATION, 1) in _TURNED
+            width, height = opened.size  # pyright: ignore
+    except Exception:  # Pillow raises almost anything; decoding reports it.
+        return decode_image(source, name).shape[:2]
+    return (width, height) if turned else (height, width)
 
 
 def resize_image(

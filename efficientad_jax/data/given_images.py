@@ -8,11 +8,14 @@ import numpy as np
 from jaxtyping import Shaped
 
 from efficientad_jax.config import Config
-from efficientad_jax.data.decoding import ImageSource, decode_image_and_peak, resize_image
+from efficientad_jax.data.decoding import ImageSource, decode_image_and_peak
 from efficientad_jax.data.examples import GOOD
+from efficientad_jax.data.framing import network_input, seen_size, stack_images
+from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.data.loading import (
     Dataset,
     ImageSet,
+    Reading,
     check_white_level,
     hold_out,
     report_repeated,
@@ -29,8 +32,7 @@ def load_given_images(
 
     Args:
       images: at least 2, of any size. Paths are sorted; the order of other images counts.
-      config: of the training; its input size, white level, seed and fraction of validation images
-        are used.
+      config: of the training; its model's input, its dataset's fields and its seed are used.
 
     Raises:
       InputError: there are fewer than 2 images, one is given twice or cannot be decoded, or an
@@ -46,17 +48,20 @@ def load_given_images(
     named = sorted(_named(images).items())
     if len(named) < 2:
         raise InputError(f"images: {len(named)}, expected at least 2 good images")
-    white_level = config.dataset.white_level
-    resized, sizes, peaks = [], [], []
+    model, white_level = config.model, config.dataset.white_level
+    reading = Reading(
+        model.input_shape, read_framing(config), white_level, model.input_size == "auto"
+    ).suited_to(source for _, source in named)
+    inputs, sizes, peaks = [], [], []
     for name, source in named:
         pixels, peak = decode_image_and_peak(source, name, white_level=white_level)
-        resized.append(resize_image(pixels, *config.model.input_size))
-        sizes.append((pixels.shape[0], pixels.shape[1]))
+        inputs.append(network_input(reading.framing, pixels, reading.size, name=name))
+        sizes.append(seen_size(reading.framing, (pixels.shape[0], pixels.shape[1])))
         peaks.append(peak)
     check_white_level(peaks, white_level)
     count = len(named)
     good = ImageSet(
-        images=np.stack(resized),
+        images=stack_images(inputs),
         labels=np.zeros(count, np.int64),
         names=[name for name, _ in named],
         defects=[GOOD] * count,

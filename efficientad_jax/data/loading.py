@@ -1,7 +1,7 @@
 """Datasets as arrays: read with grain, each image decoded and resized once."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,23 @@ from jaxtyping import Bool, Int, UInt8
 from efficientad_jax.config import Config
 from efficientad_jax.data.decoding import (
     WHITE_LEVEL,
+    ImageSource,
     decode_image,
     decode_image_and_peak,
     decode_mask,
-    resize_image,
+    size_of_image,
 )
 from efficientad_jax.data.examples import GOOD, Example, read_files
+from efficientad_jax.data.framing import (
+    PLAIN,
+    Framing,
+    cut_out,
+    network_input,
+    proportional_size,
+    seen_size,
+    stack_images,
+)
+from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.errors import InputError, printable
 
 _log = logging.getLogger(__name__)
@@ -30,10 +41,11 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
 class ImageSet(NamedTuple):
-    """Images of one split, ordered by name.
+    """Images of one split, or only their region of interest, ordered by name.
 
     Attributes:
-      images: RGB, resized to the networks' input size.
+      images: RGB, resized to the networks' input size; ignored pixels are filled. Images that are
+        cut into tiles keep their size, in the upper left corner of the largest.
       labels: 0 for normal, 1 for anomalous.
       names: unique in the dataset, such as `test/crack/017.png`.
       defects: kinds of defect, 'good' for none.
@@ -70,6 +82,8 @@ def load_dataset(
     validation_fraction: float,
     seed: int,
     white_level: int = WHITE_LEVEL,
+    framing: Framing = PLAIN,
+    proportional: bool = False,
 ) -> Dataset:
     """Loads a dataset into memory.
 
@@ -90,15 +104,19 @@ def load_dataset(
       seed: selects the images that are held out.
       white_level: see `decode_image`. If it is far above all values of the training images, a line
         in the log says so.
+      framing: which part of each image counts, and how it becomes the networks' input.
+      proportional: whether only the number of pixels of `image_size` counts, with the proportions
+        of the training images; see `proportional_size`.
 
     Raises:
       InputError: dataset, category, a folder or an image cannot be used.
     """
+    reading = Reading(image_size, framing, white_level, proportional)
     if name == "folder":
-        splits = _load_folder(category, root, image_size, white_level=white_level)
+        splits = _load_folder(category, root, reading)
     else:
         builder = _builder(name, category, root, data_dir or None)
-        splits = _load_copy(builder, image_size, white_level=white_level)
+        splits = _load_copy(builder, reading)
     train = splits["train"]
     test = splits.get("test", _take(train, np.arange(0)))
     if "validation" in splits:
@@ -110,8 +128,10 @@ def load_dataset(
     return dataset
 
 
-def load_configured_dataset(config: Config) -> Dataset:
+def load_configured_dataset(config: Config, framing: Framing | None = None) -> Dataset:
     """The dataset that a configuration names, at the model's input size.
+
+    `framing` is that of a detector; None reads the configuration's.
 
     Raises:
       InputError: it cannot be loaded.
@@ -121,10 +141,12 @@ def load_configured_dataset(config: Config) -> Dataset:
         config.category,
         config.dataset.root,
         data_dir=config.dataset.data_dir,
-        image_size=config.model.input_size,
+        image_size=config.model.input_shape,
+        proportional=config.model.input_size == "auto",
         validation_fraction=config.dataset.validation_fraction,
         seed=config.seed,
         white_level=config.dataset.white_level,
+        framing=framing or read_framing(config),
     )
 
 
@@ -149,16 +171,19 @@ def categories_of(name: str, root: str) -> list[str]:
 
 
 def load_images(
-    paths: Sequence[Path], image_size: tuple[int, int], *, white_level: int = WHITE_LEVEL
+    paths: Sequence[Path],
+    image_size: tuple[int, int],
+    *,
+    white_level: int = WHITE_LEVEL,
+    framing: Framing = PLAIN,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Decodes and resizes image files; see `decode_image`.
+    """Decodes and resizes image files; see `decode_image` and `network_input`.
 
     Raises:
-      InputError: one cannot be decoded; it is named.
+      InputError: one cannot be decoded or does not suit the framing; it is named.
     """
-    dataset = grain.MapDataset.source(list(paths)).map(
-        partial(_load_file, size=image_size, white_level=white_level)
-    )
+    reading = Reading(image_size, framing, white_level)
+    dataset = grain.MapDataset.source(list(paths)).map(partial(_load_file, reading=reading))
     return np.stack(list(dataset.to_iter_dataset(_READ)))
 
 
@@ -195,39 +220,57 @@ def _no_dataset(name: str) -> InputError:
     return InputError(f"dataset {name!r}: no such dataset, expected one of: {known}")
 
 
-def _load_file(
-    path: Path, size: tuple[int, int], *, white_level: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    return resize_image(decode_image(path, white_level=white_level), *size)
+class Reading(NamedTuple):
+    """How images are read; see `load_dataset`."""
+
+    size: tuple[int, int]
+    framing: Framing
+    white_level: int
+    proportional: bool = False
+
+    def suited_to(self, images: Iterable[ImageSource]) -> "Reading":
+        """With the size that suits the training images, if it depends on them."""
+        if not self.proportional:
+            return self
+        sizes = [seen_size(self.framing, size_of_image(image)) for image in images]
+        return self._replace(size=proportional_size(sizes, self.size))
 
 
-def _load_folder(
-    category: str, root: str, size: tuple[int, int], *, white_level: int
-) -> dict[str, ImageSet]:
+def _load_file(path: Path, reading: Reading) -> UInt8[np.ndarray, "h w 3"]:
+    image = decode_image(path, white_level=reading.white_level)
+    return network_input(reading.framing, image, reading.size, name=str(path))
+
+
+def _load_folder(category: str, root: str, reading: Reading) -> dict[str, ImageSet]:
     from efficientad_jax.data.datasets import folder
 
     examples = folder.list_examples(folder.resolve_category(root, category))
-    read = partial(_read_example, size=size, white_level=white_level)
+    reading = reading.suited_to(example.image for example in examples["train"])
+    read = partial(_read_example, reading=reading)
     return {
-        split: _collect(grain.MapDataset.source(listed).map(read), white_level=white_level)
+        split: _collect(grain.MapDataset.source(listed).map(read), white_level=reading.white_level)
         for split, listed in examples.items()
     }
 
 
-def _load_copy(builder: Any, size: tuple[int, int], *, white_level: int) -> dict[str, ImageSet]:
+def _load_copy(builder: Any, reading: Reading) -> dict[str, ImageSet]:
     """Loads the copy of a builder of tensorflow-datasets, which is made unless it exists."""
     # Slow to import, and not needed for folders.
     from efficientad_jax.data.prepare import StoredBytes, write_dataset
 
     write_dataset(builder, getattr(builder, "source", ""))
     stored = StoredBytes()
+    sources = {
+        split: builder.as_data_source(split, decoders={"image": stored, "masks": stored})
+        for split in builder.info.splits
+    }
+    reading = reading.suited_to(example["image"] for example in sources["train"])
     splits = {}
-    for split in builder.info.splits:
-        source = builder.as_data_source(split, decoders={"image": stored, "masks": stored})
-        read = partial(_decode_example, size=size, white_level=white_level)
+    for split, source in sources.items():
+        read = partial(_decode_example, reading=reading)
         splits[split] = _collect(
             grain.MapDataset.source(source).map(read),
-            white_level=white_level,
+            white_level=reading.white_level,
             has_areas="saturation_areas" in builder.info.features,
         )
     return splits
@@ -250,7 +293,7 @@ def _collect(dataset: grain.MapDataset, *, white_level: int, has_areas: bool = F
     loaded: list[_Loaded] = sorted(dataset.to_iter_dataset(_READ), key=lambda image: image.name)
     check_white_level([image.peak for image in loaded], white_level)
     return ImageSet(
-        images=np.stack([image.image for image in loaded]),
+        images=stack_images([image.image for image in loaded]),
         labels=np.array([image.label for image in loaded], np.int64),
         names=[image.name for image in loaded],
         defects=[image.defect for image in loaded],
@@ -274,33 +317,38 @@ def check_white_level(peaks: Sequence[int | None], white_level: int) -> None:
         )
 
 
-def _read_example(example: Example, size: tuple[int, int], *, white_level: int) -> _Loaded:
-    image, masks, peak = read_files(example, white_level)
+def _read_example(example: Example, reading: Reading) -> _Loaded:
+    image, masks, peak = read_files(example, reading.white_level)
     return _Loaded(
         example.name,
-        resize_image(image, *size),
+        network_input(reading.framing, image, reading.size, name=str(example.image)),
         int(example.defect != GOOD),
         example.defect,
-        _union(masks),
-        (image.shape[0], image.shape[1]),
+        _union([cut_out(reading.framing, mask) for mask in masks]),
+        seen_size(reading.framing, (image.shape[0], image.shape[1])),
         [],
         peak,
     )
 
 
-def _decode_example(example: dict[str, Any], size: tuple[int, int], *, white_level: int) -> _Loaded:
+def _decode_example(example: dict[str, Any], reading: Reading) -> _Loaded:
     name = example["name"].decode()
-    image, peak = decode_image_and_peak(example["image"], name, white_level=white_level)
-    masks = [decode_mask(mask, name) for mask in example["masks"]]
-    areas = example.get("saturation_areas", ())
+    image, peak = decode_image_and_peak(example["image"], name, white_level=reading.white_level)
+    masks = [cut_out(reading.framing, decode_mask(mask, name)) for mask in example["masks"]]
+    regions = [
+        (mask, float(area))
+        for mask, area in zip(masks, example.get("saturation_areas", ()), strict=False)
+    ]
+    if reading.framing.box is not None:  # of defects that lie inside, or a part of them
+        regions = [(mask, min(area, float(mask.sum()))) for mask, area in regions if mask.any()]
     return _Loaded(
         name,
-        resize_image(image, *size),
+        network_input(reading.framing, image, reading.size, name=name),
         int(example["label"]),
         example["defect"].decode(),
         _union(masks),
-        (image.shape[0], image.shape[1]),
-        [(mask, float(area)) for mask, area in zip(masks, areas, strict=False)],
+        seen_size(reading.framing, (image.shape[0], image.shape[1])),
+        regions,
         peak,
     )
 

@@ -22,6 +22,7 @@ from efficientad_jax.detection.inference import (
     detect_with_quantiles,
 )
 from efficientad_jax.detection.map_normalization import check_quantiles
+from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.storage.executables import kept_executable
 
@@ -51,6 +52,7 @@ def trace_detection(
     upsample_first: bool,
     score_values: int = 1,
     formats: PyTree | None = None,
+    ignored: Any = None,
 ) -> jax.stages.Traced:
     """Traces the program for a batch.
 
@@ -61,6 +63,7 @@ def trace_detection(
       upsample_first: see `Calibration`.
       score_values: see `Calibration`.
       formats: of the parameters in memory; None lets the compiler choose.
+      ignored: an `Ignored` of abstract arrays on the device, None for a program without a mask.
     """
     sharding: Any = images.sharding
     if formats is None:
@@ -69,11 +72,12 @@ def trace_detection(
         (1 if params.autoencoder is None else 2, 2), jnp.float32, sharding=sharding
     )
     rule = {"upsample_first": upsample_first, "score_values": score_values}
+    inputs = (quantiles, images) if ignored is None else (quantiles, images, ignored)
     program = jax.jit(
         partial(detect_with_quantiles, networks, **rule),
-        in_shardings=(formats, Format(None, sharding), Format(None, sharding)),
+        in_shardings=(formats, *(Format(None, sharding) for _ in inputs)),
     )
-    return program.trace(params, quantiles, images)
+    return program.trace(params, *inputs)
 
 
 class AcceleratedDetection:
@@ -98,23 +102,35 @@ class AcceleratedDetection:
         self._quantiles: dict[Calibration, jax.Array] = {}
 
     def __call__(
-        self, calibration: Calibration, images: UInt8[np.ndarray | jax.Array, "n h w 3"]
+        self,
+        calibration: Calibration,
+        images: UInt8[np.ndarray | jax.Array, "n h w 3"],
+        ignored: Ignored | None = None,
     ) -> Anomalies:
         """Scores and maps of a batch, on the device; see `inference.detect`."""
         upsample_first, score_values = calibration.upsample_first, calibration.score_values
-        key = (*images.shape[:3], upsample_first, score_values)
+        masks = 0 if ignored is None else len(ignored.pixels)
+        key = (*images.shape[:3], upsample_first, score_values, masks)
         program = self._programs.get(key)
         if program is None:
-            program = self._program(images.shape, upsample_first, score_values)
+            program = self._program(images.shape, upsample_first, score_values, ignored=ignored)
             self._programs[key] = program
         quantiles = self._quantiles.get(calibration)
         if quantiles is None:
             quantiles = jax.device_put(quantile_array(calibration), self._device)
             self._quantiles[calibration] = quantiles
-        return program(self._params, quantiles, jax.device_put(images, self._device))
+        inputs = [jax.device_put(images, self._device)]
+        if ignored is not None:
+            inputs.append(jax.device_put(ignored, self._device))
+        return program(self._params, quantiles, *inputs)
 
     def _program(
-        self, shape: tuple[int, ...], upsample_first: bool, score_values: int
+        self,
+        shape: tuple[int, ...],
+        upsample_first: bool,
+        score_values: int,
+        *,
+        ignored: Ignored | None,
     ) -> jax.stages.Compiled:
         sharding = SingleDeviceSharding(self._device)
         images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
@@ -127,9 +143,14 @@ class AcceleratedDetection:
             upsample_first=upsample_first,
             score_values=score_values,
             formats=self._formats,
+            ignored=jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), ignored
+            ),
         )
         rule = (upsample_first, score_values)
         identity = [repr(part) for part in (self._networks, abstract, images, rule)]
+        if ignored is not None:
+            identity.append(f"{len(ignored.pixels)} masks")
         program = kept_executable(
             ["detection", *identity, repr(self._formats)],
             self._device,

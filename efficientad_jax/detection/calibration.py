@@ -14,9 +14,11 @@ from efficientad_jax.detection.inference import (
     jitted_raw_maps,
     pad_maps,
     prepared_params,
+    zero_ignored,
 )
 from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles
 from efficientad_jax.errors import DivergenceError, InputError
+from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.model import Networks
 
 # `normalize_map` with these quantiles changes nothing: for the paper's ablation of normalization.
@@ -35,6 +37,7 @@ def calibrate(
     upsample_first: bool = False,
     normalize: bool = True,
     score_values: int = 1,
+    ignored: Ignored | None = None,
 ) -> tuple[Calibration, Float[np.ndarray, " n"], Float[np.ndarray, "n mh mw"]]:
     """Computes the quantiles over all pixels of all validation maps.
 
@@ -47,6 +50,7 @@ def calibrate(
       upsample_first: see `Calibration`.
       normalize: False leaves the maps unchanged.
       score_values: see `Calibration`.
+      ignored: what is ignored of each image, None for nothing.
 
     Returns:
       The calibration, and the scores and combined maps of the images with it; the maps are those
@@ -56,14 +60,17 @@ def calibrate(
       InputError: a map has the same value at both quantiles, so that it has no scale.
       DivergenceError: a map is not finite.
     """
-    maps = collect_raw_maps(networks, params, images, upsample_first=upsample_first)
+    maps = collect_raw_maps(
+        networks, params, images, upsample_first=upsample_first, ignored=ignored
+    )
     calibration = calibration_of_maps(
-        maps, q_a, q_b, upsample_first=upsample_first, normalize=normalize
+        maps, q_a, q_b, upsample_first=upsample_first, normalize=normalize, ignored=ignored
     )._replace(score_values=score_values)
     combined, _, _ = combine_maps(maps, calibration)
+    combined = zero_ignored(combined, ignored)
     if not upsample_first:
         combined = pad_maps(combined, (images.shape[1], images.shape[2]))
-    return calibration, scores_of_maps(maps, calibration), np.asarray(combined)
+    return calibration, scores_of_maps(maps, calibration, ignored), np.asarray(combined)
 
 
 def collect_raw_maps(
@@ -72,12 +79,17 @@ def collect_raw_maps(
     images: UInt8[np.ndarray, "n h w 3"],
     *,
     upsample_first: bool = False,
+    ignored: Ignored | None = None,
 ) -> RawMaps:
     """The two maps of each image, computed in batches."""
     params = prepared_params(networks, params, (images.shape[1], images.shape[2]))
     batches = [
         jitted_raw_maps(
-            networks, params, images[i : i + _BATCH_SIZE], upsample_first=upsample_first
+            networks,
+            params,
+            images[i : i + _BATCH_SIZE],
+            upsample_first=upsample_first,
+            ignored=None if ignored is None else ignored.of(slice(i, i + _BATCH_SIZE)),
         )
         for i in range(0, len(images), _BATCH_SIZE)
     ]
@@ -85,9 +97,17 @@ def collect_raw_maps(
 
 
 def calibration_of_maps(
-    maps: RawMaps, q_a: float, q_b: float, *, upsample_first: bool = False, normalize: bool = True
+    maps: RawMaps,
+    q_a: float,
+    q_b: float,
+    *,
+    upsample_first: bool = False,
+    normalize: bool = True,
+    ignored: Ignored | None = None,
 ) -> Calibration:
     """The calibration by the quantiles of given maps; see `calibrate`.
+
+    Values that are ignored do not count.
 
     Raises:
       InputError: a map has no scale: its quantiles are the same.
@@ -96,6 +116,8 @@ def calibration_of_maps(
 
     def quantiles(name: str, raw: jax.Array) -> MapQuantiles:
         values = np.asarray(raw)
+        if ignored is not None:
+            values = values[np.broadcast_to(~np.asarray(ignored.values), values.shape)]
         if not np.isfinite(values).all():
             raise DivergenceError(
                 f"calibration: the {name} maps of the validation images are not finite; train "
@@ -104,7 +126,7 @@ def calibration_of_maps(
         result = map_quantiles(values, q_a, q_b)
         if result.b <= result.a:
             raise InputError(
-                f"calibration: the {name} maps of all {len(values)} validation images are "
+                f"calibration: the {name} maps of all {len(raw)} validation images are "
                 f"constant ({result.a:g} at both quantiles, {q_a} and {q_b}), expected them to "
                 "vary; train longer or give other images"
             )
@@ -117,10 +139,12 @@ def calibration_of_maps(
     return Calibration(local, global_, upsample_first)
 
 
-def scores_of_maps(maps: RawMaps, calibration: Calibration) -> Float[np.ndarray, " n"]:
+def scores_of_maps(
+    maps: RawMaps, calibration: Calibration, ignored: Ignored | None = None
+) -> Float[np.ndarray, " n"]:
     """Image scores of given maps, as `inference.detect` returns them, up to the last bits.
 
     XLA rounds the two programs differently; `threshold.MARGIN` is far above the difference.
     """
     combined, _, _ = combine_maps(maps, calibration)
-    return np.asarray(image_scores(combined, calibration.score_values))
+    return np.asarray(image_scores(combined, calibration.score_values, ignored))

@@ -1,24 +1,28 @@
 """A trained, calibrated detector."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
-from efficientad_jax.data.decoding import (
-    WHITE_LEVEL,
-    ImageSource,
-    decode_image,
-    resize_image,
-    resize_map,
+from efficientad_jax.data.decoding import WHITE_LEVEL, ImageSource, decode_image
+from efficientad_jax.data.framing import (
+    PLAIN,
+    Framing,
+    check_image_size,
+    map_of_image,
+    network_input,
+    seen_size,
 )
+from efficientad_jax.data.framing_file import checked_framing, framing_fields
 from efficientad_jax.detection.accelerated import AcceleratedDetection
 from efficientad_jax.detection.file import (
     SavedArrays,
@@ -35,12 +39,12 @@ from efficientad_jax.detection.file import (
 from efficientad_jax.detection.inference import (
     Anomalies,
     Calibration,
+    Detection,
     DetectorParams,
     jitted_detect,
     prepared_params,
     runs_images_sequentially,
 )
-from efficientad_jax.detection.regions.components import Region
 from efficientad_jax.detection.spec import (
     DetectorSpec,
     abstract_params,
@@ -55,49 +59,17 @@ from efficientad_jax.detection.threshold import (
     checked_threshold,
     choose_threshold,
     region_rule_fields,
+    required_rule,
 )
+from efficientad_jax.detection.tiling import detect_tiled
 from efficientad_jax.errors import InputError
+from efficientad_jax.networks.ignored import Ignored, ignored_in_images
 from efficientad_jax.networks.model import Networks
 
 # The largest number of images in a batch.
 BATCH_SIZE = 8
 
 _Source = TypeVar("_Source", bound=ImageSource)
-
-
-class Detection(NamedTuple):
-    """The result of the detector for one image.
-
-    Attributes:
-      score: of the whole image; higher is more anomalous. Normal images have about 0.1.
-      anomaly_map: `[h, w]` at the image's own size: 0 where a pixel is as anomalous as the
-        `q_a`-quantile of normal pixels (0.9), 0.1 at the `q_b`-quantile (0.995).
-      local_map: the student-teacher part, for structural defects.
-      global_map: the autoencoder-student part, for logical ones; None without an autoencoder.
-      region_rule: of the detector; None without one, and for maps of another size than the image's.
-    """
-
-    score: float
-    anomaly_map: Float[np.ndarray, "h w"]
-    local_map: Float[np.ndarray, "h w"]
-    global_map: Float[np.ndarray, "h w"] | None
-    region_rule: RegionRule | None = None
-
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        """Where the image is anomalous, the most anomalous region first; see `find_regions`."""
-        return self.find_regions()
-
-    def find_regions(self, *, polygons: bool = False) -> tuple[Region, ...]:
-        """Finds the regions by the detector's pixel threshold and its smallest area.
-
-        Args:
-          polygons: whether to trace the boundary of each.
-
-        Raises:
-          InputError: the detector has no pixel threshold.
-        """
-        return required_rule(self.region_rule).find(self.anomaly_map, polygons=polygons)
 
 
 @dataclass(frozen=True)
@@ -115,6 +87,7 @@ class Detector:
       teacher: the `sha256` of the teacher file that it was trained with, and the `record` in that
         file; empty for a detector of a version that did not store them.
       region_rule: the pixel threshold and the smallest area of regions; None where none was chosen.
+      framing: which part of an image counts, and how it becomes the networks' input.
       saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
 
@@ -127,6 +100,7 @@ class Detector:
     validation_scores: tuple[float, ...] = ()
     teacher: dict[str, Any] = field(default_factory=dict)
     region_rule: RegionRule | None = None
+    framing: Framing = PLAIN
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
     @overload
@@ -146,22 +120,40 @@ class Detector:
           A `Detection` for one image, a list of them for a list or tuple.
 
         Raises:
-          InputError: an image cannot be decoded; the message names it.
+          InputError: an image cannot be decoded, or its size does not suit the mask or the region
+            of interest; the message names it.
         """
         if not isinstance(images, list | tuple):
             return self([images])[0]  # pyright: ignore
         decoded = [self.decode(image) for image in images]
         if not decoded:
             return []
-        height, width = self.spec.input_size
-        resized = np.stack([resize_image(image, height, width) for image in decoded])
+        if self.framing.fit == "tile":
+            return [detect_tiled(self, image) for image in decoded]
+        resized = np.stack([self.network_input(image) for image in decoded])
         return self.detect_resized(resized, [image.shape[:2] for image in decoded])
 
     def decode(
         self, image: ImageSource, name: str = "", most_pixels: int | None = None
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """Decodes an image with the white level of the training images; see `decode_image`."""
-        return decode_image(image, name, most_pixels, white_level=self.white_level)
+        """Decodes an image with the white level of the training images; see `decode_image`.
+
+        Raises:
+          InputError: also if its size does not suit the mask or the region of interest.
+        """
+        pixels = decode_image(image, name, most_pixels, white_level=self.white_level)
+        if not self.framing.is_plain:
+            is_path = isinstance(image, str | os.PathLike)
+            check_image_size(
+                self.framing, pixels.shape[:2], name or (os.fspath(image) if is_path else "")
+            )
+        return pixels
+
+    def network_input(
+        self, image: UInt8[np.ndarray, "h w 3"], name: str = ""
+    ) -> UInt8[np.ndarray, "_h _w 3"]:
+        """A decoded image at `spec.input_size`: its region of interest, ignored pixels filled."""
+        return network_input(self.framing, image, self.spec.input_size, name=name)
 
     @property
     def white_level(self) -> int:
@@ -176,28 +168,52 @@ class Detector:
     def detect_resized(
         self,
         images: UInt8[np.ndarray, "n h w 3"],
-        sizes: Sequence[tuple[int, int]] | None = None,
+        sizes: Sequence[tuple[int, int] | None] | None = None,
+        *,
+        seen: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detection]:
         """Detects in images that are already resized to the input size.
 
         Args:
-          images: RGB at `spec.input_size`.
-          sizes: height and width of each image's maps in the result; None leaves the maps at the
-            size at which the detector computes them.
+          images: RGB at `spec.input_size`, as `network_input` returns them.
+          sizes: height and width of each whole image, and so of its maps in the result; None leaves
+            maps at the size at which the detector computes them.
+          seen: see `detect`; None takes it from `sizes`.
         """
         size = self.batch_size(len(images))
+        if seen is None and sizes is not None and None not in sizes:
+            seen = [seen_size(self.framing, whole) for whole in sizes if whole is not None]
         detections = []
         for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            fill = size - len(batch)
-            anomalies = self.detect(np.concatenate([batch, batch[-1:].repeat(fill, axis=0)]))
-            anomalies = jax.device_get(anomalies)
-            for i in range(len(batch)):
+            rows = [min(i, len(images) - 1) for i in range(start, start + size)]
+            of_batch = None if seen is None else [seen[i] for i in rows]
+            anomalies = jax.device_get(self.detect(images[rows], of_batch))
+            for i in range(min(size, len(images) - start)):
                 size_of_image = None if sizes is None else sizes[start + i]
-                detection = _at_own_size(anomalies, i, size_of_image)
+                detection = self._at_own_size(anomalies, i, size_of_image)
                 rule = None if size_of_image is None else self.region_rule
                 detections.append(detection._replace(region_rule=rule))
         return detections
+
+    def _at_own_size(
+        self, anomalies: Anomalies, index: int, size: tuple[int, int] | None
+    ) -> Detection:
+        """The detection in one image, its maps resized bilinearly to its size if that is given."""
+
+        def resize(maps: np.ndarray | None) -> np.ndarray | None:
+            if maps is None:
+                return None
+            own = np.asarray(maps[index], np.float32)
+            if size is None:
+                return own
+            return map_of_image(self.framing, own, size, input_size=self.spec.input_size)
+
+        return Detection(
+            float(anomalies.scores[index]),
+            resize(anomalies.combined),  # pyright: ignore[reportArgumentType]
+            resize(anomalies.local),  # pyright: ignore[reportArgumentType]
+            resize(anomalies.global_),  # pyright: ignore[reportArgumentType]
+        )
 
     def batch_size(self, images: int) -> int:
         """The batch size for `detect` that suits so many images; the last batch is padded.
@@ -207,19 +223,50 @@ class Detector:
         """
         return 1 if images == 1 or runs_images_sequentially(self.networks) else BATCH_SIZE
 
-    def detect(self, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
-        """Scores and maps of images that already have the input size; see `inference.detect`."""
-        return self._detect(self.calibration, images)
+    def detect(
+        self,
+        images: UInt8[np.ndarray, "n h w 3"],
+        seen: Sequence[tuple[int, int]] | None = None,
+    ) -> Anomalies:
+        """Scores and maps of images that already have the input size; see `inference.detect`.
+
+        Args:
+          images: as `network_input` returns them.
+          seen: height and width of the region of interest of each image, of which padding depends;
+            None for those of the training images.
+        """
+        return self._detect(self.calibration, images, self.ignored_in(seen))
 
     def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
-        """As `detect`, with maps of a quarter of the size for either `upsample_first`."""
-        calibration = self.calibration._replace(upsample_first=False)
-        return self._detect(calibration, tiles)
+        """As `detect`, with maps of a quarter of the size for either `upsample_first`.
 
-    def _detect(self, calibration: Calibration, images: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
+        The caller has filled the ignored pixels, and leaves out the values that do not count.
+        """
+        calibration = self.calibration._replace(upsample_first=False)
+        return self._detect(calibration, tiles, None)
+
+    def _detect(
+        self,
+        calibration: Calibration,
+        images: UInt8[np.ndarray, "n h w 3"],
+        ignored: Ignored | None,
+    ) -> Anomalies:
         if is_for_accelerator(self.networks.teacher.convolution):
-            return self._accelerated(calibration, images)
-        return jitted_detect(self.networks, self._prepared, calibration, images)
+            return self._accelerated(calibration, images, ignored)
+        return jitted_detect(self.networks, self._prepared, calibration, images, ignored)
+
+    def ignored_in(self, seen: Sequence[tuple[int, int]] | None = None) -> Ignored | None:
+        """The ignored parts of the networks' input and of the maps; None for none.
+
+        `seen` and errors are those of `ignored_in_images`.
+        """
+        return ignored_in_images(
+            self.framing,
+            seen,
+            self.spec.input_size,
+            padding=self.spec.padding,
+            upsample_first=self.calibration.upsample_first,
+        )
 
     @cached_property
     def _accelerated(self) -> AcceleratedDetection:
@@ -297,7 +344,9 @@ class Detector:
         """The fields of `detector.json`; `load` reads them."""
         threshold = self.threshold and self.threshold._asdict()
         margin = threshold.pop("margin") if threshold else 0.0
-        return {
+        # Absent without a mask or a region, as in detectors of older versions.
+        framing = {} if self.framing.is_plain else {"framing": framing_fields(self.framing)}
+        return framing | {
             "spec": self.spec._asdict(),
             "calibration": calibration_fields(self.calibration),
             "threshold": threshold,
@@ -327,6 +376,7 @@ class Detector:
             )
             scores = checked_scores(record.get("validation_scores", []))
             region_rule = checked_region_rule(record.get("regions"))  # absent in older versions
+            framing = checked_framing(record.get("framing"))
             config, metrics = record["config"], record["metrics"]
             teacher = record.get("teacher", {})  # absent in detectors of older versions
             if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
@@ -343,36 +393,6 @@ class Detector:
             scores,
             teacher,
             region_rule,
+            framing,
             saved_arrays=saved,
         )
-
-
-def required_rule(rule: RegionRule | None) -> RegionRule:
-    """A detector's rule for regions.
-
-    Raises:
-      InputError: it has none.
-    """
-    if rule is None:
-        raise InputError(
-            "detector: has no pixel threshold to find regions by; choose one with `efficientad "
-            "set-threshold DETECTOR --region-false-positive-rate=0.01 --images=GOOD_IMAGES`"
-        )
-    return rule
-
-
-def _at_own_size(anomalies: Anomalies, index: int, size: tuple[int, int] | None) -> Detection:
-    """The detection in one image, its maps resized bilinearly to the size of the image if given."""
-
-    def resize(maps: np.ndarray | None) -> np.ndarray | None:
-        if maps is None:
-            return None
-        own = np.asarray(maps[index], np.float32)
-        return own if size is None else resize_map(own, size)
-
-    return Detection(
-        float(anomalies.scores[index]),
-        resize(anomalies.combined),  # pyright: ignore[reportArgumentType]
-        resize(anomalies.local),  # pyright: ignore[reportArgumentType]
-        resize(anomalies.global_),  # pyright: ignore[reportArgumentType]
-    )

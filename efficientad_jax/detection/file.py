@@ -31,6 +31,9 @@ FORMAT = "efficientad_jax detector"
 VERSION = 2
 # Of detectors whose score is not the maximum, which earlier packages would compute silently.
 _VERSION_WITH_SCORE_RULE = 3
+# Of detectors that see a part of an image, of which earlier packages would show them all.
+_VERSION_WITH_FRAMING = 4
+_VERSIONS = (VERSION, _VERSION_WITH_SCORE_RULE, _VERSION_WITH_FRAMING)
 
 _RECORD_FILE = "detector.json"
 _MOST_RECORD_BYTES = 16 << 20
@@ -86,6 +89,7 @@ def write_record(folder: Path, fields: dict[str, Any], arrays_sha256: str) -> No
     """
     is_maximum = fields["calibration"]["score_values"] == 1
     version = VERSION if is_maximum else _VERSION_WITH_SCORE_RULE
+    version = _VERSION_WITH_FRAMING if "framing" in fields else version
     record = {"format": FORMAT, "version": version, **fields, "arrays_sha256": arrays_sha256}
     write_atomically(folder / _RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
@@ -219,10 +223,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise InputError(f"detector {file}: cannot be read as JSON ({error})") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise InputError(f"detector {file}: not a detector's record, expected format {FORMAT!r}")
-    if record.get("version") not in (VERSION, _VERSION_WITH_SCORE_RULE):
+    if record.get("version") not in _VERSIONS:
         raise InputError(
             f"detector {file}: version {str(record.get('version'))[:20]}, this package reads "
-            f"versions {VERSION} and {_VERSION_WITH_SCORE_RULE}; use the release of "
-            "efficientad-jax that wrote it, or a newer one"
+            f"versions {', '.join(map(str, _VERSIONS))}; use the release of efficientad-jax that "
+            "wrote it, or a newer one"
         )
     return record

@@ -5,10 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.detection.map_normalization import MapQuantiles, normalize_map
+from efficientad_jax.detection.regions.components import Region
+from efficientad_jax.detection.threshold import RegionRule, required_rule
+from efficientad_jax.networks.ignored import Ignored, fill_ignored
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import STRIDE
@@ -58,7 +62,8 @@ class Anomalies(NamedTuple):
     Attributes:
       scores: `image_scores` of the combined maps before they are padded.
       combined: normalized maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
-        A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0.
+        A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0, and
+        so are values that are ignored, in all maps.
       local: of the student against the teacher.
       global_: of the autoencoder against the student, None without an autoencoder.
     """
@@ -67,6 +72,43 @@ class Anomalies(NamedTuple):
     combined: Float[Array, "n h w"]
     local: Float[Array, "n h w"]
     global_: Float[Array, "n h w"] | None
+
+
+class Detection(NamedTuple):
+    """The result of the detector for one image.
+
+    Attributes:
+      score: of the whole image; higher is more anomalous. Normal images have about 0.1.
+      anomaly_map: `[h, w]` at the image's own size: 0 where a pixel is as anomalous as the
+        `q_a`-quantile of normal pixels (0.9), 0.1 at the `q_b`-quantile (0.995). It is also 0
+        where nothing is looked at: outside of the region of interest, and where a patch of 33x33
+        pixels of the networks' input is ignored as a whole.
+      local_map: the student-teacher part, for structural defects.
+      global_map: the autoencoder-student part, for logical ones; None without an autoencoder.
+      region_rule: of the detector; None without one, and for maps of another size than the image's.
+    """
+
+    score: float
+    anomaly_map: Float[np.ndarray, "h w"]
+    local_map: Float[np.ndarray, "h w"]
+    global_map: Float[np.ndarray, "h w"] | None
+    region_rule: RegionRule | None = None
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Where the image is anomalous, the most anomalous region first; see `find_regions`."""
+        return self.find_regions()
+
+    def find_regions(self, *, polygons: bool = False) -> tuple[Region, ...]:
+        """Finds the regions by the detector's pixel threshold and its smallest area.
+
+        Args:
+          polygons: whether to trace the boundary of each.
+
+        Raises:
+          InputError: the detector has no pixel threshold.
+        """
+        return required_rule(self.region_rule).find(self.anomaly_map, polygons=polygons)
 
 
 def runs_images_sequentially(networks: Networks) -> bool:
@@ -83,6 +125,7 @@ def raw_maps(
     images: UInt8[Array, "n h w 3"],
     *,
     upsample_first: bool = False,
+    ignored: Ignored | None = None,
 ) -> RawMaps:
     """The two maps of each image (Algorithm 2, lines 2-7).
 
@@ -91,7 +134,9 @@ def raw_maps(
       params: their parameters.
       images: RGB at the networks' input size.
       upsample_first: whether to resize the maps to that size.
+      ignored: the pixels that the networks do not see, None for no such pixels.
     """
+    images = fill_ignored(images, ignored)
     # By default GPUs with tensor cores round the factors of float32 products to TF32, and TPUs to
     # bfloat16: 10 and 7 bits of mantissa in place of 23. Scores would differ from those on a CPU by
     # thousandths, and a threshold is chosen on one device and used on others. Training keeps the
@@ -137,6 +182,7 @@ def detect(
     params: DetectorParams,
     calibration: Calibration,
     images: UInt8[Array, "n h w 3"],
+    ignored: Ignored | None = None,
 ) -> Anomalies:
     """Scores and normalized maps (Algorithm 2).
 
@@ -145,16 +191,20 @@ def detect(
       params: their parameters.
       calibration: quantiles of the validation maps.
       images: RGB at the networks' input size.
+      ignored: what is ignored of each image, None for nothing.
     """
-    maps = raw_maps(networks, params, images, upsample_first=calibration.upsample_first)
+    maps = raw_maps(
+        networks, params, images, upsample_first=calibration.upsample_first, ignored=ignored
+    )
     combined, local, global_ = combine_maps(maps, calibration)
     return _anomalies(
-        image_scores(combined, calibration.score_values),
+        image_scores(combined, calibration.score_values, ignored),
         combined,
         local,
         global_,
         size=(images.shape[1], images.shape[2]),
         upsample_first=calibration.upsample_first,
+        ignored=ignored,
     )
 
 
@@ -163,6 +213,7 @@ def detect_with_quantiles(
     params: DetectorParams,
     quantiles: Float[Array, "maps 2"],
     images: UInt8[Array, "n h w 3"],
+    ignored: Ignored | None = None,
     *,
     upsample_first: bool,
     score_values: int,
@@ -176,10 +227,11 @@ def detect_with_quantiles(
       params: their parameters.
       quantiles: of the local and, with an autoencoder, of the global map.
       images: RGB at the networks' input size.
+      ignored: what is ignored of each image, None for nothing.
       upsample_first: see `Calibration`.
       score_values: see `Calibration`.
     """
-    maps = raw_maps(networks, params, images, upsample_first=upsample_first)
+    maps = raw_maps(networks, params, images, upsample_first=upsample_first, ignored=ignored)
     found = [m for m in maps if m is not None]
     scaled = [
         0.1 * (m - quantiles[i, 0]) / (quantiles[i, 1] - quantiles[i, 0])
@@ -188,12 +240,13 @@ def detect_with_quantiles(
     combined = scaled[0] if len(scaled) == 1 else 0.5 * scaled[0] + 0.5 * scaled[1]
     global_ = None if len(scaled) == 1 else scaled[1]
     return _anomalies(
-        image_scores(combined, score_values),
+        image_scores(combined, score_values, ignored),
         combined,
         scaled[0],
         global_,
         size=(images.shape[1], images.shape[2]),
         upsample_first=upsample_first,
+        ignored=ignored,
     )
 
 
@@ -205,12 +258,20 @@ def _anomalies(
     *,
     size: tuple[int, int],
     upsample_first: bool,
+    ignored: Ignored | None,
 ) -> Anomalies:
     """Pads maps that are not upsampled; `size` is that of the images."""
+    combined, local = zero_ignored(combined, ignored), zero_ignored(local, ignored)
+    global_ = None if global_ is None else zero_ignored(global_, ignored)
     if upsample_first:
         return Anomalies(scores, combined, local, global_)
     pad = partial(pad_maps, image_size=size)
     return Anomalies(scores, pad(combined), pad(local), None if global_ is None else pad(global_))
+
+
+def zero_ignored(maps: Float[Array, "n oh ow"], ignored: Ignored | None) -> Float[Array, "n oh ow"]:
+    """The maps with 0 for the values that are ignored."""
+    return maps if ignored is None else jnp.where(jnp.asarray(ignored.values), 0.0, maps)
 
 
 def combine_maps(
@@ -228,18 +289,28 @@ def combine_maps(
     return 0.5 * local + 0.5 * global_, local, global_
 
 
-def image_scores(maps: Float[Array, "n oh ow"], values: int) -> Float[Array, " n"]:
+def image_scores(
+    maps: Float[Array, "n oh ow"], values: int, ignored: Ignored | None = None
+) -> Float[Array, " n"]:
     """The mean of the highest values of each map (Algorithm 2, line 11, for 1: the maximum).
 
     Args:
       maps: combined maps, not padded.
       values: how many; a smaller map counts with all of its values.
+      ignored: the values that do not count, None if all do.
     """
+    if ignored is not None:
+        maps = jnp.where(jnp.asarray(ignored.values), jnp.finfo(maps.dtype).min, maps)
     if values == 1:
         return maps.max((1, 2))
     # Sorted, as `top_k` is no operation of StableHLO, to which detectors are exported.
     ordered = jnp.sort(maps.reshape(maps.shape[0], -1), axis=1)
-    return ordered[:, -values:].mean(1)
+    highest = ordered[:, -values:]
+    if ignored is None:
+        return highest.mean(1)
+    count = jnp.minimum((~jnp.asarray(ignored.values)).sum((1, 2)), highest.shape[1])
+    counts = jnp.arange(highest.shape[1]) >= highest.shape[1] - count[:, None]
+    return jnp.where(counts, highest, 0.0).sum(1) / count
 
 
 def pad_maps(maps: Array, image_size: tuple[int, int]) -> Array:

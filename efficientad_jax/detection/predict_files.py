@@ -8,15 +8,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from efficientad_jax.data.decoding import resize_image
 from efficientad_jax.data.files import is_heat_map, list_images
+from efficientad_jax.data.framing import seen_size
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
-from efficientad_jax.detection.detector import BATCH_SIZE, Detector, required_rule
+from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
 from efficientad_jax.detection.regions.components import Region, region_mask
 from efficientad_jax.detection.regions.files import ImageRegions, RegionFiles
-from efficientad_jax.detection.threshold import RegionRule, Threshold, is_anomalous
-from efficientad_jax.detection.tiling import compute_tiled_maps, enlarge
+from efficientad_jax.detection.threshold import (
+    RegionRule,
+    Threshold,
+    is_anomalous,
+    required_rule,
+)
+from efficientad_jax.detection.tiling import chosen_overlap, compute_tiled_maps, enlarge
 from efficientad_jax.errors import InputError, TooManyPixelsError, stops_all_writing
 from efficientad_jax.storage.table import row_writer
 
@@ -129,7 +134,7 @@ def predict_files(
       complain: is called with a line per image that cannot be read or whose picture cannot be
         written; the latter has its line in the CSV file all the same.
       overlap: of the tiles that images are cut into, in pixels (see `detect_tiled`); None resizes
-        images to the detector's input instead.
+        images to the detector's input instead, unless the detector itself cuts them into tiles.
       region_files: open, for the regions of the images; pictures then show their boxes. The
         detector needs a pixel threshold. None for no regions.
 
@@ -139,6 +144,8 @@ def predict_files(
     Raises:
       OSError: the scores cannot be written, or no picture can as the disk is full or read-only.
     """
+    if detector.framing.fit == "tile":
+        overlap = chosen_overlap(detector.spec, overlap)
     write_rows = row_writer(scores, _COLUMNS)
     failed = 0
 
@@ -279,17 +286,17 @@ def _scored(
         return _Scored(task, rows, score, anomaly_map, regions)
 
     if overlap is None:
-        input_size = detector.spec.input_size
-        resized = [resize_image(rows.read(0, rows.size[0]), *input_size) for _, rows in chunk]
-        sizes = [rows.size if is_map_needed(task) else input_size for task, rows in chunk]
-        detections = detector.detect_resized(np.stack(resized), sizes)
+        resized = [detector.network_input(rows.read(0, rows.size[0])) for _, rows in chunk]
+        sizes = [rows.size if is_map_needed(task) else None for task, rows in chunk]
+        seen = [seen_size(detector.framing, rows.size) for _, rows in chunk]
+        detections = detector.detect_resized(np.stack(resized), sizes, seen=seen)
         for (task, rows), detection in zip(chunk, detections, strict=True):
             needed = detection.anomaly_map if is_map_needed(task) else None
             yield finished(task, rows, detection.score, needed)
         return
     for task, rows in chunk:
         try:
-            tiled = compute_tiled_maps(detector, rows, overlap)
+            tiled = compute_tiled_maps(detector, rows, overlap, name=str(task.image))
         except InputError as error:  # of a file that is cut off and read tile by tile
             complain(str(error))
             continue

@@ -189,6 +189,20 @@ class RegionRule(NamedTuple):
         return self._replace(threshold=threshold)
 
 
+def required_rule(rule: RegionRule | None) -> RegionRule:
+    """A detector's rule for regions.
+
+    Raises:
+      InputError: it has none.
+    """
+    if rule is None:
+        raise InputError(
+            "detector: has no pixel threshold to find regions by; choose one with `efficientad "
+            "set-threshold DETECTOR --region-false-positive-rate=0.01 --images=GOOD_IMAGES`"
+        )
+    return rule
+
+
 def choose_region_rule(
     maps: Iterable[Float[np.ndarray, "_ _"]],
     false_positive_rate: float,

@@ -12,25 +12,69 @@ A cell is one value of the map and covers 4x4 pixels. An unpadded network does n
 border of the image, as in an image that is not tiled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, product
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, resize_image, resize_map
+from efficientad_jax.data.framing import Framing, filled_rows, masked_pixels, put_back, seen_rows
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array
-from efficientad_jax.detection.detector import Detection, Detector
+from efficientad_jax.detection.calibration import scores_of_maps
+from efficientad_jax.detection.inference import Anomalies, Calibration, Detection, RawMaps
 from efficientad_jax.detection.spec import DetectorSpec
+from efficientad_jax.detection.threshold import RegionRule
 from efficientad_jax.errors import InputError
+from efficientad_jax.networks.ignored import ignored_outputs
 from efficientad_jax.networks.pdn import MARGIN, STRIDE
 
 SMALLEST_OVERLAP = 2 * MARGIN * STRIDE
 
 
-def detect_tiled(detector: Detector, image: ImageSource, overlap: int | None = None) -> Detection:
+@runtime_checkable
+class TileDetector(Protocol):
+    """The parts of a `Detector` that tiles need; it needs this module itself."""
+
+    @property
+    def spec(self) -> DetectorSpec:
+        """Of its networks."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration:
+        """Of its maps."""
+        ...
+
+    @property
+    def region_rule(self) -> RegionRule | None:
+        """Of its regions."""
+        ...
+
+    @property
+    def framing(self) -> Framing:
+        """Which part of an image counts."""
+        ...
+
+    def decode(self, image: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
+        """See `Detector.decode`."""
+        ...
+
+    def batch_size(self, images: int) -> int:
+        """See `Detector.batch_size`."""
+        ...
+
+    def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
+        """See `Detector.detect_tiles`."""
+        ...
+
+
+def detect_tiled(
+    detector: TileDetector, image: ImageSource, overlap: int | None = None
+) -> Detection:
     """Detects in an image at its own scale, in tiles of the detector's input size.
 
     The result for an image of the input's size is that of `detector(image)`. A side shorter than
@@ -67,7 +111,8 @@ class TiledMaps(NamedTuple):
       parts: the local and the global map; none without an autoencoder, where the combined map is
         the local one.
       tiled_size: height and width of the image that was cut into tiles.
-      size: height and width of the image.
+      size: height and width of the part of the image that counts.
+      image_size: height and width of the whole image.
     """
 
     score: float
@@ -75,24 +120,29 @@ class TiledMaps(NamedTuple):
     parts: list[Float32[np.ndarray, "c d"]]
     tiled_size: tuple[int, int]
     size: tuple[int, int]
+    image_size: tuple[int, int]
 
 
 def compute_tiled_maps(
-    detector: Detector, image: ImageRows, overlap: int | None = None
+    detector: TileDetector, image: ImageRows, overlap: int | None = None, *, name: str = ""
 ) -> TiledMaps:
     """The maps of `detect_tiled` at a quarter of the image's size.
 
     Of the image it reads the rows of one row of tiles at a time. If a side is shorter than the
-    input's, it reads the whole image, to resize it.
+    input's, it reads the whole image, to resize it. `name` is that of the image, for messages.
 
     Raises:
-      InputError: the image cannot be read, or the overlap does not suit.
+      InputError: the image cannot be read or does not suit the mask or the region of interest, or
+        the overlap does not suit.
     """
-    overlap = chosen_overlap(detector.spec, overlap)
+    overlap, image_size = chosen_overlap(detector.spec, overlap), image.size
+    image = seen_rows(detector.framing, image, name)
     size, tile = image.size, detector.spec.input_size
     if size[0] < tile[0] or size[1] < tile[1]:
         pixels = image.read(0, size[0])
         image = rows_of_array(resize_image(pixels, max(size[0], tile[0]), max(size[1], tile[1])))
+    ignored = masked_pixels(detector.framing, image.size)
+    image = filled_rows(image, ignored)
     rows, columns = (tile_offsets(image.size[i], tile[i], overlap) for i in (0, 1))
     shares_down, shares_across = blend_shares(rows, tile[0]), blend_shares(columns, tile[1])
     shape = ((rows[-1] + tile[0]) // STRIDE, (columns[-1] + tile[1]) // STRIDE)
@@ -114,15 +164,44 @@ def compute_tiled_maps(
             combined[window] += share * anomalies.combined[k]
             for part, of_tiles in zip(parts, (anomalies.local, anomalies.global_), strict=False):
                 part[window] += share * of_tiles[k]
-    scored = combined[_inner(detector, combined)]
-    if detector.calibration.upsample_first:
-        scored = resize_map(scored, image.size)
-    score = _score_of_map(scored, detector.calibration.score_values)
-    return TiledMaps(score, combined, parts, image.size, size)
+    if ignored is not None:
+        places = ignored_outputs(ignored, combined.shape, MARGIN)
+        for cells in (combined, *parts):
+            cells[places] = 0
+    values = values_that_count(detector, image.size, combined)
+    score = _score_of_map(values, detector.calibration.score_values)
+    return TiledMaps(score, combined, parts, image.size, size, image_size)
+
+
+def values_that_count(
+    detector: TileDetector, tiled_size: tuple[int, int], cells: Float32[np.ndarray, "c d"]
+) -> Float32[np.ndarray, "*shape"]:
+    """The values of a map that the detector's networks compute and that are not ignored.
+
+    They are resized to `tiled_size`, the size of the image that was cut into tiles, if the detector
+    does that first.
+
+    Raises:
+      InputError: all are ignored.
+    """
+    values = cells[_inner(detector, cells)]
+    upsample_first = detector.calibration.upsample_first
+    if upsample_first:
+        values = resize_map(values, tiled_size)
+    ignored = masked_pixels(detector.framing, tiled_size)
+    if ignored is None:
+        return values
+    places = ignored_outputs(ignored, cells.shape, MARGIN)
+    left_out = places[_inner(detector, places)]
+    if upsample_first:
+        left_out = resize_map(left_out.astype(np.float32), tiled_size) > 0
+    if left_out.all():
+        raise InputError("ignore mask: every patch of the image is ignored, expected pixels to see")
+    return values[~left_out]
 
 
 def enlarge(
-    detector: Detector, tiled: TiledMaps, cells: Float32[np.ndarray, "c d"]
+    detector: TileDetector, tiled: TiledMaps, cells: Float32[np.ndarray, "c d"]
 ) -> Float32[np.ndarray, "h w"]:
     """One of the maps at the image's own size.
 
@@ -131,12 +210,24 @@ def enlarge(
       tiled: result of `compute_tiled_maps`.
       cells: its combined map or one of its parts.
     """
+    seen = enlarge_cells(detector, cells, tiled.tiled_size, size=tiled.size)
+    return put_back(detector.framing, seen, tiled.image_size)
+
+
+def enlarge_cells(
+    detector: TileDetector,
+    cells: Float32[np.ndarray, "c d"],
+    tiled_size: tuple[int, int],
+    *,
+    size: tuple[int, int],
+) -> Float32[np.ndarray, "h w"]:
+    """A map at the size of the part of the image that counts; see `TiledMaps`."""
     if detector.calibration.upsample_first:
         inner = cells[_inner(detector, cells)]
-        return resize_map(resize_map(inner, tiled.tiled_size), tiled.size)
+        return resize_map(resize_map(inner, tiled_size), size)
     # A cell stands for 4x4 pixels, also where the last ones reach beyond the image.
-    height, width = tiled.tiled_size
-    return resize_map(cells, tiled.size, (0.0, 0.0, width / STRIDE, height / STRIDE))
+    height, width = tiled_size
+    return resize_map(cells, size, (0.0, 0.0, width / STRIDE, height / STRIDE))
 
 
 def chosen_overlap(spec: DetectorSpec, overlap: int | None) -> int:
@@ -212,7 +303,7 @@ def _cut_tiles(
             yield cut_tile(band, 0, left, tile=tile)
 
 
-def _score_of_map(values: Float32[np.ndarray, "c d"], count: int) -> float:
+def _score_of_map(values: Float32[np.ndarray, "*shape"], count: int) -> float:
     """`inference.image_scores` of one map, which may be large, on the host."""
     if count == 1:
         return float(values.max())
@@ -220,7 +311,62 @@ def _score_of_map(values: Float32[np.ndarray, "c d"], count: int) -> float:
     return float(np.partition(values, values.size - count, axis=None)[-count:].mean())
 
 
-def _inner(detector: Detector, cells: Float32[np.ndarray, "c d"]) -> tuple[slice, slice]:
+def _inner(detector: TileDetector, cells: Shaped[np.ndarray, "c d"]) -> tuple[slice, slice]:
     """The cells that the detector's networks compute."""
     margin = 0 if detector.spec.padding else MARGIN
     return np.s_[margin : cells.shape[0] - margin, margin : cells.shape[1] - margin]
+
+
+class PlacedTile(NamedTuple):
+    """A tile, with its image's index and its place in the image in pixels."""
+
+    image: int
+    top: int
+    left: int
+    pixels: UInt8[np.ndarray, "th tw 3"]
+
+
+def cut_all_tiles(
+    images: UInt8[np.ndarray, "n h w 3"], sizes: Sequence[tuple[int, int]], tile: tuple[int, int]
+) -> Iterator[PlacedTile]:
+    """Tiles with the smallest overlap that cover each image, image after image.
+
+    Args:
+      images: at least as large as a tile.
+      sizes: height and width that count of each image.
+      tile: height and width of a tile.
+    """
+    for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
+        rows, columns = (tile_offsets(size[i], tile[i], SMALLEST_OVERLAP) for i in (0, 1))
+        part = image[: size[0], : size[1]]
+        for top, left in product(rows, columns):
+            yield PlacedTile(index, top, left, cut_tile(part, top, left, tile=tile))
+
+
+def calibrate_tiled(
+    detector: TileDetector,
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+    choose: Callable[[RawMaps], Calibration],
+) -> tuple[Calibration, Float32[np.ndarray, " n"]]:
+    """As `calibration.calibrate`, of whole images that are scored in tiles.
+
+    Args:
+      detector: its calibration changes no map.
+      images: validation images of any sizes, not cut out yet.
+      choose: the calibration for the values of all images together, as maps of one image.
+
+    Raises:
+      InputError: a map has no scale.
+      DivergenceError: a map is not finite.
+    """
+    found = []
+    for image in images:
+        tiled = compute_tiled_maps(detector, rows_of_array(image))
+        local, *others = [
+            jnp.asarray(values_that_count(detector, tiled.tiled_size, cells)).reshape(1, 1, -1)
+            for cells in tiled.parts or [tiled.combined]
+        ]
+        found.append(RawMaps(local, others[0] if others else None))
+    calibration = choose(jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *found))
+    scores = [scores_of_maps(maps, calibration)[0] for maps in found]
+    return calibration, np.array(scores, np.float32)

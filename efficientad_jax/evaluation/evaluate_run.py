@@ -12,8 +12,9 @@ from jaxtyping import Float, Float32, UInt8
 from sklearn.metrics import roc_auc_score
 
 from efficientad_jax.config import Config, read_config, replace
+from efficientad_jax.data.framing import Framing
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset
-from efficientad_jax.detection.detector import Detection, Detector
+from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import (
     RegionRule,
     Threshold,
@@ -25,11 +26,16 @@ from efficientad_jax.detection.threshold import (
 )
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.baselines import mean_brightness_scores, pca_reconstruction_scores
-from efficientad_jax.evaluation.lazy_maps import Enlarged
 from efficientad_jax.evaluation.metrics import NO_SATURATION_AREAS, Metrics, evaluate
 from efficientad_jax.evaluation.nearest_neighbors import nearest_neighbor_scores
 from efficientad_jax.evaluation.region_detection import RegionCounts, RelativeBox, count_regions
 from efficientad_jax.evaluation.report import ScoredImages, write_report
+from efficientad_jax.evaluation.split_maps import (
+    SplitMaps,
+    images_of_one_size,
+    maps_of_split,
+    shown_images,
+)
 from efficientad_jax.networks.layers import float32_features
 from efficientad_jax.networks.pdn import NAMES
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
@@ -107,7 +113,7 @@ def evaluate_saved(
       InputError, OSError: see `evaluate_workdir`.
     """
     detector = Detector.load(folder)
-    dataset = dataset or _load_dataset(read_config(detector.config), root)
+    dataset = dataset or _load_dataset(detector, root)
     evaluation = evaluate_detector(detector, dataset, output)
     if root:
         evaluation = evaluation._replace(dataset_root=root)
@@ -117,11 +123,13 @@ def evaluate_saved(
     return evaluation
 
 
-def _load_dataset(config: Config, root: str) -> Dataset:
+def _load_dataset(detector: Detector, root: str) -> Dataset:
+    config = read_config(detector.config)
     if root:
-        return load_configured_dataset(replace(config, {"dataset.root": root}))
+        config = replace(config, {"dataset.root": root})
+        return load_configured_dataset(config, detector.framing)
     try:
-        return load_configured_dataset(config)
+        return load_configured_dataset(config, detector.framing)
     except InputError as error:
         if config.dataset.root and not Path(config.dataset.root).exists():
             raise InputError(
@@ -149,20 +157,20 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     if not test.names:
         no_metrics = evaluate(np.empty(0, np.float32), np.empty(0, np.int64))
         return Evaluation(no_metrics, {}, threshold, None, None, config.dataset.root)
-    detections = detector.detect_resized(test.images)
-    scores = np.array([detection.score for detection in detections])
-    maps = Enlarged([detection.anomaly_map for detection in detections], test.sizes)
+    maps = maps_of_split(detector, test)
+    scores = maps.scores
     metrics = evaluate(
         scores,
         test.labels,
-        maps,
+        maps.combined,
         masks=test.masks,
         defects=test.defects,
         regions=test.regions,
+        ignored=detector.framing.ignored_in_box,
     )
     rule, region_counts, boxes = detector.region_rule, None, None
     if rule is not None:
-        region_counts, boxes = count_regions(rule, maps, test.labels, test.masks)
+        region_counts, boxes = count_regions(rule, maps.combined, test.labels, test.masks)
     evaluation = Evaluation(
         metrics,
         _baseline_aurocs(detector, dataset),
@@ -175,10 +183,10 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     )
     content = json.dumps(evaluation.as_dict(), indent=2) + "\n"
     write_atomically(Workdir(workdir).metrics, content.encode())
-    facts = _facts(config, dataset, threshold, rule=rule)
+    facts = _facts(config, dataset, threshold, rule=rule) | _framing_facts(detector.framing)
     write_report(
         Workdir(workdir).report,
-        _scored_images(test, detections, scores, boxes=boxes),
+        _scored_images(detector, test, maps, boxes=boxes),
         metrics,
         title=f"{NAMES[config.model.size]} on {facts['dataset']}",
         baselines=evaluation.baselines,
@@ -190,26 +198,23 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
 
 
 def _scored_images(
+    detector: Detector,
     test: ImageSet,
-    detections: Sequence[Detection],
-    scores: Float[np.ndarray, " n"],
+    maps: SplitMaps,
     *,
     boxes: Sequence[Sequence[RelativeBox]] | None,
 ) -> ScoredImages:
     """The contents of the report; it shows local and global maps if there are global ones."""
-    global_maps = [d.global_map for d in detections if d.global_map is not None]
-    maps = Enlarged([detection.anomaly_map for detection in detections], test.sizes)
-    local_maps = Enlarged([detection.local_map for detection in detections], test.sizes)
     return ScoredImages(
         test.names,
         test.labels,
         test.defects,
-        scores,
-        test.images,
-        maps,
+        maps.scores,
+        shown_images(detector, test),
+        maps.combined,
         test.masks,
-        local_maps=local_maps if global_maps else None,
-        global_maps=Enlarged(global_maps, test.sizes) if global_maps else None,
+        local_maps=None if maps.global_ is None else maps.local,
+        global_maps=maps.global_,
         boxes=boxes,
     )
 
@@ -232,9 +237,25 @@ def _facts(
     return facts
 
 
+def _framing_facts(framing: Framing) -> dict[str, str]:
+    """Facts about the part of the images that counts, none if they count as a whole."""
+    facts = {}
+    if framing.fit != "resize":
+        facts["fit of images"] = framing.fit
+    if framing.box is not None:
+        box = framing.box
+        facts["region of interest"] = (
+            f"{box.width} x {box.height} pixels from ({box.left}, {box.top})"
+        )
+    if framing.ignored is not None:
+        facts["ignored"] = f"{percent(framing.ignored_fraction)} of the pixels, gray in the images"
+    return facts
+
+
 def _baseline_aurocs(detector: Detector, dataset: Dataset) -> dict[str, float | None]:
     """Image AU-ROC of each baseline, None where the test images are of one class."""
-    normal = np.concatenate([dataset.train.images, dataset.validation.images])
+    train, validation, test_images = (images_of_one_size(detector, part) for part in dataset)
+    normal = np.concatenate([train, validation])
     test = dataset.test
     defined = len(np.unique(test.labels)) == 2
     baselines = {
@@ -243,7 +264,7 @@ def _baseline_aurocs(detector: Detector, dataset: Dataset) -> dict[str, float | 
         "mean brightness": mean_brightness_scores,
     }
     return {
-        name: float(roc_auc_score(test.labels, score(normal, test.images))) if defined else None
+        name: float(roc_auc_score(test.labels, score(normal, test_images))) if defined else None
         for name, score in baselines.items()
     }
 

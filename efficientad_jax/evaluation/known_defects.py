@@ -31,6 +31,18 @@ FEWEST = 5
 _RESAMPLINGS = 2000
 
 
+class Inputs(NamedTuple):
+    """Images as the networks get them.
+
+    Attributes:
+      images: as `Detector.network_input` returns them, of a detector that cuts no tiles.
+      seen: height and width of the region of interest of each.
+    """
+
+    images: UInt8[np.ndarray, "n h w 3"]
+    seen: list[tuple[int, int]]
+
+
 class Recall(NamedTuple):
     """How many defects a threshold finds.
 
@@ -140,30 +152,28 @@ def _weighted(calibration: Calibration, local_weight: float) -> Calibration:
 
 
 def compare(
-    detector: Detector,
-    good: UInt8[np.ndarray, "m h w 3"],
-    defects: UInt8[np.ndarray, "n h w 3"],
-    *,
-    false_alarm_rate: float,
+    detector: Detector, good: Inputs, defects: Inputs, *, false_alarm_rate: float
 ) -> list[Comparison]:
     """Compares the candidates; the first is the present way to compute scores.
 
     Args:
       detector: calibrated.
-      good: good images at the detector's input size that it was not trained on.
-      defects: images of defects at that size.
+      good: good images that it was not trained on.
+      defects: images of defects.
       false_alarm_rate: at which defects are counted, in (0, 1).
     """
     tried = candidates(detector.calibration)
     scores = []
-    for images in (good, defects):
+    for inputs in (good, defects):
+        ignored = detector.ignored_in(inputs.seen)
         maps = collect_raw_maps(
             detector.networks,
             detector.params,
-            images,
+            inputs.images,
             upsample_first=detector.calibration.upsample_first,
+            ignored=ignored,
         )
-        scores.append([scores_of_maps(maps, candidate.calibration) for candidate in tried])
+        scores.append([scores_of_maps(maps, c.calibration, ignored) for c in tried])
     wins = np.stack([_wins(bad, fine) for fine, bad in zip(*scores, strict=True)])
     intervals = difference_intervals(wins)
     return [

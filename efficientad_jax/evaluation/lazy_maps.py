@@ -3,7 +3,7 @@
 A map of 24 megapixels takes 96 MB, before it is enlarged 0.3 MB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
@@ -12,14 +12,18 @@ from jaxtyping import Float32
 from efficientad_jax.data.decoding import resize_map
 
 Maps = Sequence[Float32[np.ndarray, "_ _"]]
+# Resizes a map to the size of its image.
+Enlarge = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 
 class Enlarged(Sequence[np.ndarray]):
     """Maps at the sizes of their images."""
 
-    def __init__(self, maps: Maps, sizes: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, maps: Maps, sizes: Sequence[tuple[int, int]], enlarge: Enlarge = resize_map
+    ) -> None:
         """Takes the maps at their own sizes, and height and width of each image in pixels."""
-        self._maps, self._sizes = maps, sizes
+        self._maps, self._sizes, self._enlarge = maps, sizes, enlarge
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -30,8 +34,8 @@ class Enlarged(Sequence[np.ndarray]):
     def __getitem__(self, index: slice) -> Sequence[np.ndarray]: ...
     def __getitem__(self, index: int | slice) -> np.ndarray | Sequence[np.ndarray]:
         if isinstance(index, slice):
-            return Enlarged(self._maps[index], self._sizes[index])
-        return resize_map(self._maps[index], self._sizes[index])
+            return Enlarged(self._maps[index], self._sizes[index], self._enlarge)
+        return self._enlarge(self._maps[index], self._sizes[index])
 
 
 class Chosen(Sequence[np.ndarray]):

@@ -14,6 +14,7 @@ from efficientad_jax.evaluation.region_overlap import (
     MaskedRegions,
     OverlapCurve,
     pro_curve,
+    scores_of_normal_pixels,
     spro_curve,
 )
 
@@ -82,6 +83,7 @@ def evaluate(  # long: lists every metric once
     masks: Sequence[Bool[np.ndarray, "_ _"] | None] | None = None,
     defects: Sequence[str] | None = None,
     regions: Sequence[MaskedRegions] | None = None,
+    ignored: Bool[np.ndarray, "_ _"] | None = None,
 ) -> Metrics:
     """Computes all metrics of one test split. `docs/metrics.md` defines them.
 
@@ -94,6 +96,8 @@ def evaluate(  # long: lists every metric once
         all) without a mask.
       defects: kind of defect of each image; None treats all defects as one kind.
       regions: as `ImageSet.regions`, None where the dataset does not define saturation areas.
+      ignored: True on the pixels that no pixel metric counts, whether defect or not, the same of
+        all images and of their size.
 
     Returns:
       The metrics. Undefined ones (only one class, no masks) are None, with a reason.
@@ -116,10 +120,12 @@ def evaluate(  # long: lists every metric once
     else:
         all_masks = [None] * len(maps) if masks is None else list(masks)
         _check_pixels(labels, maps, all_masks)
-        pixel_metrics = _pixel_metrics(labels, maps, all_masks)
+        if ignored is not None:
+            all_masks = [None if mask is None else mask & ~ignored for mask in all_masks]
+        pixel_metrics = _pixel_metrics(labels, maps, all_masks, ignored=ignored)
     au_spros, au_spro_reason = {}, NO_SATURATION_AREAS
     if maps is not None and regions is not None:
-        au_spros = _au_spro_by_defect(labels, kinds, maps, regions)
+        au_spros = _au_spro_by_defect(labels, kinds, maps, regions=regions, ignored=ignored)
         au_spro_reason = None if au_spros else pixel_metrics.reason
     curve = pixel_metrics.pro_curve
     return Metrics(
@@ -184,6 +190,8 @@ def _pixel_metrics(
     labels: Int[np.ndarray, "n"],
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
+    *,
+    ignored: Bool[np.ndarray, "_ _"] | None,
 ) -> _PixelMetrics:
     marked = [mask is not None and bool(mask.any()) for mask in masks]
     without_mask = int(np.sum((labels == 1) & ~np.array(marked, bool)))
@@ -193,10 +201,10 @@ def _pixel_metrics(
     counted = [i for i, has_defect in enumerate(marked) if has_defect or labels[i] == 0]
     counted_maps = Chosen(maps, counted)
     counted_masks = [masks[i] if marked[i] else None for i in counted]
-    auroc = pixel_auroc(counted_maps, counted_masks)
+    auroc = pixel_auroc(counted_maps, counted_masks, ignored)
     return _PixelMetrics(
         auroc,
-        pro_curve(counted_maps, counted_masks),
+        pro_curve(counted_maps, counted_masks, ignored=ignored),
         "every pixel is marked as a defect" if auroc is None else None,
         len(counted),
         without_mask,
@@ -218,20 +226,33 @@ def _au_spro_by_defect(
     labels: Int[np.ndarray, "n"],
     kinds: Sequence[str],
     maps: Sequence[Float32[np.ndarray, "_ _"]],
+    *,
     regions: Sequence[MaskedRegions],
+    ignored: Bool[np.ndarray, "_ _"] | None,
 ) -> dict[str, float]:
     areas = {}
+    if ignored is not None:
+        regions = [_counted_regions(of_image, ignored) for of_image in regions]
     for kind, members in _with_good(labels, kinds).items():
         counted = [int(i) for i in members if labels[i] == 0 or regions[i]]
-        curve = spro_curve(Chosen(maps, counted), [regions[i] for i in counted])
+        curve = spro_curve(Chosen(maps, counted), [regions[i] for i in counted], ignored=ignored)
         if curve is not None:
             areas[kind] = curve.area
     return areas
 
 
+def _counted_regions(
+    regions: MaskedRegions, ignored: Bool[np.ndarray, "_ _"]
+) -> list[tuple[Bool[np.ndarray, "_ _"], float]]:
+    """The parts of regions that count; of such a part at most all pixels have to be found."""
+    parts = [(mask & ~ignored, area) for mask, area in regions]
+    return [(mask, min(area, float(mask.sum()))) for mask, area in parts if mask.any()]
+
+
 def pixel_auroc(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
+    ignored: Bool[np.ndarray, "_ _"] | None = None,
 ) -> float | None:
     """Exact area under the ROC curve over the pixels of all maps.
 
@@ -243,6 +264,8 @@ def pixel_auroc(
     Args:
       maps: float32 anomaly maps, of any sizes.
       masks: True on defects, of the maps' shapes; None for an image without defect.
+      ignored: True on pixels that do not count, the same of all images; the masks mark none of
+        them.
 
     Returns:
       The area in [0, 1], or None where there is no defect pixel or no normal one.
@@ -252,8 +275,8 @@ def pixel_auroc(
     normal_pixels = 0
     twice_wins = 0  # Integers stay exact where a float would round after 2^53 pairs.
     for scores, mask in zip(maps, masks, strict=True):
-        normal = scores.ravel() if mask is None else scores[~mask]
-        normal = np.sort(normal)  # Sorted keys keep the binary searches in cache.
+        # Sorted keys keep the binary searches in cache.
+        normal = np.sort(scores_of_normal_pixels(scores, mask, ignored))
         normal_pixels += normal.size
         below = np.searchsorted(defects, normal, side="left")
         not_above = np.searchsorted(defects, normal, side="right")

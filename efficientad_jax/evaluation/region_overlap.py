@@ -56,6 +56,8 @@ def pro_curve(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
     limit: float = PRO_LIMIT,
+    *,
+    ignored: Bool[np.ndarray, "_ _"] | None = None,
 ) -> OverlapCurve | None:
     """Per-region overlap against false positive rate; its area is AU-PRO.
 
@@ -69,6 +71,8 @@ def pro_curve(
       maps: anomaly maps, of any sizes; finite.
       masks: True on defects, of the maps' shapes; None for an image without defect.
       limit: of the false positive rate, in (0, 1].
+      ignored: True on pixels that do not count, the same of all images; the masks mark none of
+        them.
 
     Returns:
       The curve, or None where there is no defect pixel or no other.
@@ -78,13 +82,15 @@ def pro_curve(
         for scores, mask in zip(maps, masks, strict=True)
         if mask is not None and mask.any()
     ]
-    return _overlap_curve(maps, masks, found, limit)
+    return _overlap_curve(maps, masks, found, limit, ignored=ignored)
 
 
 def spro_curve(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     regions: Sequence[MaskedRegions],
     limit: float = SPRO_LIMIT,
+    *,
+    ignored: Bool[np.ndarray, "_ _"] | None = None,
 ) -> OverlapCurve | None:
     """Saturated per-region overlap against false positive rate; its area is AU-sPRO.
 
@@ -96,6 +102,7 @@ def spro_curve(
       regions: of each image, those defects: a mask of the map's shape that marks something, and
         an area in pixels. They may overlap. An area below 1 is found with the first pixel.
       limit: of the false positive rate, in (0, 1].
+      ignored: see `pro_curve`.
 
     Returns:
       The curve, or None where there is no region or no pixel outside all of them.
@@ -106,7 +113,7 @@ def spro_curve(
         for mask, area in of_image
     ]
     masks = [np.any([m for m, _ in of_image], axis=0) if of_image else None for of_image in regions]
-    return _overlap_curve(maps, masks, found, limit)
+    return _overlap_curve(maps, masks, found, limit, ignored=ignored)
 
 
 def _pixels_of_components(
@@ -128,6 +135,8 @@ def _overlap_curve(  # long: one algorithm, whose comments are its proof
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
     found: Sequence[tuple[DefectPixels, int]],
     limit: float,
+    *,
+    ignored: Bool[np.ndarray, "_ _"] | None,
 ) -> OverlapCurve | None:
     """The curve of some regions, without sorting the pixels outside them, by far the most.
 
@@ -144,7 +153,7 @@ def _overlap_curve(  # long: one algorithm, whose comments are its proof
         return None
     defects = _sort_and_accumulate(found)
     counts = np.zeros(_BINS, np.int64)
-    for normal in _normal_scores(maps, masks):
+    for normal in _normal_scores(maps, masks, ignored):
         counts += np.bincount(_keys(normal) >> _HALF, minlength=_BINS)
     total = int(counts.sum())
     if not total:
@@ -156,7 +165,7 @@ def _overlap_curve(  # long: one algorithm, whose comments are its proof
 
     counts_in_last = np.zeros(_BINS, np.int64)
     area = 0.0
-    for normal in _normal_scores(maps, masks):
+    for normal in _normal_scores(maps, masks, ignored):
         keys = _keys(normal)
         bins = keys >> _HALF
         counts_in_last += np.bincount(keys[bins == last] & (_BINS - 1), minlength=_BINS)
@@ -215,10 +224,22 @@ def _sort_and_accumulate(found: Sequence[tuple[DefectPixels, int]]) -> _SortedDe
 def _normal_scores(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
+    ignored: Bool[np.ndarray, "_ _"] | None,
 ) -> Iterator[Float32[np.ndarray, "_"]]:
     """Scores of the pixels outside all defects, image by image; there is no -0.0 among them."""
     for scores, mask in zip(maps, masks, strict=True):
-        yield (scores.ravel() if mask is None else scores[~mask]) + np.float32(0)
+        yield scores_of_normal_pixels(scores, mask, ignored) + np.float32(0)
+
+
+def scores_of_normal_pixels(
+    scores: Float32[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"] | None,
+    ignored: Bool[np.ndarray, "h w"] | None,
+) -> Float32[np.ndarray, "_"]:
+    """Scores of the pixels that count outside of all defects of an image."""
+    if ignored is not None:
+        mask = ignored if mask is None else mask | ignored
+    return scores.ravel() if mask is None else scores[~mask]
 
 
 def _keys(scores: Float32[np.ndarray, "s"]) -> UInt32[np.ndarray, "s"]:

@@ -40,7 +40,7 @@ class ScoredImages(NamedTuple):
       labels: 0 for good, 1 for anomalous.
       defects: the kind of defect, or an empty string.
       scores: the image scores; higher is more anomalous.
-      images: uint8 RGB, at the model's input size.
+      images: uint8 RGB, of any size.
       maps: float32 anomaly maps, of any size; each is shown stretched over its image.
       masks: True on the true defect, of any size; None where unknown.
       local_maps: as `maps`, of only the student against the teacher; None where `maps` are those.
@@ -52,7 +52,7 @@ class ScoredImages(NamedTuple):
     labels: Int[np.ndarray, "n"]
     defects: Sequence[str]
     scores: Float[np.ndarray, "n"]
-    images: UInt8[np.ndarray, "n h w 3"]
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]] | UInt8[np.ndarray, "n h w 3"]
     maps: Sequence[Float32[np.ndarray, "_ _"]]
     masks: Sequence[Bool[np.ndarray, "_ _"] | None]
     local_maps: Sequence[Float32[np.ndarray, "_ _"]] | None = None

@@ -57,6 +57,11 @@ def int8_model(detector: Detector, images: UInt8[np.ndarray, "n h w 3"]) -> onnx
     Raises:
       InputError: the maps of the images are constant, so that they have no scale.
     """
+    if detector.framing.fit == "tile":
+        raise InputError(
+            "int8: the detector cuts images into tiles, expected one that resizes or pads them; "
+            "export it without --int8"
+        )
     calibration = detector.calibration
     measured = images[_evenly_spaced(len(images), _MOST_MEASURED)]
     identity = calibration._replace(local=IDENTITY, global_=calibration.global_ and IDENTITY)
@@ -89,10 +94,17 @@ def calibration_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n 
       InputError: folder or dataset cannot be read.
     """
     if not folder:
-        return load_configured_dataset(read_config(detector.config)).validation.images
+        return load_configured_dataset(
+            read_config(detector.config), detector.framing
+        ).validation.images
     files = list_images(Path(folder))
     chosen = [files[i] for i in _evenly_spaced(len(files), _MOST_LOADED)]
-    return load_images(chosen, detector.spec.input_size, white_level=detector.white_level)
+    return load_images(
+        chosen,
+        detector.spec.input_size,
+        white_level=detector.white_level,
+        framing=detector.framing,
+    )
 
 
 def _evenly_spaced(count: int, most: int) -> Int[np.ndarray, " m"]:
@@ -154,8 +166,8 @@ class _Images(quantization.CalibrationDataReader):
 
 def _raw_maps(
     model: onnx.ModelProto, detector: Detector, images: UInt8[np.ndarray, "n h w 3"]
-) -> dict[str, Float[np.ndarray, "n oh ow"]]:
-    """Computes maps with a model that does not normalize them, and cuts off their margin."""
+) -> dict[str, Float[np.ndarray, "n ..."]]:
+    """Computes the values that count of the maps of a model that does not normalize them."""
     spec = detector.spec
     outputs = run_in_batches(onnx_program(model.SerializeToString()), images)
     height, width = output_size(*spec.input_size, padding=spec.padding)
@@ -164,17 +176,22 @@ def _raw_maps(
     top, left = (
         (s - m) // 2 for s, m in zip(outputs["local"].shape[1:], (height, width), strict=True)
     )
-    return {
-        name: maps[:, top : top + height, left : left + width]
-        for name, maps in outputs.items()
-        if name in ("local", "global")
+    maps = {
+        name: outputs[name][:, top : top + height, left : left + width]
+        for name in ("local", "global")
+        if name in outputs
     }
+    ignored = detector.ignored_in()
+    if ignored is None:
+        return maps
+    (counted,) = ~np.asarray(ignored.values)
+    return {name: values[:, counted] for name, values in maps.items()}
 
 
 def _adjusted(
     quantiles: MapQuantiles,
-    before: Float[np.ndarray, "n oh ow"],
-    after: Float[np.ndarray, "n oh ow"],
+    before: Float[np.ndarray, "n ..."],
+    after: Float[np.ndarray, "n ..."],
 ) -> MapQuantiles:
     """Adjusts quantiles of the maps `before` to the maps `after`.
 

@@ -10,6 +10,7 @@ import onnx
 from jaxtyping import Float32, PyTree
 from onnx import helper, numpy_helper
 
+from efficientad_jax.data.framing import FILL
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration
 from efficientad_jax.detection.map_normalization import MapQuantiles
@@ -23,7 +24,8 @@ from efficientad_jax.export.onnx_graph import (
     top_k,
 )
 from efficientad_jax.export.onnx_networks import add_autoencoder, add_pdn
-from efficientad_jax.export.properties import as_texts, export_properties
+from efficientad_jax.export.properties import as_texts, check_exportable, export_properties
+from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.pdn import LAYERS, STRIDE, output_size
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
@@ -34,9 +36,11 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
     The input is 'images', any number of uint8 RGB images `[n, h, w, 3]` at the detector's input
     size. The outputs are those of `inference.Anomalies`: 'scores' `[n]`, and the maps 'combined',
     'local' and, with an autoencoder, 'global', all `[n, h / 4, w / 4]`, or `[n, h, w]` if the
-    detector upsamples maps first. `metadata_props` has the `properties` of the detector.
+    detector upsamples maps first. An ignore mask is in the graph; the caller cuts out a region of
+    interest. `metadata_props` has the `properties` of the detector.
     """
-    spec, calibration = detector.spec, detector.calibration
+    check_exportable(detector)
+    spec, calibration, ignored = detector.spec, detector.calibration, detector.ignored_in()
     image_size, size = spec.input_size, output_size(*spec.input_size, padding=spec.padding)
     map_size = (image_size[0] // STRIDE, image_size[1] // STRIDE)
     graph = Graph([], {})
@@ -55,7 +59,13 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
         total = apply(graph, "Add", list(maps.values()), name="combined/sum")
         half = constant(graph, "combined/half", np.array(0.5, np.float32))
         combined = apply(graph, "Mul", [total, half], name="combined/mean")
-    _add_scores(graph, combined, min(calibration.score_values, size[0] * size[1]))
+    if ignored is None:
+        _add_scores(graph, combined, min(calibration.score_values, size[0] * size[1]))
+    else:
+        score_values = calibration.score_values
+        maps, combined = _leave_out(
+            graph, maps, combined, ignored=ignored, score_values=score_values
+        )
     margins = [(s - m) // 2 for s, m in zip(map_size, size, strict=True)]
     pads = constant(graph, "margins", np.array([0, 0, *margins] * 2, np.int64))
     channel = constant(graph, "channel", np.array([1], np.int64))
@@ -82,10 +92,14 @@ def with_calibration(model: onnx.ModelProto, calibration: Calibration) -> onnx.M
     return changed
 
 
-def _normalized_images(graph: Graph) -> str:
+def _normalized_images(graph: Graph, ignored: Ignored | None) -> str:
     """Adds the normalization of `preprocessing`; the result is channels first."""
     # TensorRT accepts uint8 inputs only into a cast.
     x = apply(graph, "Cast", ["images"], name="pixels", to=onnx.TensorProto.FLOAT)
+    if ignored is not None:
+        pixels = constant(graph, "ignored", np.asarray(ignored.pixels)[..., None])
+        fill = constant(graph, "fill", FILL.astype(np.float32))
+        x = apply(graph, "Where", [pixels, fill, x], name="filled")
     x = apply(graph, "Transpose", [x], name="channels_first", perm=[0, 3, 1, 2])
     mean = constant(graph, "mean", 255 * IMAGENET_MEAN.reshape(3, 1, 1))
     std = constant(graph, "std", 255 * IMAGENET_STD.reshape(3, 1, 1))
@@ -96,7 +110,7 @@ def _normalized_images(graph: Graph) -> str:
 def _compared_features(graph: Graph, detector: Detector) -> dict[str, tuple[str, str]]:
     """Adds the networks; returns for each map the two features whose difference it measures."""
     spec, params = detector.spec, detector.params
-    x = _normalized_images(graph)
+    x = _normalized_images(graph, detector.ignored_in())
     add = partial(add_pdn, graph, x, size=spec.size, padding=spec.padding)
     teacher = add(params.teacher, name="teacher")
     if params.autoencoder is None:
@@ -138,6 +152,24 @@ def _add_scores(graph: Graph, combined: str, values: int) -> None:
     flat = apply(graph, "Flatten", [combined], name="combined/flat", axis=1)
     highest = top_k(graph, flat, values, name="combined/highest")
     apply(graph, "ReduceMean", [highest], name="scores", axes=[1], keepdims=0)
+
+
+def _leave_out(
+    graph: Graph, maps: dict[str, str], combined: str, *, ignored: Ignored, score_values: int
+) -> tuple[dict[str, str], str]:
+    """Adds the scores of the values that count, and sets the others to 0 in all maps."""
+    left_out = np.asarray(ignored.values)
+    places = constant(graph, "ignored/values", left_out[:, None])
+    zero = constant(graph, "ignored/zero", np.zeros((), np.float32))
+    lowest = constant(graph, "ignored/lowest", np.array(np.finfo(np.float32).min))
+    counted = apply(graph, "Where", [places, lowest, combined], name="combined/counted")
+    _add_scores(graph, counted, min(score_values, int((~left_out).sum())))
+    left = {
+        name: apply(graph, "Where", [places, zero, values], name=f"{name}/left")
+        for name, values in {"combined": combined, **maps}.items()
+    }
+    combined = left.pop("combined")
+    return left, combined
 
 
 def _normalization(quantiles: MapQuantiles, name: str) -> dict[str, Float32[np.ndarray, ""]]:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from efficientad_jax.data.framing import Framing
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.file import serialized_arrays
 from efficientad_jax.detection.threshold import Threshold
@@ -56,6 +57,7 @@ def export_properties(
         "normalization_mean": [round(float(value), 6) for value in IMAGENET_MEAN],
         "normalization_std": [round(float(value), 6) for value in IMAGENET_STD],
     }
+    properties |= _framing_properties(detector.framing)
     if threshold is not None:
         properties |= {
             "verdict": "anomalous if score >= threshold",
@@ -76,6 +78,33 @@ def export_properties(
             "region_false_positive_rate_high": rule.threshold.high,
         }
     return properties
+
+
+def _framing_properties(framing: Framing) -> dict[str, Any]:
+    """How the caller makes the input of an image; none if it only resizes it."""
+    properties: dict[str, Any] = {}
+    if framing.fit != "resize":
+        properties["fit"] = framing.fit
+    if framing.usual_size is not None:
+        properties["padded_from"] = list(framing.usual_size)
+    if framing.box is not None:
+        properties["region_of_interest"] = list(framing.box)
+    if framing.ignored is not None:
+        properties["ignore_mask"] = "in the file"
+    return properties
+
+
+def check_exportable(detector: Detector) -> None:
+    """Checks that a program for one input can do what the detector does.
+
+    Raises:
+      InputError: it cannot.
+    """
+    if detector.framing.fit == "tile" and detector.framing.ignored is not None:
+        raise InputError(
+            "export: the detector cuts images into tiles and has an ignore mask, which is another "
+            "one in each tile; expected one of the two"
+        )
 
 
 def as_texts(properties: Mapping[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, UInt8
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import detect
 from efficientad_jax.export.programs import named_outputs
+from efficientad_jax.export.properties import check_exportable
 from efficientad_jax.networks.model import Networks
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -19,8 +20,10 @@ def stablehlo_bytes(detector: Detector) -> bytes:
     The program takes any number of uint8 RGB images `[n, h, w, 3]` at the detector's input size.
     It returns a dict of the values of `inference.Anomalies`: 'scores' `[n]`, and the maps
     'combined', 'local' and, with an autoencoder, 'global', all `[n, h / 4, w / 4]`, or `[n, h, w]`
-    if the detector upsamples maps first.
+    if the detector upsamples maps first. An ignore mask is in the program; the caller cuts out a
+    region of interest.
     """
+    check_exportable(detector)
     # XLA's convolution exists on every platform, the package's C++ does not.
     teacher, student, autoencoder = detector.networks
     networks = Networks(
@@ -30,7 +33,9 @@ def stablehlo_bytes(detector: Detector) -> bytes:
     )
 
     def program(images: UInt8[Array, "n h w 3"]) -> dict[str, Float[Array, "..."]]:
-        return named_outputs(detect(networks, detector.params, detector.calibration, images))
+        return named_outputs(
+            detect(networks, detector.params, detector.calibration, images, detector.ignored_in())
+        )
 
     (count,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((count, *detector.spec.input_size, 3), np.uint8)

@@ -47,7 +47,13 @@ def recalibrated_scores(
     """
     upsample_first = detector.calibration.upsample_first
     validation, test = (
-        collect_raw_maps(detector.networks, detector.params, images, upsample_first=upsample_first)
+        collect_raw_maps(
+            detector.networks,
+            detector.params,
+            images,
+            upsample_first=upsample_first,
+            ignored=detector.ignored_in(),
+        )
         for images in (validation_images, test_images)
     )
 
@@ -60,7 +66,9 @@ def recalibrated_scores(
                 choice.q_b,
                 upsample_first=upsample_first,
                 normalize=choice.normalize,
+                ignored=detector.ignored_in(),
             )._replace(score_values=detector.calibration.score_values),
+            detector.ignored_in(),
         )
         for choice in choices
     ]

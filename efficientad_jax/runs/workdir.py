@@ -1,5 +1,6 @@
 """The work directory of a run: the names of its files, and the configuration it belongs to."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from efficientad_jax.config import (
     Config,
@@ -37,6 +39,19 @@ class DataIdentity(NamedTuple):
 
     names_sha256: str
     mean_colors: Sequence[Sequence[float]] = ()
+
+
+def identity_of_bytes(content: bytes) -> DataIdentity:
+    """Identifies data by their content, or by their names in one text."""
+    return DataIdentity(hashlib.sha256(content).hexdigest())
+
+
+def identity_of_images(
+    names: Sequence[Sequence[str]], images: Sequence[UInt8[np.ndarray, "_n _h _w 3"]]
+) -> DataIdentity:
+    """Identifies the images of some splits by their names and mean colors."""
+    colors = [image.mean((0, 1)).round(1).tolist() for split in images for image in split]
+    return identity_of_bytes(repr(tuple(names)).encode())._replace(mean_colors=colors)
 
 
 @dataclass(frozen=True)

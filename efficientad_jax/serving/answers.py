@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 
 import mimeparse
 import numpy as np
@@ -65,6 +66,7 @@ def create_response(
     threshold: Threshold | None,
     *,
     size: tuple[int, int],
+    enlarge: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = resize_map,
     region_rule: RegionRule | None = None,
 ) -> Response:
     """The response for one image. Takes long for a large map: call it outside of the event loop.
@@ -75,6 +77,7 @@ def create_response(
       scored: score and map of the image.
       threshold: of the detector.
       size: height and width of the image in pixels, to which the map is resized.
+      enlarge: resizes the map to the image.
       region_rule: finds the regions, which JSON lists and a heat map shows as boxes; None for none.
     """
     height, width = size
@@ -82,7 +85,7 @@ def create_response(
     is_json = media_type == _JSON
     if is_json and region_rule is None:
         return JSONResponse(fields | {"regions": None, "height": height, "width": width})
-    resized = resize_map(scored.anomaly_map, size)
+    resized = enlarge(scored.anomaly_map, size)
     regions = () if region_rule is None else region_rule.find(resized)
     if is_json:
         found = [region.as_dict() for region in regions]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,10 +19,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from efficientad_jax.data.decoding import resize_image
+from efficientad_jax.data.framing import check_image_size, map_of_image, seen_size
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.threshold import WORDS, is_anomalous
-from efficientad_jax.errors import printable
+from efficientad_jax.errors import InputError, printable
 from efficientad_jax.monitoring.drift import ScoreMonitor
 from efficientad_jax.serving.answers import create_response, response_type, wants_regions
 from efficientad_jax.serving.batching import Batcher
@@ -38,6 +39,13 @@ _CODEC_THREADS = 2
 _SECONDS_TO_RETRY = "1"
 
 
+class _Posted(NamedTuple):
+    """An image as the detector takes it, and height and width of its region of interest."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    seen: tuple[int, int]
+
+
 class _Service:
     """The state that all requests of one application share."""
 
@@ -48,7 +56,10 @@ class _Service:
         self.monitor = ScoreMonitor(detector.validation_scores)
         self.metrics = create_metrics(lambda: self.waiting, self.monitor)
 
-        def score(images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Scored]:
+        def score(posted: Sequence[_Posted]) -> list[Scored]:
+            images = [image.pixels for image in posted]
+            if detector.framing.fit == "pad":
+                return score_batch(detector, images, seen=[image.seen for image in posted])
             return score_batch(detector, images)
 
         self.batcher = Batcher(score, BATCH_SIZE, self.metrics.batch_size.observe)
@@ -144,8 +155,8 @@ async def _score_upload(request: Request, service: _Service) -> Response:
         rule = detector.region_rule if wants_regions(request, media_type) else None
         content = await read_upload(request, limits)
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
-        resized, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
-        scored = await service.batcher.submit(resized)
+        posted, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
+        scored = await service.batcher.submit(posted)
         service.count(scored.score)
         respond = partial(
             create_response,
@@ -153,6 +164,7 @@ async def _score_upload(request: Request, service: _Service) -> Response:
             scored,
             detector.threshold,
             size=size,
+            enlarge=partial(_enlarge, detector),
             region_rule=rule,
         )
         return await in_thread(respond)
@@ -162,10 +174,28 @@ async def _score_upload(request: Request, service: _Service) -> Response:
 
 def _decode_and_resize(
     content: bytes, max_pixels: int, detector: Detector
-) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-    """The image at the detector's input size, and its original height and width."""
+) -> tuple[_Posted, tuple[int, int]]:
+    """The image at the detector's input size, and its original height and width.
+
+    Raises:
+      HTTPException: that of `decode_upload`; 422 for a size that does not suit the detector.
+    """
     image = decode_upload(content, max_pixels, detector.white_level)
-    return resize_image(image, *detector.spec.input_size), (image.shape[0], image.shape[1])
+    size = (image.shape[0], image.shape[1])
+    try:
+        check_image_size(detector.framing, size, "posted")
+    except InputError as error:
+        raise HTTPException(422, str(error)) from error
+    # Tiles are cut when the detector is free.
+    resized = image if detector.framing.fit == "tile" else detector.network_input(image)
+    return _Posted(resized, seen_size(detector.framing, size)), size
+
+
+def _enlarge(detector: Detector, cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map of `score_batch` at the size of its image."""
+    if detector.framing.fit == "tile":
+        return cells
+    return map_of_image(detector.framing, cells, size, input_size=detector.spec.input_size)
 
 
 async def _health(request: Request) -> Response:

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float16, Int, UInt8
 
+from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.pdn import STRIDE, output_size
 
 
@@ -17,11 +19,16 @@ class TrainData(NamedTuple):
       teacher_features: the normalized teacher's features of each image, rounded to float16, or
         None to compute them in each step.
       pretraining_images: images for the penalty, None if it is off.
+      ignored: what is ignored of each training image, None for nothing.
+      sizes: height and width that count of each training image, where they differ: steps take parts
+        of only these. None for all of them.
     """
 
     images: UInt8[Array | np.ndarray, "n h w 3"]
     teacher_features: Float16[Array | np.ndarray, "n oh ow c"] | None
     pretraining_images: UInt8[Array | np.ndarray, "m h w 3"] | None
+    ignored: Ignored | None = None
+    sizes: Int[Array | np.ndarray, "n 2"] | None = None
 
 
 class Batch(NamedTuple):
@@ -32,12 +39,16 @@ class Batch(NamedTuple):
       teacher_features: of them, or None.
       pretraining_images: as large as they are, or None.
       whole_images: the training images for the autoencoder if `images` are crops, otherwise None.
+      ignored: what is ignored of `images`, None for nothing.
+      whole_ignored: what is ignored of `whole_images`.
     """
 
     images: UInt8[Array, "b h w 3"]
     teacher_features: Float16[Array, "b oh ow c"] | None
     pretraining_images: UInt8[Array, "b h w 3"] | None
     whole_images: UInt8[Array, "b fh fw 3"] | None = None
+    ignored: Ignored | None = None
+    whole_ignored: Ignored | None = None
 
 
 def take_batch(
@@ -64,12 +75,16 @@ def take_batch(
         # Another key than those of the losses, which are split off this one.
         crop_key = jax.random.fold_in(key, 0)
         batch = random_crops(data, images, photographs, crop=crop, key=crop_key)
-        return batch._replace(whole_images=data.images[images]) if whole else batch
-    features, pretraining = data.teacher_features, data.pretraining_images
+        if not whole:
+            return batch
+        ignored = None if data.ignored is None else data.ignored.of(images)
+        return batch._replace(whole_images=data.images[images], whole_ignored=ignored)
+    features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
     return Batch(
         data.images[images],
         None if features is None else features[images],
         None if pretraining is None else pretraining[photographs],
+        ignored=None if ignored is None else ignored.of(images),
     )
 
 
@@ -89,7 +104,7 @@ def random_crops(
     (height, width), batch = data.images.shape[1:3], len(images)
     keys = jax.random.split(key, 4)
 
-    def positions(key: jax.Array, side: int, part: int) -> Int[Array, " b"]:
+    def positions(key: jax.Array, side: int | Array, part: int) -> Int[Array, " b"]:
         return jax.random.randint(key, (batch,), 0, (side - part) // STRIDE + 1)
 
     def cut(
@@ -104,15 +119,26 @@ def random_crops(
 
         return jax.vmap(part)(indices, *places)
 
+    if data.sizes is not None:
+        height, width = data.sizes[images, 0], data.sizes[images, 1]
     rows, columns = positions(keys[0], height, crop[0]), positions(keys[1], width, crop[1])
     pixels = (STRIDE * rows, STRIDE * columns)
+    features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
+    others = data.images if pretraining is None else pretraining
     elsewhere = (
-        STRIDE * positions(keys[2], height, crop[0]),
-        STRIDE * positions(keys[3], width, crop[1]),
+        STRIDE * positions(keys[2], others.shape[1], crop[0]),
+        STRIDE * positions(keys[3], others.shape[2], crop[1]),
     )
-    features, pretraining = data.teacher_features, data.pretraining_images
+    outputs = (rows, columns), output_size(*crop)
+    if ignored is not None:
+        which = images if len(ignored.values) > 1 else jnp.zeros_like(images)
+        ignored = Ignored(
+            cut(jnp.asarray(ignored.pixels)[..., None], which, pixels, crop)[..., 0],
+            cut(jnp.asarray(ignored.values)[..., None], which, *outputs)[..., 0],
+        )
     return Batch(
         cut(data.images, images, pixels, crop),
-        None if features is None else cut(features, images, (rows, columns), output_size(*crop)),
+        None if features is None else cut(features, images, *outputs),
         None if pretraining is None else cut(pretraining, photographs, elsewhere, crop),
+        ignored=ignored,
     )

@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from efficientad_jax.errors import InputError
 
 _Features = Float[Array, "n h w c"]
+# Outputs that count for nothing, the same of all images or of each.
+_Ignored = Bool[Array, "_n h w"]
 
 # XLA selects the largest by 32-bit indices.
 _MOST_FEATURES = 2**31 - 1
@@ -38,9 +40,12 @@ class Losses(NamedTuple):
         return self.hard + self.penalty + self.autoencoder + self.student_autoencoder
 
 
-def mean_squared_difference(a: _Features, b: _Features) -> Float[Array, ""]:
-    """Mean of `(a - b)^2` over all elements."""
-    return jnp.square(a - b).mean()
+def mean_squared_difference(
+    a: _Features, b: _Features, ignored: _Ignored | None = None
+) -> Float[Array, ""]:
+    """Mean of `(a - b)^2` over all elements, or over those of the outputs that count."""
+    squared_differences = jnp.square(a - b)
+    return squared_differences.mean() if ignored is None else _mean(squared_differences, ignored)
 
 
 def pretraining_penalty(student: _Features) -> Float[Array, ""]:
@@ -51,9 +56,34 @@ def pretraining_penalty(student: _Features) -> Float[Array, ""]:
     return jnp.square(student).mean()
 
 
-def student_teacher_loss(teacher: _Features, student: _Features, p_hard: float) -> Float[Array, ""]:
-    """L_hard of the normalized teacher and the student's first half (Algorithm 1, lines 13-16)."""
-    return hard_feature_loss(jnp.square(teacher - student), p_hard)
+def student_teacher_loss(
+    teacher: _Features, student: _Features, p_hard: float, *, ignored: _Ignored | None = None
+) -> Float[Array, ""]:
+    """L_hard of the normalized teacher and the student's first half (Algorithm 1, lines 13-16).
+
+    `ignored` is True on outputs that are not mined.
+    """
+    squared_differences = jnp.square(teacher - student)
+    if ignored is None:
+        return hard_feature_loss(squared_differences, p_hard)
+    if p_hard == 0:
+        return _mean(squared_differences, ignored)
+    squared_differences = jax.lax.optimization_barrier(squared_differences)
+    hard = hard_feature_mask_where(squared_differences, p_hard, ignored)
+    # A crop may hold no output that counts.
+    return jnp.where(hard, squared_differences, 0.0).sum() / jnp.maximum(hard.sum(), 1)
+
+
+def _mean(squared_differences: _Features, ignored: _Ignored) -> Float[Array, ""]:
+    """The mean over the outputs that count, 0 if none does."""
+    counted = jnp.where(ignored[..., None], 0.0, squared_differences)
+    return counted.sum() / jnp.maximum(_count(squared_differences, ignored), 1)
+
+
+def _count(features: _Features, ignored: _Ignored) -> Int[Array, ""]:
+    """The number of features of the outputs that count."""
+    shape = features.shape
+    return jnp.broadcast_to(~ignored, shape[:3]).sum() * shape[3]
 
 
 def hard_feature_loss(
@@ -94,14 +124,8 @@ def hard_feature_mask(
       ValueError: `p_hard` lies outside [0, 1).
       InputError: there are more than 2^31 - 1 elements.
     """
-    if not 0 <= p_hard < 1:
-        raise ValueError(f"p_hard = {p_hard}: expected a number in [0, 1)")
+    _check(p_hard, squared_differences.size)
     values = jax.lax.stop_gradient(squared_differences).reshape(-1)
-    if values.size > _MOST_FEATURES:
-        raise InputError(
-            f"training: {values.size} features in a step, expected at most {_MOST_FEATURES}; lower "
-            "config.train.batch_size, config.model.input_height or config.model.input_width"
-        )
     position = p_hard * (values.size - 1)
     below = math.floor(position)
     largest, _ = jax.lax.top_k(values, values.size - below)
@@ -112,3 +136,42 @@ def hard_feature_mask(
     upper = largest[-2] if largest.size > 1 else lower
     quantile = lower + (position - below) * (upper - lower)
     return squared_differences >= quantile
+
+
+def hard_feature_mask_where(
+    squared_differences: Float[Array, "n h w c"], p_hard: float, ignored: Bool[Array, "_n h w"]
+) -> Bool[Array, "n h w c"]:
+    """`hard_feature_mask` of only the outputs that count: it marks no other.
+
+    How many they are is not known when the program is compiled: the part of a crop that is ignored
+    depends on its place. The quantile's rank is counted from the largest element, where float32 is
+    exact enough.
+
+    Raises:
+      ValueError: `p_hard` lies outside [0, 1).
+      InputError: there are more than 2^31 - 1 elements.
+    """
+    _check(p_hard, squared_differences.size)
+    values = jax.lax.stop_gradient(squared_differences)
+    counted = jnp.broadcast_to(~ignored[..., None], values.shape)
+    values = jnp.where(counted, values, -1.0).reshape(-1)
+    most = values.size - math.floor(p_hard * (values.size - 1))
+    largest, _ = jax.lax.top_k(values, most)
+    largest = jax.lax.optimization_barrier(largest)
+    count = _count(squared_differences, ignored)
+    rank = (1 - p_hard) * jnp.maximum(count - 1, 0).astype(jnp.float32)
+    above = jnp.clip(rank.astype(jnp.int32), 0, most - 1)
+    below = jnp.minimum(above + 1, most - 1)
+    upper, lower = largest[above], largest[below]
+    quantile = upper - (rank - above) * (upper - lower)
+    return counted & (squared_differences >= quantile)
+
+
+def _check(p_hard: float, features: int) -> None:
+    if not 0 <= p_hard < 1:
+        raise ValueError(f"p_hard = {p_hard}: expected a number in [0, 1)")
+    if features > _MOST_FEATURES:
+        raise InputError(
+            f"training: {features} features in a step, expected at most {_MOST_FEATURES}; lower "
+            "config.train.batch_size, config.model.input_height or config.model.input_width"
+        )

@@ -1,5 +1,8 @@
 """How many steps a training makes in given minutes on this machine."""
 
+import json
+import logging
+from pathlib import Path
 from time import monotonic
 
 import jax
@@ -10,9 +13,12 @@ from jaxtyping import PyTree
 from efficientad_jax.config import Config
 from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import output_size
+from efficientad_jax.runs.workdir import Workdir, chosen_steps
 from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.session import configured_optimizer
 from efficientad_jax.training.step import create_train_state, train_steps
+
+_log = logging.getLogger(__name__)
 
 _STEPS_PER_DISPATCH = 10
 _SECONDS = 10.0
@@ -22,6 +28,35 @@ def steps_within(minutes: float, seconds_per_step: float, steps_per_dispatch: in
     """The steps of as many whole dispatches as fit into the time; at least one dispatch."""
     dispatches = int(60 * minutes / seconds_per_step / steps_per_dispatch)
     return max(1, dispatches) * steps_per_dispatch
+
+
+def steps_for_minutes(
+    config: Config,
+    networks: Networks,
+    teacher_params: PyTree,
+    *,
+    has_cached_features: bool,
+    workdir: Path,
+) -> int:
+    """The number of steps that a run chose for its minutes, or else chooses by measuring them.
+
+    `workdir` is that of the run; the other arguments are those of `seconds_per_step`.
+    """
+    file = Workdir(workdir.expanduser()).config
+    stored = json.loads(file.read_text()) if file.is_file() else None
+    if steps := chosen_steps(stored, config):
+        return steps
+    seconds = seconds_per_step(
+        config, networks, teacher_params, has_cached_features=has_cached_features
+    )
+    steps = steps_within(config.train.minutes, seconds, config.train.steps_per_dispatch)
+    _log.info(
+        "training: %.1f ms per step, %d steps in %g minutes",
+        1000 * seconds,
+        steps,
+        config.train.minutes,
+    )
+    return steps
 
 
 def seconds_per_step(
@@ -37,7 +72,7 @@ def seconds_per_step(
       teacher_params: parameters of the teacher.
       has_cached_features: whether the training has the teacher's features of its images in memory.
     """
-    size, count = config.model.input_size, config.train.batch_size
+    size, count = config.model.input_shape, config.train.batch_size
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (count, *size, 3), np.uint8))
     channels = networks.teacher.out_channels

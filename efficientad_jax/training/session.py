@@ -146,7 +146,7 @@ def open_training(
     """
     init_key = jax.random.split(jax.random.key(config.seed))[0]
     optimizer = configured_optimizer(config.train)
-    state = create_train_state(init_key, networks, optimizer, input_size=config.model.input_size)
+    state = create_train_state(init_key, networks, optimizer, input_size=config.model.input_shape)
     if initial_params is not None:
         params = state.params | initial_params
         state = state._replace(params=params, opt_state=optimizer.init(params))

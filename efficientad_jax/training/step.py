@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Float16, Int, PyTree
+from jaxtyping import Array, Bool, Float, Float16, Int, PyTree
 
 from efficientad_jax.config import LossConfig
 from efficientad_jax.convolution import chosen_method
+from efficientad_jax.networks.ignored import Ignored, fill_ignored
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
-from efficientad_jax.networks.pdn import PatchDescriptionNetwork
+from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.training.augmentation import jitter, random_grayscale
 from efficientad_jax.training.batch import Batch, TrainData, take_batch
@@ -105,10 +106,12 @@ def compute_losses(
     jitter_key, gray_key, dropout_key = jax.random.split(key, 3)
     images = to_unit_range(batch.images)
     pretraining = _pretraining_images(batch, objective, gray_key)
-    augmented = None
+    augmented = ignored = None
     if objective.autoencoder:
         whole = batch.whole_images
         augmented = jitter(jitter_key, images if whole is None else to_unit_range(whole))
+        ignored = batch.ignored if whole is None else batch.whole_ignored
+        augmented = fill_ignored(augmented, ignored)  # also where brightness has changed
     student = _student_features(
         networks.student, params["student"], images, pretraining=pretraining, augmented=augmented
     )
@@ -120,8 +123,8 @@ def compute_losses(
             augmented=augmented,
             cached=batch.teacher_features,
         )
-    zero = jnp.zeros(())
-    hard = student_teacher_loss(target, student.normal, objective.p_hard)
+    zero, mined = jnp.zeros(()), _values(batch.ignored)
+    hard = student_teacher_loss(target, student.normal, objective.p_hard, ignored=mined)
     penalty = pretraining_penalty(student.pretraining) if objective.penalty else zero
     if augmented is None or augmented_target is None or student.augmented is None:
         return Losses(hard, penalty, zero, zero)
@@ -135,9 +138,14 @@ def compute_losses(
     return Losses(
         hard,
         penalty,
-        mean_squared_difference(augmented_target, predicted),
-        mean_squared_difference(predicted, student.augmented),
+        mean_squared_difference(augmented_target, predicted, _values(ignored)),
+        mean_squared_difference(predicted, student.augmented, _values(ignored)),
     )
+
+
+def _values(ignored: Ignored | None) -> Bool[Array, "_b oh ow"] | None:
+    """The outputs that are ignored."""
+    return None if ignored is None else jnp.asarray(ignored.values)
 
 
 def _pretraining_images(
@@ -286,6 +294,7 @@ def scan_steps(
         state = flat.map(flat.flatten, state)
         teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
     shown = data if objective.penalty else data._replace(pretraining_images=None)
+    whole = objective.autoencoder and _is_part(networks, crop)
 
     def unflatten(state: TrainState) -> PyTree | None:
         return None if flat is None else flat.unflatten(state.params, dtype)
@@ -293,7 +302,7 @@ def scan_steps(
     def step(carried: _Carried, rows: tuple[Array, Array]) -> tuple[_Carried, Losses]:
         state, params = carried
         step_key = jax.random.fold_in(key, state.step)
-        batch = take_batch(shown, *rows, crop=crop, key=step_key, whole=objective.autoencoder)
+        batch = take_batch(shown, *rows, crop=crop, key=step_key, whole=whole)
         state, losses = train_step(
             networks,
             objective,
@@ -310,6 +319,12 @@ def scan_steps(
     rows = indices, pretraining_indices
     (state, _), losses = jax.lax.scan(step, (state, unflatten(state)), rows)
     return state if flat is None else flat.map(flat.unflatten, state), losses
+
+
+def _is_part(networks: Networks, crop: tuple[int, int] | None) -> bool:
+    """Whether a crop is smaller than the autoencoder's image, as a tile of an image is not."""
+    whole = networks.autoencoder.output_size
+    return crop is not None and output_size(*crop, networks.teacher.padding) != whole
 
 
 train_steps = jax.jit(

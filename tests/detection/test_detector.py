@@ -140,7 +140,7 @@ def test_what_is_no_detector_is_refused_in_one_line(detector, tmp_path):
     refused("no detector.json")
     detector.save(folder)
     change(folder, version=99)
-    refused("version 99, this package reads versions 2 and 3")
+    refused("version 99, this package reads versions 2, 3, 4")
     detector.save(folder)
     change(folder, spec={"size": "small"})
     refused("not as this package writes it")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientad_jax import InputError, MapQuantiles, fit
+from efficientad_jax import InputError, MapQuantiles
 from efficientad_jax.config import Config
 from efficientad_jax.detection.calibration import calibrate
 from efficientad_jax.detection.inference import Calibration, DetectorParams, detect, raw_maps
@@ -16,6 +16,7 @@ from efficientad_jax.errors import DivergenceError
 from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from efficientad_jax.networks.teacher import Teacher
+from efficientad_jax.training.teacher_features import normalize_over_images
 from tests.helpers.detectors import random_params
 from tests.helpers.images import uint8_images
 
@@ -150,7 +151,7 @@ def test_a_constant_channel_of_the_teacher_is_reported_and_not_divided_by(caplog
     last["kernel"] = last["kernel"].at[..., 3].set(0)
     last["bias"] = last["bias"].at[3].set(5.0)
     teacher = Teacher("small", 6, params, {})
-    normalized, features = fit._normalize_over_images(
+    normalized, features = normalize_over_images(
         NETWORKS.teacher, teacher, uint8_images(2, SIZE), config=Config(), disk_cache_gb=0.0
     )
     assert "1 of 6 channels are constant on all training images (3)" in caplog.text

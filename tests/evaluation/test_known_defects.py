@@ -19,6 +19,7 @@ from efficientad_jax.detection.threshold import choose_region_rule
 from efficientad_jax.evaluation import known_defects
 from efficientad_jax.evaluation.known_defects import (
     Comparison,
+    Inputs,
     candidates,
     compare,
     difference_intervals,
@@ -70,7 +71,8 @@ def test_weights_are_those_of_the_combined_map() -> None:
 
 def test_the_present_scores_are_those_of_the_detector(detector: Detector) -> None:
     good, defects = uint8_images(4, block=8), uint8_images(2, seed=1)
-    present, *_ = compare(detector, good, defects, false_alarm_rate=0.2)
+    inputs = [Inputs(images, [(128, 128)] * len(images)) for images in (good, defects)]
+    present, *_ = compare(detector, *inputs, false_alarm_rate=0.2)
     expected = [detection.score for detection in detector.detect_resized(good)]
     assert present.good == pytest.approx(expected, rel=1e-4)
     bad = np.array([detection.score for detection in detector.detect_resized(defects)])
@@ -107,7 +109,7 @@ def main(monkeypatch: pytest.MonkeyPatch):
     signal.signal(signal.SIGTERM, before)
 
 
-def maps_by_mean(networks, params, images, *, upsample_first) -> RawMaps:
+def maps_by_mean(networks, params, images, *, upsample_first, ignored) -> RawMaps:
     """Maps with a narrow peak on every image; those of dark images, the defects, are wide."""
     rng = np.random.default_rng(len(images))
     maps = rng.random((len(images), 24, 24), np.float32)

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from efficientad_jax import InputError, hard_feature_loss
-from efficientad_jax.training.losses import hard_feature_mask
+from efficientad_jax.training.losses import (
+    hard_feature_mask,
+    mean_squared_difference,
+    student_teacher_loss,
+)
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install -e '.[test]'")
 
@@ -78,3 +82,38 @@ def test_more_features_than_can_be_counted_are_refused_before_they_are_computed(
     features = jax.ShapeDtypeStruct((20_000, 56, 56, 384), jnp.float32)
     with pytest.raises(InputError, match=r"24084480000 features .*; lower config\.train\.batch_s"):
         jax.eval_shape(hard_feature_mask, features)
+
+
+@pytest.mark.parametrize("p_hard", [0.0, 0.5, 0.99, 0.999])
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_loss_with_ignored_outputs_is_that_of_the_others(p_hard, images):
+    rng = np.random.default_rng(3)
+    teacher, student = rng.standard_normal((2, 3, 14, 15, 16)).astype(np.float32)
+    ignored = rng.random((images, 14, 15)) < 0.4
+    teacher[np.broadcast_to(ignored, (3, 14, 15))] *= 100
+
+    def loss(student):
+        return student_teacher_loss(
+            jnp.asarray(teacher), student, p_hard, ignored=jnp.asarray(ignored)
+        )
+
+    found, gradient = jax.value_and_grad(loss)(jnp.asarray(student))
+    counted = ~np.broadcast_to(ignored, (3, 14, 15))
+    squares = np.square(teacher - student)[counted]
+    expected, expected_gradient = torch_loss(squares, p_hard)
+    assert found == pytest.approx(expected, rel=1e-5)
+    own = 2 * (student - teacher)[counted] * expected_gradient
+    np.testing.assert_allclose(np.asarray(gradient)[counted], own, rtol=1e-5, atol=1e-9)
+    assert not np.asarray(gradient)[~counted].any()
+    mean = mean_squared_difference(jnp.asarray(teacher), jnp.asarray(student), jnp.asarray(ignored))
+    assert mean == pytest.approx(float(squares.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("p_hard", [0.0, 0.9])
+def test_a_crop_without_an_output_that_counts_has_no_loss(p_hard):
+    features, ignored = jnp.ones((1, 4, 4, 8)), jnp.ones((1, 4, 4), bool)
+    loss, gradient = jax.value_and_grad(
+        lambda student: student_teacher_loss(features, student, p_hard, ignored=ignored)
+    )(jnp.zeros_like(features))
+    assert loss == 0
+    assert not np.asarray(gradient).any()
