@@ -40,6 +40,7 @@ PACKAGES = [
     "fitting",
     "evaluation",
     "export",
+    "known_defects",
     "monitoring",
     "serving",
     "watching",

@@ -13,7 +13,7 @@ from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import percent
 from efficientad_jax.errors import InputError
-from efficientad_jax.evaluation.known_defects import (
+from efficientad_jax.known_defects.comparison import (
     FEWEST,
     Comparison,
     Inputs,

@@ -31,8 +31,8 @@ from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import choose_region_rule, region_summary, summary
 from efficientad_jax.errors import InputError
-from efficientad_jax.evaluation.known_defects import Comparison, with_candidate
 from efficientad_jax.evaluation.split_maps import maps_of_split
+from efficientad_jax.known_defects.comparison import Comparison, with_candidate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

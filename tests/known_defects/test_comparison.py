@@ -16,8 +16,8 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration, RawMaps, combine_maps
 from efficientad_jax.detection.map_normalization import MapQuantiles
 from efficientad_jax.detection.threshold import choose_region_rule
-from efficientad_jax.evaluation import known_defects
-from efficientad_jax.evaluation.known_defects import (
+from efficientad_jax.known_defects import comparison
+from efficientad_jax.known_defects.comparison import (
     Comparison,
     Inputs,
     candidates,
@@ -133,7 +133,7 @@ def folders(tmp_path: Path) -> Path:
 def test_a_better_score_is_suggested_and_saved(
     detector: Detector, folders: Path, main, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(known_defects, "collect_raw_maps", maps_by_mean)
+    monkeypatch.setattr(comparison, "collect_raw_maps", maps_by_mean)
     saved = folders / "detector"
     replace(
         detector, calibration=detector.calibration._replace(score_values=1), metrics={"a": 1}

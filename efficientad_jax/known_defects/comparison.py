@@ -1,4 +1,4 @@
-"""The use of a handful of known defects: recall at thresholds, and which score finds more.
+"""Recall of known defects at thresholds, and which way to compute scores finds more of them.
 
 Nothing is trained on them. They choose among a few candidates only: the rule of the score, and the
 weights of the two maps. A candidate is suggested if its AU-ROC is higher than that of the present
