@@ -96,6 +96,7 @@ def test_not_one_bit_depends_on_ignored_pixels(changes, config, tmp_path) -> Non
         np.testing.assert_array_equal(a, b)
     assert first.validation_scores == second.validation_scores
     assert first.threshold == second.threshold
+    assert first.region_rule == second.region_rule
     ways = [first]
     if changes is LOCAL:
         ways.append(lambda pixels: detect_tiled(first, pixels))
@@ -103,7 +104,7 @@ def test_not_one_bit_depends_on_ignored_pixels(changes, config, tmp_path) -> Non
         ours, theirs = detect(image(9, 1)), detect(image(9, 2))
         assert ours.score == theirs.score
         assert ours.anomaly_map.shape == (HEIGHT, WIDTH)
-        for a, b in zip(ours[1:], theirs[1:], strict=True):
+        for a, b in zip(ours[1:4], theirs[1:4], strict=True):
             np.testing.assert_array_equal(a, b)
         assert not ours.anomaly_map[:, :10].any()  # outside of the region of interest
         assert not ours.anomaly_map[92:98, 110:120].any()
