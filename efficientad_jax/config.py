@@ -215,6 +215,9 @@ class TrainConfig(_Checked):
       crop: largest height and width in pixels that a step takes of each of its images, at a random
         place, so that a step takes no longer for larger images; 0 takes whole images, as the paper
         does. The autoencoder always gets whole ones.
+      poses: 'upright' for the images as they are, as in the paper; 'all' turns them by quarter
+        turns and mirrors them, for parts that lie in any pose; 'auto' takes the poses in which the
+        images look like each other.
       learning_rate: of Adam.
       decay_at: fraction of the steps after which the learning rate decays.
       decay_factor: by which the learning rate is multiplied then.
@@ -234,6 +237,7 @@ class TrainConfig(_Checked):
     crop: int = _value(
         0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0)
     )
+    poses: Literal["upright", "auto", "all"] = "upright"
     learning_rate: float = _above(0, 1e-4)  # line 12
     decay_at: float = _fraction(0.95, "(0, 1]")  # line 33: after 66,500 of 70,000 steps
     decay_factor: float = _fraction(0.1, "(0, 1]")  # line 33

@@ -1,7 +1,9 @@
 """Fits a detector: phases 2 and 3, from a configuration and images to a saved detector."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +15,7 @@ from jaxtyping import Float, Float32, PyTree, UInt8
 from efficientad_jax.config import CalibrationConfig, Config, as_dict, replace
 from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.data.files import list_images
-from efficientad_jax.data.framing import (
-    Framing,
-    input_sizes,
-    map_of_region,
-    masked_pixels,
-)
+from efficientad_jax.data.framing import Framing, input_sizes, map_of_region, masked_pixels
 from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.data.image_rows import rows_of_array
 from efficientad_jax.data.loading import Dataset
@@ -27,11 +24,7 @@ from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibrati
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.detection.threshold import (
-    RegionRule,
-    choose_region_rule,
-    choose_threshold,
-)
+from efficientad_jax.detection.threshold import RegionRule, choose_region_rule, choose_threshold
 from efficientad_jax.detection.tiling import (
     calibrate_tiled,
     compute_tiled_maps,
@@ -49,14 +42,18 @@ from efficientad_jax.runs.workdir import (
     identity_of_bytes,
     identity_of_images,
 )
+from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.loop import run_training
+from efficientad_jax.training.poses import images_in_poses
 from efficientad_jax.training.rate import steps_for_minutes
 from efficientad_jax.training.step import TrainState
 from efficientad_jax.training.teacher_features import (
     TileOfImage,
     features_fit,
+    features_gb,
     normalize_over_images,
+    teacher_features,
 )
 
 
@@ -140,45 +137,41 @@ def _prepare(
     Arguments and errors are those of `fit_detector`.
     """
     config, framing = _suited_to(config, dataset)
-    model = config.model
-    teacher = load_teacher(config.teacher, model.size)
-    spec = DetectorSpec(
-        size=model.size,
-        out_channels=teacher.out_channels,
-        input_size=model.input_shape,
-        padding=model.padding,
-        dtype=model.dtype,
-        autoencoder=config.losses.autoencoder,
-    )
+    teacher = load_teacher(config.teacher, config.model.size)
+    spec = _spec(config, teacher.out_channels)
+    is_tiled = config.model.fit == "tile"
     images = dataset.train.images
     ignored = _ignored(framing, spec, dataset.train.sizes)
     photographs = None
     if config.losses.penalty:
-        if not config.pretraining_images:
-            raise InputError(
-                "config.losses.penalty = True: needs photographs, give their folder as "
-                "config.pretraining_images, or switch it off"
-            )
-        photographs = open_pretraining_images(Path(config.pretraining_images), spec.input_size)
+        photographs = open_pretraining_images(config.pretraining_images, spec.input_size)
     initial_params = _initial_params(config.start_from, spec, teacher.sha256)
+    networks = networks_of(spec)
+    compute = partial(teacher_features, networks.teacher, teacher)
+    poses_file = Workdir(workdir.expanduser()).poses
+    size_gb = features_gb(images, networks.teacher)
+    images, poses = images_in_poses(
+        config, framing, images, compute=compute, features_gb=size_gb, file=poses_file
+    )
     if config.train.minutes:
-        networks = networks_of(spec)
-        is_cached = model.fit != "tile" and features_fit(images, networks.teacher, config)
+        is_cached = not is_tiled and features_fit(images, networks.teacher, config)
         steps = steps_for_minutes(
             config, networks, teacher.params, has_cached_features=is_cached, workdir=workdir
         )
         config = replace(config, {"train.steps": steps})
     data = _identities(config, dataset, framing)
     workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=data)
+    if config.train.poses == "auto":
+        write_atomically(Workdir(workdir).poses, f"{json.dumps(poses)}\n".encode())
     sizes = input_sizes(framing, dataset.train.sizes, spec.input_size)
     differing = np.array(sizes, np.int32) if len(set(sizes)) > 1 else None
     teacher_params, features = normalize_over_images(
-        networks_of(spec).teacher,
+        networks.teacher,
         teacher,
         images,
         config=config,
         ignored=ignored,
-        tiles=_tiles(images, sizes, spec, ignored=ignored) if model.fit == "tile" else None,
+        tiles=_tiles(images, sizes, spec, ignored=ignored) if is_tiled else None,
         disk_cache_gb=disk_cache_gb,
     )
     return _Inputs(
@@ -191,6 +184,18 @@ def _prepare(
         {"sha256": teacher.sha256, "record": teacher.record},
         initial_params,
         framing,
+    )
+
+
+def _spec(config: Config, out_channels: int) -> DetectorSpec:
+    model = config.model
+    return DetectorSpec(
+        size=model.size,
+        out_channels=out_channels,
+        input_size=model.input_shape,
+        padding=model.padding,
+        dtype=model.dtype,
+        autoencoder=config.losses.autoencoder,
     )
 
 

@@ -20,6 +20,7 @@ from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.runs.workdir import claim_workdir
 from efficientad_jax.training import rate
+from efficientad_jax.training.poses import all_poses
 from tests.helpers.dataset_trees import write_mvtec_ad
 from tests.helpers.images import write_image
 
@@ -155,3 +156,28 @@ def test_a_training_starts_from_a_detector(config: Config, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"its teacher's SHA-256 is .*, expected"):
         fit(still, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_with_turned_images_keeps_the_poses_that_it_chose(
+    config: Config, tmp_path: Path
+) -> None:
+    chosen = replace(config, {"train.poses": "auto"})
+    fit(chosen, tmp_path / "chosen")
+    poses = tmp_path / "chosen/poses.json"
+    assert json.loads(poses.read_text())[0] == [False, 0]
+    # As on a machine that would choose others: all of them.
+    everything = fit(replace(config, {"train.poses": "all"}), tmp_path / "all")
+    shutil.rmtree(tmp_path / "chosen")
+    claim_workdir(tmp_path / "chosen", chosen)
+    poses.write_text(json.dumps(all_poses(128, 128)))
+    assert_equal(fit(chosen, tmp_path / "chosen"), everything)
+    with pytest.raises(InputError, match=r"config\.train\.poses = 'auto': expected 'upright' with"):
+        fit(replace(chosen, {"model.fit": "pad"}), tmp_path / "padded")
+    assert not (tmp_path / "padded").exists()
+    # Images whose features do not fit into the cache are turned all the same.
+    uncached = {"train.poses": "all", "train.feature_cache_gb": 0.0}
+    detector = fit(replace(config, uncached), tmp_path / "uncached")
+    np.testing.assert_array_equal(
+        detector.params.teacher["params"]["conv4"]["kernel"],
+        everything.params.teacher["params"]["conv4"]["kernel"],
+    )

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from efficientad_jax.data.decoding import decode_image, resize_image
 from efficientad_jax.data.files import list_images
+from efficientad_jax.errors import InputError
 
 # Memory for decoded photographs, in bytes: 2,543 of 256x256. ImageNet would need 250 GB.
 _KEPT_BYTES = 500_000_000
@@ -34,21 +35,26 @@ class PretrainingImages(NamedTuple):
     read: Callable[[Int[np.ndarray, "..."]], UInt8[np.ndarray, "n h w 3"]]
 
 
-def open_pretraining_images(folder: Path, input_size: tuple[int, int]) -> PretrainingImages:
+def open_pretraining_images(folder: str, input_size: tuple[int, int]) -> PretrainingImages:
     """Lists the photographs of a folder. If all fit into memory, they are read now.
 
     A photograph is resized to twice the input size and cropped to its center (Algorithm 1, lines
     18-20).
 
     Args:
-      folder: of the photographs.
+      folder: of the photographs, `config.pretraining_images`.
       input_size: height and width of the networks' input in pixels.
 
     Raises:
       InputError: there is no such folder, there are no images in it, or one cannot be decoded.
     """
+    if not folder:
+        raise InputError(
+            "config.losses.penalty = True: needs photographs, give their folder as "
+            "config.pretraining_images, or switch it off"
+        )
     height, width = input_size
-    files = list_images(folder)
+    files = list_images(Path(folder))
     kept = max(1, _KEPT_BYTES // (height * width * 3))
     center = (slice(height // 2, height // 2 + height), slice(width // 2, width // 2 + width))
 

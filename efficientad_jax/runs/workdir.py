@@ -80,6 +80,11 @@ class Workdir:
         return self.path / "data.json"
 
     @property
+    def poses(self) -> Path:
+        """The poses of the training images, as JSON, where the run chose them."""
+        return self.path / "poses.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints: one folder per checkpoint, named after its step."""
         return self.path / "checkpoints"

@@ -119,6 +119,15 @@ def _features_of_tiles(
             yield counted
 
 
+def teacher_features(
+    network: PatchDescriptionNetwork, teacher: Teacher, images: UInt8[np.ndarray, "n h w 3"]
+) -> Iterator[Float[Any, "b oh ow c"]]:
+    """The features of all images by the teacher before it is normalized, in batches."""
+    compute = _describe(network, teacher)
+    for i in range(0, len(images), _IMAGES_PER_DISPATCH):
+        yield compute(images[i : i + _IMAGES_PER_DISPATCH])
+
+
 def _describe(
     network: PatchDescriptionNetwork, teacher: Teacher
 ) -> Callable[[Any], Float[Any, "b oh ow c"]]:
@@ -164,8 +173,12 @@ def _teacher_features(
 
 def features_fit(images: np.ndarray, network: PatchDescriptionNetwork, config: Config) -> bool:
     """Whether the teacher's features of the images fit into the cache."""
-    size_gb = math.prod(_features_shape(images, network)) * np.dtype(np.float16).itemsize / 1e9
-    return size_gb <= config.train.feature_cache_gb
+    return features_gb(images, network) <= config.train.feature_cache_gb
+
+
+def features_gb(images: np.ndarray, network: PatchDescriptionNetwork) -> float:
+    """The size in GB of the cached features of the images."""
+    return math.prod(_features_shape(images, network)) * np.dtype(np.float16).itemsize / 1e9
 
 
 def _features_shape(

@@ -33,7 +33,7 @@ def test_photographs_are_the_centers_of_the_files(
 ) -> None:
     """Also where only 2 of 6 are kept in memory."""
     monkeypatch.setattr(pretraining_images, "_KEPT_BYTES", kept * 32 * 64 * 3)
-    photographs = open_pretraining_images(folder, SIZE)
+    photographs = open_pretraining_images(str(folder), SIZE)
     assert photographs.total == 6
     for _ in range(2):
         indices = np.array([[5, 0], [3, 5]])
@@ -50,7 +50,7 @@ def test_memory_is_bounded_and_holds_no_larger_originals(
     kept = 10
     monkeypatch.setattr(pretraining_images, "_KEPT_BYTES", kept * 128 * 128 * 3)
     tracemalloc.start()
-    photographs = open_pretraining_images(tmp_path, size)
+    photographs = open_pretraining_images(str(tmp_path), size)
     for i in range(40):
         photographs.read(np.array([i]))
     held, _ = tracemalloc.get_traced_memory()
@@ -61,4 +61,4 @@ def test_memory_is_bounded_and_holds_no_larger_originals(
 def test_a_damaged_photograph_is_named_before_the_training(folder: Path) -> None:
     (folder / "3.png").write_bytes(b"text")
     with pytest.raises(InputError, match=r"3\.png: not an image"):
-        open_pretraining_images(folder, SIZE)
+        open_pretraining_images(str(folder), SIZE)
