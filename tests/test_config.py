@@ -34,6 +34,7 @@ OUT_OF_RANGE = {
     "losses.grayscale_probability": 1.5,
     "train.steps": 0,
     "train.minutes": -1.0,
+    "train.poses": "sideways",
     "train.batch_size": 0,
     "train.learning_rate": 0.0,
     "train.decay_at": 0.0,
