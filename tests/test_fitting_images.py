@@ -114,7 +114,7 @@ def test_tiles(autoencoder, config, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_padding(config, tmp_path) -> None:
-    changes = {"model.fit": "pad", "model.input_size": "128x224", "losses.autoencoder": True}
+    changes = {"model.fit": "pad", "model.input_size": "128x224", "losses.autoencoder": False}
     detector = fit(replace(config, changes), tmp_path / "run")
     loaded = Detector.load(tmp_path / "run/detector")
     assert loaded.framing.fit == "pad"
