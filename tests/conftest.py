@@ -46,12 +46,25 @@ install_import_hook("efficientad_jax", "beartype.beartype")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts slow tests first, so that no worker is left with one at the end.
 
-    The order of their files is reversed: in that of their names the longest, of `scheduling` and
-    `system`, would begin last.
+    Each of the workers begins with an equal part of the list and later takes over tests from the
+    end of another's part. So the files of slow tests are dealt out to the parts, which are then
+    filled up with the other tests.
     """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     slow = [item for item in items if item.get_closest_marker("slow")]
-    slow.sort(key=lambda item: item.path, reverse=True)
-    items[:] = slow + [item for item in items if not item.get_closest_marker("slow")]
+    files = sorted({item.path for item in slow}, reverse=True)
+    parts = [
+        [item for item in slow if files.index(item.path) % workers == worker]
+        for worker in range(workers)
+    ]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    ends = [len(items) * (worker + 1) // workers for worker in range(workers)]
+    ordered: list[pytest.Item] = []
+    for part, end in zip(parts, ends, strict=True):
+        room = max(0, end - len(ordered) - len(part))
+        ordered += part + others[:room]
+        others = others[room:]
+    items[:] = ordered + others
 
 
 @pytest.hookimpl(optionalhook=True)
