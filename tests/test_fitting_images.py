@@ -100,6 +100,8 @@ def test_tiles(autoencoder, config, tmp_path) -> None:
     for ours, theirs in zip(loaded([image(5), image(6)]), expected, strict=True):
         assert ours.score == theirs.score
         np.testing.assert_array_equal(ours.anomaly_map, theirs.anomaly_map)
+    if autoencoder:
+        return
     # Over all cells of all validation maps.
     local = [loaded(image(number)).local_map for number in (3, 4)]
     assert np.quantile(np.concatenate([m.ravel() for m in local]), 0.9) == pytest.approx(0, abs=0.1)
