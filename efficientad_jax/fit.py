@@ -275,9 +275,17 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         teacher=inputs.teacher,
         framing=inputs.framing,
         region_rule=_region_rule(chosen, maps),
+        validation_brightness=_brightness(dataset.validation, is_tiled=is_tiled),
     )
     detector.save(Workdir(inputs.workdir).detector)
     return detector
+
+
+def _brightness(images: ImageSet, *, is_tiled: bool) -> tuple[float, ...]:
+    """The mean value of the pixels that the networks see of each image, in [0, 255]."""
+    pairs = zip(images.images, images.sizes, strict=True)
+    parts = (image[: size[0], : size[1]] if is_tiled else image for image, size in pairs)
+    return tuple(float(part.mean()) for part in parts)
 
 
 def _calibrate(

@@ -88,6 +88,8 @@ class Detector:
         file; empty for a detector of a version that did not store them.
       region_rule: the pixel threshold and the smallest area of regions; None where none was chosen.
       framing: which part of an image counts, and how it becomes the networks' input.
+      validation_brightness: mean values of the validation images' pixels, to notice drift by; empty
+        in detectors of older versions.
       saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
 
@@ -101,6 +103,7 @@ class Detector:
     teacher: dict[str, Any] = field(default_factory=dict)
     region_rule: RegionRule | None = None
     framing: Framing = PLAIN
+    validation_brightness: tuple[float, ...] = ()
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
     @overload
@@ -352,6 +355,7 @@ class Detector:
             "threshold": threshold,
             "threshold_margin": margin,
             "validation_scores": self.validation_scores,
+            "validation_brightness": self.validation_brightness,
             "regions": region_rule_fields(self.region_rule),
             "config": self.config,
             "teacher": self.teacher,
@@ -375,6 +379,7 @@ class Detector:
                 record.get("threshold"), record.get("threshold_margin", 0.0)
             )
             scores = checked_scores(record.get("validation_scores", []))
+            brightness = checked_scores(record.get("validation_brightness", []))
             region_rule = checked_region_rule(record.get("regions"))  # absent in older versions
             framing = checked_framing(record.get("framing"))
             config, metrics = record["config"], record["metrics"]
@@ -394,5 +399,6 @@ class Detector:
             teacher,
             region_rule,
             framing,
+            brightness,
             saved_arrays=saved,
         )

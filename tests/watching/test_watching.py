@@ -155,7 +155,7 @@ def test_drift_is_written_and_reported(detector, tmp_path, monkeypatch):
     with Watch(known, folder, output) as watched:
         watched.wait_for(13)
     assert [entry["drift"] for entry in records(output)] == [None] * 9 + [True] * 3
-    assert watched.results[10].startswith("scores: no longer like those of the 40 validation")
+    assert watched.results[10].startswith("the score: no longer like that of the 40 validation")
     assert watched.results[-1].startswith("verdicts: 12 normal; scores in the tenths")
     assert watched.counts == [(12, 0)]
 
