@@ -18,7 +18,7 @@ from efficientad_jax.data.files import list_images
 from efficientad_jax.data.framing import Framing, input_sizes, map_of_region, masked_pixels
 from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.data.image_rows import rows_of_array
-from efficientad_jax.data.loading import Dataset
+from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
 from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibration_of_maps
 from efficientad_jax.detection.detector import Detector
