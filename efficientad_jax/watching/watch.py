@@ -152,7 +152,7 @@ def _score(
             report_error(printable(f"{image.picture}: {error.strerror}"))
         else:
             result["picture"] = str(image.picture)
-    return result
+    return result, float(seen.mean())
 
 
 def _inputs(

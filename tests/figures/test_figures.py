@@ -44,6 +44,7 @@ def random_network(size: Size) -> tuple[PatchDescriptionNetwork, dict]:
 # Receptive field.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "channels"), [("small", range(CHANNELS)), ("medium", [0])])
 def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
     size: Size, channels: Sequence[int]
@@ -61,6 +62,7 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
     assert np.all(gradient[inside] > 0)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_how_much_the_feature_changes() -> None:
     network, params = random_network("small")
     images = uint8_images(2, (44, 44))
@@ -94,6 +96,7 @@ def test_a_mean_feature_map_is_the_mean_of_the_maps() -> None:
 # Hard features.
 
 
+@pytest.mark.slow
 def test_hard_features_are_counted_per_patch() -> None:
     networks = create_networks("small", CHANNELS, (128, 128), convolution="direct")
     teacher, student = (random_params(network, SIZE) for network in networks[:2])
@@ -213,6 +216,7 @@ def test_methods_are_drawn_at_their_latency_and_auroc() -> None:
     assert "ours (an abacus)" in axis.get_legend_handles_labels()[1]
 
 
+@pytest.mark.slow
 def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:
     starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
     for suffix, start in starts.items():

@@ -37,6 +37,7 @@ def test_the_shift_is_that_of_scipy() -> None:
         assert mann_whitney_shift(np.sort(reference), recent) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [27, 100, 1000])
 def test_good_images_raise_no_more_alarms_than_the_rate(count: int) -> None:
     rng = np.random.default_rng(count)
@@ -48,6 +49,7 @@ def test_good_images_raise_no_more_alarms_than_the_rate(count: int) -> None:
     assert count_of_alarms <= repetitions * 10_000 / IMAGES_PER_FALSE_ALARM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, 27, 100])
 def test_the_rate_holds_for_an_unlucky_validation_set(count: int) -> None:
     # Of the sets that are no unluckier than 95 of 100, the one with the lowest scores. The true

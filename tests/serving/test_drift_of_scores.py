@@ -15,6 +15,7 @@ from tests.serving.test_serving import metrics_of, post
 httpx2 = pytest.importorskip("httpx2", reason="needs the client: pip install -e '.[load]'")
 
 
+@pytest.mark.slow
 def test_scores_are_counted_and_drift_is_reported(monkeypatch, caplog):
     monkeypatch.setattr(drift, "WINDOW", 10)
     detector = random_detector()

@@ -62,6 +62,7 @@ def metrics_of(address):
     }
 
 
+@pytest.mark.slow
 def test_an_image_is_answered_as_the_detector_answers(address, detector):
     pixels = picture(100, 80, seed=3)
     expected = detector(pixels)
@@ -111,6 +112,7 @@ def post_once(detector):
         return post(address).json()
 
 
+@pytest.mark.slow
 def test_concurrent_requests_each_get_their_own_response(address, detector):
     before = metrics_of(address)
     pictures = [picture(60 + i, 100 - i, seed=i) for i in range(40)]
@@ -384,6 +386,7 @@ def test_an_idle_connection_is_kept_as_long_as_asked_for(detector, monkeypatch, 
     assert 0.5 < seconds < 4.0
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_kept_longer_than_proxies_keep_it(detector, tmp_path, monkeypatch):
     configs = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: configs.append(self.config))
