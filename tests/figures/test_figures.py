@@ -28,6 +28,7 @@ from efficientad_jax.figures.regions import RegionsOfImage, draw_regions
 from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, Size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.command import command
 from tests.helpers.detectors import random_params
 from tests.helpers.images import uint8_images
@@ -233,10 +234,15 @@ def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:
 def test_the_command_draws_a_receptive_field(tmp_path: Path) -> None:
     for i, image in enumerate(uint8_images(1, SIZE)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
+    # Its few channels have few gradients.
+    network = PatchDescriptionNetwork("small", 4)
+    teacher = tmp_path / "teacher.safetensors"
+    save_teacher(teacher, Teacher("small", 4, random_params(network, (64, 64)), {}))
     output = tmp_path / "figures" / "field.svg"
+    given = (f"--teacher={teacher}", f"--output={output}")
     # This command computes longer than it compiles.
     optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-    result = command("figures", "receptive_field", tmp_path, f"--output={output}", **optimized)
+    result = command("figures", "receptive_field", tmp_path / "0.png", *given, **optimized)
     assert result.returncode == 0, result.stderr
     assert "mean of 1 images" in output.read_text()
     result = command("figures", "receptive", tmp_path, f"--output={output}")
