@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FORKING = """
 import json, os, runpy, sys
 import absl.app, grain, jax, ml_collections, tensorflow_datasets
-import efficientad_jax.fit
+import efficientad_jax.fitting.fit_detector
 
 for line in sys.stdin:
     task = json.loads(line)
