@@ -25,7 +25,6 @@ from efficientad_jax.detection.threshold import is_anomalous
 from efficientad_jax.errors import InputError
 from efficientad_jax.serving import application as application_module
 from efficientad_jax.serving.application import create_application
-from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.scoring import score_batch
 from efficientad_jax.serving.server import serve
@@ -274,37 +273,6 @@ def test_a_full_queue_refuses_and_a_failed_batch_does_not_stop_the_server(detect
             for name in ("ok", "overloaded", "failed")
         }
         assert outcomes == {"ok": 4, "overloaded": 1, "failed": 1}
-
-
-def test_waiting_items_are_batched_in_order():
-    batches = []
-    entered, go = threading.Event(), threading.Event()
-
-    def run(items):
-        batches.append(list(items))
-        entered.set()
-        go.wait(60)
-        return [item * 10 for item in items]
-
-    async def post_all():
-        sizes = []
-        batcher = Batcher(run, 4, sizes.append)
-        worker = asyncio.create_task(batcher.work())
-        first = asyncio.create_task(batcher.submit(0))
-        await asyncio.to_thread(entered.wait, 60)
-        others = [asyncio.create_task(batcher.submit(i)) for i in range(1, 8)]
-        await asyncio.sleep(0.01)
-        others[1].cancel()  # The client of item 2 disconnects.
-        await asyncio.sleep(0)
-        go.set()
-        results = await asyncio.gather(first, *others, return_exceptions=True)
-        worker.cancel()
-        return results, sizes
-
-    results, sizes = asyncio.run(post_all())
-    assert batches == [[0], [1, 3, 4], [5, 6, 7]]
-    assert sizes == [1, 3, 3]
-    assert [r for r in results if isinstance(r, int)] == [0, 10, 30, 40, 50, 60, 70]
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
