@@ -28,6 +28,8 @@ KINDS: dict[str, Draw] = {
 
 # Draws until an image counts as unsuitable for a kind.
 MOST_DRAWS = 20
+# The smallest height and width in pixels of an image that defects are drawn on.
+SMALLEST_SIDE = 64
 
 
 def draw_defect(
@@ -40,15 +42,18 @@ def draw_defect(
     """Draws a defect, again and again until it is large enough; see `is_large_enough`.
 
     Args:
-      image: a good image, RGB, both sides at least 64 pixels.
+      image: a good image, RGB.
       kind: a name of `KINDS`.
       rng: its state determines the defect.
       ignored: True on pixels that no defect may change.
 
     Returns:
-      The defect. None if the image has no parts to remove or to double, or if `MOST_DRAWS` draws
-      were too small: a patch of an image of one color changes nothing.
+      The defect. None if a side is below `SMALLEST_SIDE`, if the image has no parts to remove or to
+      double, or if `MOST_DRAWS` draws were too small: a patch of an image of one color changes
+      nothing.
     """
+    if min(image.shape[:2]) < SMALLEST_SIDE:
+        return None
     for _ in range(MOST_DRAWS):
         defect = KINDS[kind](image, rng)
         if defect is None:

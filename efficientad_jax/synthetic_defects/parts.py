@@ -27,7 +27,7 @@ def random_part(
 
     Its holes are filled.
     """
-    regions, count = ndimage.label(stands_out)
+    regions, count = ndimage.label(stands_out)  # pyright: ignore
     border = {*regions[0], *regions[-1], *regions[:, 0], *regions[:, -1]}
     areas = np.bincount(regions.ravel(), minlength=count + 1) / regions.size
     chosen = [
@@ -44,7 +44,7 @@ def surroundings_over(
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "n 3"]:
     """The colors of the mask's pixels if its surroundings continued: smooth, with their grain."""
-    rows, columns = ndimage.distance_transform_edt(
+    rows, columns = ndimage.distance_transform_edt(  # pyright: ignore
         mask, return_distances=False, return_indices=True
     )
     nearest = image[rows, columns].astype(np.float32)

@@ -47,8 +47,8 @@ def perlin_shape(shape: tuple[int, int], rng: np.random.Generator) -> Bool[np.nd
     DRAEM (Zavrtanik et al., ICCV 2021, Section 3.3) takes all regions where the noise is above a
     threshold; this is the one around its maximum, as most real defects lie in one place.
     """
-    cells = tuple(int(2 ** rng.integers(1, 5)) for _ in range(2))
-    noise = perlin_noise(shape, cells, rng)
+    down, across = 2 ** rng.integers(1, 5, 2)
+    noise = perlin_noise(shape, (int(down), int(across)), rng)
     share = rng.uniform(0.02, 0.2)
-    regions, _ = ndimage.label(noise >= np.quantile(noise, 1 - share))
+    regions, _ = ndimage.label(noise >= np.quantile(noise, 1 - share))  # pyright: ignore
     return np.asarray(regions == regions.flat[noise.argmax()])

@@ -30,7 +30,7 @@ def draw_scratch(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) ->
     line = np.zeros((height, width), bool)
     line[rows[inside], columns[inside]] = True
     thickness = int(rng.integers(1, MOST_WIDTH, endpoint=True))
-    mask = np.asarray(ndimage.binary_dilation(line, np.ones((thickness, thickness), bool)))
+    mask = np.asarray(ndimage.binary_dilation(line, np.ones((thickness, thickness))), bool)
     change = rng.choice([-1, 1]) * rng.uniform(15, 110)
     variation = rng.uniform(0.7, 1.0, (int(mask.sum()), 1))
     return painted(image, mask, image[mask] + change * variation)
