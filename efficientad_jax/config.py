@@ -227,6 +227,11 @@ class TrainConfig(_Checked):
       checkpoints_kept: number of newest checkpoints that are kept; plots of a training need more
         than 2.
       feature_cache_gb: memory in GB for cached teacher features of the training images.
+      proxy_every: steps between two measurements of the proxy AU-ROC, which separates validation
+        images from the same ones with synthetic defects; 0 never measures. Not in the paper.
+      patience: number of measurements without improvement after which the training stops. Above 0
+        the detector is the best measured state, and half of the validation images are only used to
+        choose it; 0 trains for all steps. Measurements before the decay do not count.
     """
 
     prefix: ClassVar[str] = "config.train."
@@ -246,6 +251,16 @@ class TrainConfig(_Checked):
     checkpoint_every: int = _at_least(1, 5000)
     checkpoints_kept: int = _at_least(1, 2)
     feature_cache_gb: float = _at_least(0, 2.0)
+    proxy_every: int = _at_least(0, 0)
+    patience: int = _at_least(0, 0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience and not self.proxy_every:
+            raise InputError(
+                f"config.train.patience = {self.patience}: expected 0 without measurements; "
+                "config.train.proxy_every sets the steps between them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

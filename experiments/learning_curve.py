@@ -6,6 +6,9 @@
 Trainings of all lengths share one training at the constant learning rate, from which each branches
 off for its last steps: see `efficientad_jax/sweep/learning_curve.py`. The flags of a sweep are
 those of this command too (docs/sweep.md).
+
+Next to the metrics of the test images is the proxy AU-ROC of validation images with synthetic
+defects, and below the table its rank correlation with the image AU-ROC (docs/synthetic_defects.md).
 """
 
 import sys
@@ -24,6 +27,12 @@ from efficientad_jax.scheduling.run_jobs import run_jobs
 from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.sweep.learning_curve import train_branches
 from efficientad_jax.sweep.plan import Training, parse_axis, planned_trainings
+from efficientad_jax.sweep.proxy_ranking import (
+    PROXY_METRICS,
+    ranking_table,
+    rankings,
+    with_proxies,
+)
 from efficientad_jax.sweep.summary import (
     METRICS,
     Metrics,
@@ -66,10 +75,15 @@ def main() -> int:
         jobs.append(Job(curve.name, lengths[-1], work))
     with progress_display({job.name: job.steps for job in jobs}) as tell:
         failed = run_jobs(jobs, tell, demand=demand(), address=ADDRESS.value)
-    results = read_metrics(branches, workdir)
-    write_atomically(workdir / "figures.csv", metrics_csv(branches, results).encode())
-    print(metrics_table(branches, results))
-    figure = draw_learning_curves(_curves(branches, results))
+    results = with_proxies(branches, read_metrics(branches, workdir), workdir)
+    names = {**METRICS, **PROXY_METRICS}
+    write_atomically(workdir / "figures.csv", metrics_csv(branches, results, names).encode())
+    print(metrics_table(branches, results, names))
+    ranked = rankings(branches, results)
+    if ranked:
+        print(f"\nSpearman's correlation with the image AU-ROC:\n\n{ranking_table(ranked)}\n")
+    points = {c: (r.pairs, r.correlations["proxy_auroc"]) for c, r in ranked.items()}
+    figure = draw_learning_curves(_curves(branches, results), points)
     figure.savefig(workdir / "learning_curve.svg")
     print(f"written: {workdir / 'figures.csv'}, of {len(results)} of {len(branches)} trainings")
     for name, message in failed.items():
@@ -89,13 +103,14 @@ def _curves(
     branches: Sequence[Training], results: dict[str, Metrics]
 ) -> dict[str, dict[str, dict[int, list[float]]]]:
     """The values over seeds by metric, by setting and category, and by number of steps."""
+    titles = {**METRICS, "proxy_auroc": PROXY_METRICS["proxy_auroc"]}
     curves: dict[str, dict[str, dict[int, list[float]]]] = {}
     for branch in branches:
         setting = ",".join(f"{f}={v}" for f, v in branch.settings.items() if f != "train.steps")
         label = " ".join(filter(None, (setting, branch.category or "images")))
         for metric, value in results.get(branch.name, {}).items():
-            if value is not None:
-                by_steps = curves.setdefault(METRICS[metric], {}).setdefault(label, {})
+            if value is not None and metric in titles:
+                by_steps = curves.setdefault(titles[metric], {}).setdefault(label, {})
                 by_steps.setdefault(branch.config.train.steps, []).append(value)
     return curves
 

@@ -31,6 +31,8 @@ OUT_OF_RANGE = {
     "dataset.region_of_interest": "1,2,3,0",
     "model.dtype": "float16",
     "losses.p_hard": 1.0,
+    "train.proxy_every": -1,
+    "train.patience": -1,
     "losses.grayscale_probability": 1.5,
     "train.steps": 0,
     "train.minutes": -1.0,
@@ -89,6 +91,10 @@ def test_every_number_and_choice_of_a_training_has_a_range():
         ({"train": {"steps": "many"}}, "config.train.steps = 'many': expected a value of type int"),
         ({"train": {"steps": True}}, "config.train.steps = True: expected a value of type int"),
         ({"train": 7}, "config.train = 7: expected a section of fields"),
+        (
+            {"train": {"patience": 3}},
+            "config.train.patience = 3: expected 0 without measurements; config.train.proxy_every",
+        ),
         (
             {"calibration": {"score": "top10", "upsample_first": True}},
             "config.calibration.score = 'top10': counts values of maps that are not resized",

@@ -1,6 +1,7 @@
 """Images that are padded or cut into tiles, and an input with their proportions."""
 
 import csv
+import json
 from dataclasses import replace as replaced
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from efficientad_jax.detection.predict_files import plan_pictures, predict_files
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.export.properties import check_exportable
 from efficientad_jax.fitting.fit_detector import fit_detector
+from efficientad_jax.fitting.proxy import auroc_by_kind, draw_proxy_images, split_validation
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.serving.application import create_application
@@ -89,6 +91,8 @@ def assert_every_path_agrees(detector: Detector, tmp_path: Path, expected: list)
 @pytest.mark.parametrize("autoencoder", [False, True])
 def test_tiles(autoencoder, config, tmp_path) -> None:
     changes = {"model.fit": "tile", "losses.autoencoder": autoencoder}
+    if not autoencoder:
+        changes["train.proxy_every"] = 2
     detector = fit(replace(config, changes), tmp_path / "run")
     assert detector.framing.fit == "tile"
     loaded = Detector.load(tmp_path / "run/detector")
@@ -102,6 +106,12 @@ def test_tiles(autoencoder, config, tmp_path) -> None:
         np.testing.assert_array_equal(ours.anomaly_map, theirs.anomaly_map)
     if autoencoder:
         return
+    measured, _ = split_validation(load_configured_dataset(config).validation, config)
+    proxy = draw_proxy_images(measured, replace(config, changes), loaded.framing)
+    scores = np.array([detection.score for detection in loaded(proxy.images)])
+    stored = json.loads((tmp_path / "run/proxy.json").read_text())
+    # Without an autoencoder, no calibration changes the order of scores.
+    assert stored["auroc"] == pytest.approx(auroc_by_kind(scores, proxy).overall)
     # Over all cells of all validation maps.
     local = [loaded(image(number)).local_map for number in (3, 4)]
     assert np.quantile(np.concatenate([m.ravel() for m in local]), 0.9) == pytest.approx(0, abs=0.1)

@@ -28,6 +28,7 @@ PACKAGES = [
     "recipes",
     "data",
     "data.datasets",
+    "synthetic_defects",
     "convolution",
     "networks",
     "distillation.backbones",

@@ -56,7 +56,9 @@ def _facts(detector: Detector) -> Iterator[tuple[str, str]]:
     place = [_text(config, "dataset", key) for key in ("name", "root")]
     data = " ".join(filter(None, [*place, _text(config, "category")]))
     yield "data", f"{data or 'unknown'}; {len(detector.validation_scores)} validation images"
-    yield "steps", _text(config, "train", "steps") or "unknown"
+    chosen = _text(config, "train", "patience") not in ("", "0")
+    steps = _text(config, "train", "steps") or "unknown"
+    yield "steps", f"at most {steps}, the best measured state" if chosen else steps
     yield "teacher", f"SHA-256 {_text(teacher, 'sha256')[:16] or 'unknown'}"
     for key, title in (("backbone", "  backbone"), ("images", "  images")):
         source = _text(teacher, "record", key, "name") or "unknown"

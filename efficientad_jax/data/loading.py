@@ -118,7 +118,7 @@ def load_dataset(
         builder = _builder(name, category, root, data_dir or None)
         splits = _load_copy(builder, reading)
     train = splits["train"]
-    test = splits.get("test", _take(train, np.arange(0)))
+    test = splits.get("test", subset(train, np.arange(0)))
     if "validation" in splits:
         validation = splits["validation"]
     else:
@@ -387,10 +387,11 @@ def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Im
     count = len(images.names)
     held_out = min(max(1, round(fraction * count)), count - 1)
     order = np.random.default_rng(seed).permutation(count)
-    return _take(images, np.sort(order[held_out:])), _take(images, np.sort(order[:held_out]))
+    return subset(images, np.sort(order[held_out:])), subset(images, np.sort(order[:held_out]))
 
 
-def _take(images: ImageSet, chosen: Int[np.ndarray, " m"]) -> ImageSet:
+def subset(images: ImageSet, chosen: Int[np.ndarray, " m"]) -> ImageSet:
+    """Some of the images, by their indices."""
     return ImageSet(
         images.images[chosen],
         images.labels[chosen],

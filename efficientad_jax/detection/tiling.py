@@ -359,6 +359,19 @@ def calibrate_tiled(
       InputError: a map has no scale.
       DivergenceError: a map is not finite.
     """
+    found = raw_maps_in_tiles(detector, images)
+    calibration = choose(jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *found))
+    scores = [scores_of_maps(maps, calibration)[0] for maps in found]
+    return calibration, np.array(scores, np.float32)
+
+
+def raw_maps_in_tiles(
+    detector: TileDetector, images: Sequence[UInt8[np.ndarray, "_h _w 3"]]
+) -> list[RawMaps]:
+    """The values that count of each image's maps, as maps of one row.
+
+    Arguments are those of `calibrate_tiled`.
+    """
     found = []
     for image in images:
         tiled = compute_tiled_maps(detector, rows_of_array(image))
@@ -367,6 +380,4 @@ def calibrate_tiled(
             for cells in tiled.parts or [tiled.combined]
         ]
         found.append(RawMaps(local, others[0] if others else None))
-    calibration = choose(jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *found))
-    scores = [scores_of_maps(maps, calibration)[0] for maps in found]
-    return calibration, np.array(scores, np.float32)
+    return found

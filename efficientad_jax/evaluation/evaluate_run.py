@@ -225,7 +225,7 @@ def _facts(
     """The facts that head the report."""
     facts = {
         "dataset": f"{config.dataset.name} {config.category}".strip(),
-        "training steps": f"{config.train.steps}",
+        "training steps": f"{'at most ' if config.train.patience else ''}{config.train.steps}",
         "training images": f"{len(dataset.train.names)}",
         "validation images": f"{len(dataset.validation.names)}",
         "input": f"{config.model.input_height} x {config.model.input_width} pixels",

@@ -36,6 +36,13 @@ from efficientad_jax.fitting.inputs import (
     suited_to,
     tiles_of,
 )
+from efficientad_jax.fitting.proxy import (
+    ProxyImages,
+    draw_proxy_images,
+    proxy_measure,
+    split_validation,
+    write_proxy,
+)
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.runs.workdir import (
     Workdir,
@@ -46,6 +53,7 @@ from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.loop import run_training
 from efficientad_jax.training.poses import images_in_poses
 from efficientad_jax.training.rate import steps_for_minutes
+from efficientad_jax.training.selection import Measure
 from efficientad_jax.training.step import TrainState
 from efficientad_jax.training.teacher_features import (
     features_fit,
@@ -110,8 +118,13 @@ def fit_detector(
         belongs to another configuration or cannot be written.
       DivergenceError: a loss or a parameter is no longer finite.
     """
+    measured, calibrating = split_validation(dataset.validation, config)
+    proxy = None
+    if config.train.proxy_every:
+        proxy = draw_proxy_images(measured, *suited_to(config, dataset))
     inputs = _prepare(config, dataset, workdir, disk_cache_gb=disk_cache_gb)
     config = inputs.config
+    measure = None if proxy is None else _measure(proxy, inputs)
     data = jax.tree.map(jnp.asarray, inputs.data)
     state = run_training(
         config,
@@ -121,10 +134,13 @@ def fit_detector(
         photographs=inputs.photographs,
         workdir=inputs.workdir,
         initial_params=inputs.initial_params,
+        measure=measure,
         on_steps=on_steps,
         profile_steps=profile_steps,
     )
-    return _finish(config, dataset, inputs, state=state)
+    if measure is not None:
+        write_proxy(inputs.workdir, int(state.step), measure(state.params))
+    return _finish(config, dataset._replace(validation=calibrating), inputs, state=state)
 
 
 def _prepare(
@@ -192,12 +208,7 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
       InputError: a map has no scale, or the detector cannot be written.
       DivergenceError: a map is not finite.
     """
-    spec = inputs.spec
-    params = DetectorParams(
-        inputs.teacher_params,
-        state.params["student"],
-        state.params["autoencoder"] if spec.autoencoder else None,
-    )
+    spec, params = inputs.spec, _detector_params(inputs, state.params)
     chosen = config.calibration
     is_tiled = config.model.fit == "tile"
     calibration, scores, maps = (_calibrate_tiles if is_tiled else _calibrate)(
@@ -226,6 +237,18 @@ def _brightness(images: ImageSet, *, is_tiled: bool) -> tuple[float, ...]:
     pairs = zip(images.images, images.sizes, strict=True)
     parts = (image[: size[0], : size[1]] if is_tiled else image for image, size in pairs)
     return tuple(float(part.mean()) for part in parts)
+
+
+def _measure(proxy: ProxyImages, inputs: _Inputs) -> Measure:
+    """The function that the training measures its networks with."""
+    measure = proxy_measure(inputs.config, proxy, inputs.spec, framing=inputs.framing)
+    return lambda trained: measure(_detector_params(inputs, trained))
+
+
+def _detector_params(inputs: _Inputs, trained: dict[str, PyTree]) -> DetectorParams:
+    """The parameters of all networks, by those of 'student' and 'autoencoder'."""
+    autoencoder = trained["autoencoder"] if inputs.spec.autoencoder else None
+    return DetectorParams(inputs.teacher_params, trained["student"], autoencoder)
 
 
 def _calibrate(

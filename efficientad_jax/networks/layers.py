@@ -13,7 +13,7 @@ from efficientad_jax.convolution import (
     convolve_with_epilogue,
     transform_kernel,
 )
-from efficientad_jax.convolution.native import Epilogue
+from efficientad_jax.convolution.native import CHANNEL_BLOCK, Epilogue
 
 # The collection of variables that `with_transformed_kernels` adds.
 _TRANSFORMED = "transformed"
@@ -65,7 +65,7 @@ class Conv(nn.Module):
             )
             if transformed is not None:
                 self.put_variable(_TRANSFORMED, "kernel", transformed)
-        elif self.has_variable(_TRANSFORMED, "kernel"):
+        elif self.has_variable(_TRANSFORMED, "kernel") and _suits_transformed(channels, bias):
             return convolve_transformed(
                 x,
                 self.get_variable(_TRANSFORMED, "kernel"),
@@ -85,6 +85,12 @@ class Conv(nn.Module):
             epilogue=epilogue,
             method=self.convolution,
         )
+
+
+def _suits_transformed(channels: slice | None, bias: Float[Array, " k"]) -> bool:
+    """Whether a transformed kernel can compute only these channels: it has them in blocks."""
+    first = 0 if channels is None or channels.start is None else channels.start
+    return first % CHANNEL_BLOCK == 0 and bias.shape[0] % CHANNEL_BLOCK == 0
 
 
 def float32_features(

@@ -1,14 +1,15 @@
 """Checkpoints of a run, by orbax; no other module imports it.
 
-A checkpoint is written completely or not at all. It holds a state and a digest of the state's
-values, which detects damage on disk in any part of the checkpoint.
+A checkpoint is written completely or not at all. It holds a state, notes of the run and a digest of
+both, which detects damage on disk in any part of the checkpoint.
 """
 
 import gc
 import hashlib
+import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,24 @@ class Checkpoints:
         self._folder = folder
         self._manager = manager
 
-    def save(self, step: int, state: PyTree, loss: float) -> None:
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        loss: float,
+        *,
+        notes: Mapping[str, float] | None = None,
+        kept_step: int | None = None,
+    ) -> None:
         """Starts writing the state after `step` steps, in the background.
 
         Args:
           step: number of steps done. If its checkpoint exists, nothing is written.
           state: a tree of arrays.
           loss: the checkpoint with the lowest loss is kept as the best one.
+          notes: finite numbers that `notes` returns; None for none.
+          kept_step: of a checkpoint, which may be this one, that is kept as long as the newest
+            checkpoint names it; None for none.
 
         Raises:
           DivergenceError: an array is not finite; earlier checkpoints are kept.
@@ -47,14 +59,19 @@ class Checkpoints:
         if self._manager.latest_step() == step:
             return
         _check_finite(state, step)
-        record = {"step": step, "sha256": _digest(state)}
+        record: dict[str, Any] = {"step": step, "sha256": _digest(state, notes)}
+        if notes:
+            record["notes"] = dict(notes)
+        metrics: dict[str, float] = {"loss": float(loss)}
+        if kept_step is not None:
+            metrics["kept_step"] = kept_step
         with _writing(self._folder):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
                 ),
-                metrics={"loss": float(loss)},
+                metrics=metrics,
             )
 
     def restore_latest(self, like: PyTree) -> PyTree | None:
@@ -100,9 +117,36 @@ class Checkpoints:
             ),
         )
         record: Any = restored["record"]
-        if record.get("step") != step or record.get("sha256") != _digest(restored["state"]):
+        digest = _digest(restored["state"], record.get("notes"))
+        if record.get("step") != step or record.get("sha256") != digest:
             raise ValueError("its values differ from those that were saved")
         return restored["state"]
+
+    def restore_kept(self, step: int, like: PyTree) -> PyTree:
+        """Restores the state of a `kept_step` as `restore` does, after all writes are done.
+
+        Raises:
+          InputError: it is missing or damaged, or a checkpoint cannot be written.
+        """
+        with _writing(self._folder):
+            self._manager.wait_until_finished()
+        try:
+            with _without_abandoned_reads():
+                return self.restore(step, like)
+        except Exception as error:  # orbax raises many types for damaged files
+            raise InputError(
+                f"checkpoint {self._folder / str(step)}: damaged or missing ({first_line(error)}), "
+                "but its state is the best one, which becomes the detector; remove "
+                f"{self._folder} to train again from step 0"
+            ) from error
+
+    def notes(self, step: int) -> dict[str, float]:
+        """The notes of one of `steps`, which was restored before; empty if it has none."""
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+        )
+        record: Any = restored["record"]
+        return record.get("notes") or {}
 
     def _newest_intact(self, like: PyTree) -> tuple[PyTree | None, dict[int, str]]:
         """Returns the newest intact state, and by step the errors of newer checkpoints."""
@@ -138,7 +182,8 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
 
     Args:
       folder: an absolute path.
-      keep: how many of the newest checkpoints to keep, in addition to the one with the lowest loss.
+      keep: how many of the newest checkpoints to keep, in addition to the one with the lowest loss
+        and to the `kept_step` of the newest.
 
     Raises:
       InputError: the folder or a checkpoint cannot be written.
@@ -147,7 +192,7 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
     options = ocp.CheckpointManagerOptions(
         create=False,  # the folder is created below
         cleanup_tmp_directories=True,  # incomplete checkpoints of a killed run
-        preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best, _Kept()]),
     )
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,6 +203,16 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
         with _writing(folder):
             manager.wait_until_finished()
             manager.close()
+
+
+class _Kept:
+    """Preserves the checkpoint that the newest one names as its `kept_step`."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Whether to preserve each of the checkpoints, which are in ascending order."""
+        newest = checkpoints[-1].metrics if checkpoints else None
+        kept_step = (newest or {}).get("kept_step")
+        return [checkpoint.step == kept_step for checkpoint in checkpoints]
 
 
 @contextmanager
@@ -194,8 +249,8 @@ def _abstract(tree: PyTree) -> PyTree:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def _digest(tree: PyTree) -> str:
-    digest = hashlib.sha256()
+def _digest(tree: PyTree, notes: Mapping[str, float] | None) -> str:
+    digest = hashlib.sha256(json.dumps(dict(notes), sort_keys=True).encode() if notes else b"")
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())

@@ -89,14 +89,21 @@ class Session(Generic[State]):
         self._write_scalars(logged | dict(scalars), self.step)
         return means
 
-    def _save(self, state: PyTree, loss: float) -> None:
-        """Starts to write `state` as the checkpoint of the current step.
+    def _save(
+        self,
+        state: PyTree,
+        loss: float,
+        *,
+        notes: Mapping[str, float] | None = None,
+        kept_step: int | None = None,
+    ) -> None:
+        """Starts to write `state` as the checkpoint of the current step; see `Checkpoints.save`.
 
         Raises:
           DivergenceError: a parameter is not finite.
           InputError: the checkpoint cannot be written.
         """
-        self._checkpoints.save(self.step, state, loss)
+        self._checkpoints.save(self.step, state, loss, notes=notes, kept_step=kept_step)
         self._saved_step = self.step
 
     def _check_finite(self, losses: Mapping[str, Float[np.ndarray, " k"]]) -> None:

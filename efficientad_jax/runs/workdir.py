@@ -105,6 +105,11 @@ class Workdir:
         return self.path / "detector"
 
     @property
+    def proxy(self) -> Path:
+        """The proxy AU-ROC of the detector's networks, as JSON, where it was measured."""
+        return self.path / "proxy.json"
+
+    @property
     def metrics(self) -> Path:
         """The metrics of the evaluation, as JSON."""
         return self.path / "metrics.json"

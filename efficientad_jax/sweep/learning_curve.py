@@ -19,6 +19,7 @@ from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.scheduling.job import Event, Report
 from efficientad_jax.scheduling.train_and_evaluate import finished, train_and_evaluate
 from efficientad_jax.storage.atomic import write_atomically
+from efficientad_jax.sweep.proxy_ranking import measure_finished
 
 
 def branch_point(config: Config, steps: int) -> int:
@@ -29,7 +30,9 @@ def branch_point(config: Config, steps: int) -> int:
 def train_branches(
     config: Config, folders: Mapping[int, Path], trunk: Path, report: Report, *, cache_gb: float
 ) -> str:
-    """Trains and evaluates a detector for each number of steps.
+    """Trains, evaluates and measures a detector for each number of steps.
+
+    The measurement is the proxy AU-ROC, see `measure_finished`.
 
     Args:
       config: of the trainings, without their number of steps.
@@ -42,7 +45,8 @@ def train_branches(
       The image AU-ROC of the longest training in words, '' without test images.
 
     Raises:
-      InputError: as `train_and_evaluate`, or a branch has no step at the constant rate.
+      InputError: as `train_and_evaluate` and `measure_finished`, or a branch has no step at the
+        constant rate.
     """
     text = ""
     for steps, workdir in sorted(folders.items()):
@@ -52,6 +56,7 @@ def train_branches(
             if not workdir.exists():
                 _branch_off(branch, trunk, workdir, report=report, cache_gb=cache_gb)
             result = train_and_evaluate(branch, workdir, report, cache_gb=cache_gb)
+        measure_finished(branch, workdir)
         report(Event("note", steps, f"{steps} steps: {result}"))
         text = result
     return text
@@ -67,7 +72,9 @@ def _branch_off(
             f"--steps={branch.train.steps}: no step before the decay at "
             f"{branch.train.decay_at:g} of the steps, expected more steps"
         )
-    constant = replace(branch, {"train.steps": point, "train.decay_factor": 1.0})
+    # Branches choose by measurements after the decay, which the trunk does not reach.
+    unmeasured = {"train.proxy_every": 0, "train.patience": 0}
+    constant = replace(branch, {"train.steps": point, "train.decay_factor": 1.0} | unmeasured)
     fit_detector(
         constant,
         load_configured_dataset(constant),

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +33,40 @@ def read_metrics(trainings: Sequence[Training], workdir: Path) -> dict[str, Metr
     return results
 
 
-def metrics_csv(trainings: Sequence[Training], results: dict[str, Metrics]) -> str:
-    """Formats a line per training that has metrics; each field of the grid is a column."""
+def metrics_csv(
+    trainings: Sequence[Training],
+    results: dict[str, Metrics],
+    names: Mapping[str, str] = METRICS,
+) -> str:
+    """Formats a line per training that has metrics; each field of the grid is a column.
+
+    `names` are those of the metrics and, in `metrics_table`, their titles.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*trainings[0].settings, "category", "seed", *METRICS])
+    writer.writerow([*trainings[0].settings, "category", "seed", *names])
     for training in trainings:
         if training.name in results:
-            values = ["" if v is None else v for v in results[training.name].values()]
+            metrics = results[training.name]
+            values = ["" if metrics[name] is None else metrics[name] for name in names]
             row = [*training.settings.values(), training.category, training.seed, *values]
             writer.writerow(row)
     return text.getvalue()
 
 
-def metrics_table(trainings: Sequence[Training], results: dict[str, Metrics]) -> str:
+def metrics_table(
+    trainings: Sequence[Training],
+    results: dict[str, Metrics],
+    names: Mapping[str, str] = METRICS,
+) -> str:
     """Formats a Markdown table: mean and standard deviation over seeds.
 
     There is a row per setting and category. If there are several categories, each setting has a
     last row, the mean over the categories, for those seeds that all categories have.
     """
-    shown = [name for name in METRICS if any(f[name] is not None for f in results.values())]
+    shown = [name for name in names if any(f[name] is not None for f in results.values())]
     fields = list(trainings[0].settings)
-    rows = [[*fields, "category", "seeds", *(METRICS[name] for name in shown)]]
+    rows = [[*fields, "category", "seeds", *(names[name] for name in shown)]]
     for setting in dict.fromkeys(training.setting for training in trainings):
         done = [t for t in trainings if t.setting == setting and t.name in results]
         values = list(next(t.settings for t in trainings if t.setting == setting).values())
@@ -71,6 +83,11 @@ def metrics_table(trainings: Sequence[Training], results: dict[str, Metrics]) ->
                 for name in shown
             ]
             rows.append([*values, "mean", str(len(seeds)), *cells])
+    return markdown_table(rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Formats rows of cells as a Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from efficientad_jax.runs.signals import interruption
 from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.training.batch import TrainData
 from efficientad_jax.training.losses import Losses
+from efficientad_jax.training.selection import Measure
 from efficientad_jax.training.session import TrainingRun, configured_optimizer, open_training
 from efficientad_jax.training.step import TrainState, create_train_state, train_steps
 
@@ -38,6 +39,7 @@ def run_training(
     workdir: Path,
     photographs: PretrainingImages | None = None,
     initial_params: dict[str, PyTree] | None = None,
+    measure: Measure | None = None,
     on_steps: Callable[[int, float], None] | None = None,
     profile_steps: range | None = None,
 ) -> TrainState:
@@ -51,28 +53,28 @@ def run_training(
       workdir: for checkpoints and TensorBoard files.
       photographs: for the penalty, None without it; those of `data` are not read.
       initial_params: see `open_training`.
+      measure: measures the networks every `config.train.proxy_every` steps, None never. With
+        `config.train.patience` it chooses the state that is returned, see `training/selection.py`.
       on_steps: called at the start and after each dispatch with the number of steps done and the
         mean loss of the dispatch (NaN at the start); None shows a progress bar.
       profile_steps: steps to record, see `profiling`; None for none.
 
-    On an accelerator the losses of a dispatch are fetched while the next one runs, except before a
-    checkpoint.
-
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped the run before its last step; its state is saved.
       DivergenceError: a loss or a parameter is not finite. The checkpoint before it is kept.
-      InputError: a checkpoint cannot be written, or there are checkpoints and all are damaged.
+      InputError: a checkpoint cannot be written, or all, or that of the best state, are damaged.
       OSError: the TensorBoard file cannot be written.
     """
     counts = len(data.images), 1 if photographs is None else photographs.total
+    training = open_training(
+        config, networks, counts, workdir=workdir, initial_params=initial_params, measure=measure
+    )
     with (
-        open_training(
-            config, networks, counts, workdir=workdir, initial_params=initial_params
-        ) as run,
+        training as run,
         closing(_dispatches(run, photographs)) as dispatches,
         interruption() as interrupted,
         profiling(Workdir(workdir).tensorboard, profile_steps) as profile,
-        nullcontext(on_steps) if on_steps else _progress_bar(run.step, run.steps) as report,
+        nullcontext(on_steps) if on_steps else _progress_bar(run) as report,
     ):
         report(run.step, math.nan)
         _make_steps(
@@ -85,9 +87,9 @@ def run_training(
             report=report,
         )
         run.save()
-    if run.step < run.steps:
-        raise StoppedError(interrupted(), run.step)
-    return run.state
+        if not run.is_over:
+            raise StoppedError(interrupted(), run.step)
+        return run.result()
 
 
 def _compiled_steps(
@@ -119,13 +121,14 @@ def _make_steps(
     profile: Profile,
     report: Callable[[int, float], None],
 ) -> None:
-    """Makes the steps of all dispatches, until a signal comes.
+    """Makes the steps of all dispatches, until a signal comes or patience ends.
 
     Args:
       run: takes the results.
       train: `train_steps` without data, state and indices.
       dispatches: which images the steps of each take, and the images.
-      ahead: whether the losses of a dispatch are fetched while the next one runs.
+      ahead: whether the losses of a dispatch are fetched while the next one runs, as on an
+        accelerator, except before a checkpoint or a measurement.
       interrupted: whether a signal has come.
       profile: records dispatches.
       report: see `run_training`.
@@ -133,15 +136,15 @@ def _make_steps(
     take = partial(_take_results, run, report)
     state, running = run.state, []
     for indices, data in dispatches:
-        if interrupted():
+        if interrupted() or run.is_over:
             break
         profile.before(run.step + sum(dispatch.steps for dispatch in running))
         rows = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
         state, losses = train(data=data, state=state, indices=indices, pretraining_indices=rows)
         take(running)
         running.append(_Running(state, losses, len(indices)))
-        # A checkpoint needs its state, which the next dispatch would overwrite.
-        if not ahead or run.is_checkpoint_due(len(indices)) or profile.is_on:
+        # Checkpoints and measurements need the state, which the next dispatch would overwrite.
+        if not ahead or run.is_state_needed(len(indices)) or profile.is_on:
             take(running)
         profile.after(run.step)
     take(running)
@@ -193,13 +196,16 @@ def _dispatches(
 
 
 @contextmanager
-def _progress_bar(step: int, steps: int) -> Iterator[Callable[[int, float], None]]:
-    with tqdm(total=steps, initial=step, unit="step", file=sys.stderr) as bar:
+def _progress_bar(run: TrainingRun) -> Iterator[Callable[[int, float], None]]:
+    with tqdm(total=run.steps, initial=run.step, unit="step", file=sys.stderr) as bar:
 
         def report(step: int, loss: float) -> None:
             if not math.isnan(loss):
                 bar.update(step - bar.n)
-                bar.set_postfix(loss=f"{loss:.4f}")
+                shown = {"loss": f"{loss:.4f}"}
+                if run.proxy_auroc is not None:
+                    shown["proxy AU-ROC"] = f"{run.proxy_auroc:.4f}"
+                bar.set_postfix(shown)
 
         yield report
 

@@ -18,6 +18,13 @@ from efficientad_jax.runs.session import Session
 from efficientad_jax.runs.tensorboard import WriteScalars, scalar_log
 from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.training.losses import Losses
+from efficientad_jax.training.selection import (
+    Measure,
+    Selection,
+    is_measured,
+    last_uncounted_step,
+    selection_of_notes,
+)
 from efficientad_jax.training.step import TrainState, create_train_state
 
 
@@ -32,6 +39,7 @@ class TrainingRun(Session[TrainState]):
       optimizer: the same object for all runs with equal settings, because compiled programs are
         cached by it.
       key: random key of the whole training.
+      proxy_auroc: the last measurement, None before the first of this process.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class TrainingRun(Session[TrainState]):
         *,
         checkpoints: Checkpoints,
         write_scalars: WriteScalars,
+        measure: Measure | None = None,
     ) -> None:
         """Restores the newest checkpoint. Arguments are those of `open_training` and `Session`."""
         super().__init__(
@@ -60,6 +69,18 @@ class TrainingRun(Session[TrainState]):
         )
         self._counts = counts
         self._unsaved_losses: list[np.ndarray] = []
+        self._measure = measure
+        self.proxy_auroc: float | None = None
+        chooses = measure is not None and self._train.patience > 0
+        self._selection = Selection() if chooses else None
+        if chooses and self.step:
+            self._selection = selection_of_notes(checkpoints.notes(self.step), self._train)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are no more steps to make, because of their number or of patience."""
+        waited = 0 if self._selection is None else self._selection.waited
+        return self.step >= self.steps or 0 < self._train.patience <= waited
 
     def count_after(self, step: int) -> int:
         """Number of steps of the dispatch after `step` steps, 0 at the end."""
@@ -82,30 +103,62 @@ class TrainingRun(Session[TrainState]):
         return images, pretraining
 
     def record(self, state: TrainState, losses: Losses) -> float:
-        """Takes the result of a dispatch: logs it, and saves a checkpoint when one is due.
+        """Takes the result of a dispatch: logs it, measures it and saves it when that is due.
+
+        With patience each best state so far is saved. Its checkpoint holds the measurement: a run
+        that is killed before it is written measures the same state again.
 
         Returns:
           The mean over the steps of the total loss.
 
         Raises:
-          DivergenceError: a loss or a parameter is not finite. The checkpoint before it is kept.
-          InputError: the checkpoint cannot be written.
+          DivergenceError: a loss, a parameter or a map is not finite. The checkpoint before it is
+            kept.
+          InputError: the checkpoint cannot be written, or a map has no scale.
           OSError: the TensorBoard file cannot be written.
         """
         by_name = losses._asdict() | {"total": losses.total}
         by_name = {name: np.asarray(loss) for name, loss in by_name.items()}
         total = by_name["total"]
         rate = np.asarray(self._schedule(self.step + len(total))).item()
+        is_due = self._is_measured(len(total))
         means = self._advance(state, by_name, {"learning_rate": rate})
         self._unsaved_losses.append(total)
-        if self.unsaved_steps >= self._train.checkpoint_every:
+        is_best = is_due and self._take_measurement()
+        if is_best or self.unsaved_steps >= self._train.checkpoint_every:
             self.save()
         return means["total"]
 
-    def is_checkpoint_due(self, count: int) -> bool:
-        """Whether a checkpoint is written after the next `count` steps, or the run ends there."""
+    def _is_measured(self, count: int) -> bool:
+        """Whether the state after the next `count` steps is measured."""
+        return self._measure is not None and is_measured(self._train, self.step, count)
+
+    def _take_measurement(self) -> bool:
+        """Measures and logs the state; returns whether it is the best so far and is to be kept."""
+        assert self._measure is not None
+        measured = self._measure(self.state.params)
+        self.proxy_auroc = measured.overall
+        self._write_scalars(measured.scalars(), self.step)
+        if self._selection is None or self.step <= last_uncounted_step(self._train):
+            return False
+        self._selection = self._selection.after(measured.overall, self.step)
+        return self._selection.step == self.step
+
+    def is_state_needed(self, count: int) -> bool:
+        """Whether the state after the next `count` steps is the last, or is saved or measured."""
         is_last = self.step + count >= self.steps
-        return is_last or self.unsaved_steps + count >= self._train.checkpoint_every
+        is_saved = self.unsaved_steps + count >= self._train.checkpoint_every
+        return is_last or is_saved or self._is_measured(count)
+
+    def result(self) -> TrainState:
+        """The state that becomes the detector: with patience the best one, else the last one.
+
+        Raises:
+          InputError: the best one's checkpoint is damaged.
+        """
+        if self._selection is None or self._selection.step in (0, self.step):
+            return self.state
+        return self._checkpoints.restore_kept(self._selection.step, self.state)
 
     def save(self) -> None:
         """Starts to write a checkpoint, unless the current step has one.
@@ -115,7 +168,13 @@ class TrainingRun(Session[TrainState]):
           InputError: it cannot be written.
         """
         if self.unsaved_steps:
-            self._save(self.state, float(np.concatenate(self._unsaved_losses).mean()))
+            selection = self._selection or Selection()
+            self._save(
+                self.state,
+                float(np.concatenate(self._unsaved_losses).mean()),
+                notes=selection._asdict() if selection.step else None,
+                kept_step=selection.step or None,
+            )
             self._unsaved_losses = []
 
 
@@ -127,6 +186,7 @@ def open_training(
     *,
     workdir: Path,
     initial_params: dict[str, PyTree] | None = None,
+    measure: Measure | None = None,
 ) -> Iterator[TrainingRun]:
     """Starts a training, or resumes it from the newest intact checkpoint in `workdir`.
 
@@ -139,6 +199,7 @@ def open_training(
       workdir: for checkpoints and TensorBoard files.
       initial_params: of student and autoencoder, None for random ones. They count only where there
         is no checkpoint.
+      measure: see `run_training`.
 
     Raises:
       InputError: a checkpoint cannot be written, or there are checkpoints and all are damaged.
@@ -156,7 +217,12 @@ def open_training(
         scalar_log(Workdir(workdir).tensorboard) as write_scalars,
     ):
         yield TrainingRun(
-            config, counts, state, checkpoints=checkpoints, write_scalars=write_scalars
+            config,
+            counts,
+            state,
+            checkpoints=checkpoints,
+            write_scalars=write_scalars,
+            measure=measure,
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from efficientad_jax import Autoencoder, PatchDescriptionNetwork
+from efficientad_jax.networks.layers import Conv, with_transformed_kernels
 from efficientad_jax.networks.pdn import RECEPTIVE_FIELD, output_size
 from tests.helpers.detectors import random_params
 from tests.helpers.torch_reference import (
@@ -145,3 +146,18 @@ def test_an_untrained_autoencoder_keeps_the_difference_of_two_images():
     x = images(128, 128, batch=2)
     first, second = network.apply(network.init(jax.random.key(0), x), x)
     assert float(jnp.std(first - second)) > 0.01
+
+
+@pytest.mark.parametrize(
+    "channels", [None, slice(0, 16), slice(16, 48), slice(32, 64), slice(0, 32)]
+)
+def test_any_channels_are_computed_with_transformed_kernels(channels):
+    """Blocks of 32 by the transformed kernel, others without it."""
+    layer, x = Conv(64, 4, convolution="native"), images(16, 20)
+    params = random_params(layer, (16, 20))
+    prepared = with_transformed_kernels(layer, params, (16, 20))
+    assert "transformed" in prepared
+    expected = layer.apply(params, x)[..., channels or slice(None)]
+    found = layer.apply(prepared, x, channels)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-5)

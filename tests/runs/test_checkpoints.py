@@ -47,6 +47,24 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert_is(restored(tmp_path / "c"), 5)
 
 
+def test_a_checkpoint_is_kept_as_long_as_the_newest_names_it(tmp_path):
+    folder = tmp_path / "c"
+    with open_checkpoints(folder, keep=1) as checkpoints:
+        for step, kept_step in ((1, None), (2, 2), (3, 2), (4, 4), (5, 4)):
+            notes = {"best": 0.1 * step, "step": kept_step} if kept_step else None
+            checkpoints.save(step, state(step), 1 / step, notes=notes, kept_step=kept_step)
+    assert steps(folder) == [4, 5]
+    with open_checkpoints(folder, keep=1) as checkpoints:
+        assert_is(checkpoints.restore_latest(state(0)), 5)
+        assert checkpoints.notes(5) == {"best": 0.5, "step": 4}
+        for step in (6, 7):
+            checkpoints.save(step, state(step), 1 / step, kept_step=4)
+        assert_is(checkpoints.restore_kept(4, state(0)), 4)
+        with pytest.raises(InputError, match=r"c/6: damaged or missing"):
+            checkpoints.restore_kept(6, state(0))
+        assert checkpoints.notes(7) == {}
+
+
 def test_nothing_is_restored_from_an_empty_folder(tmp_path):
     assert restored(tmp_path / "c") is None
 

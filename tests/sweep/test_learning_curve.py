@@ -84,6 +84,9 @@ def test_the_command_writes_a_table_and_a_plot(config: Config, tmp_path: Path) -
     rows = (tmp_path / "curve/figures.csv").read_text().splitlines()
     assert rows[0].startswith("train.steps,category,seed,image_auroc")
     assert [row.split(",")[0] for row in rows[1:]] == ["2", "4"]
+    proxies = [row.split(",")[rows[0].split(",").index("proxy_auroc")] for row in rows[1:]]
+    assert all(0 <= float(proxy) <= 1 for proxy in proxies)
+    assert "Spearman's correlation with the image AU-ROC:" in result.stdout
     plot = (tmp_path / "curve/learning_curve.svg").read_text()
     assert "images" in plot
     assert "training steps" in plot

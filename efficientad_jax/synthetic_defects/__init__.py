@@ -1,0 +1,1 @@
+"""Synthetic defects: good images are changed as defects would change them."""
