@@ -193,12 +193,13 @@ def test_int8_of_constant_maps_is_refused():
 
 def test_calibration_images_are_spread_over_the_folder(detector, tmp_path, monkeypatch):
     for i in range(102):
-        pixels = np.full((2, 2, 3), i, np.uint8)
+        pixels = np.full((2, 3, 3), i, np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i:03}.png")
     for most, count in ((100, 100), (1000, 102)):
         monkeypatch.setattr("efficientad_jax.export.int8._MOST_LOADED", most)
-        images = calibration_images(detector, str(tmp_path))
+        images, sizes = calibration_images(detector, str(tmp_path))
         assert images.shape == (count, *SPEC.input_size, 3)
+        assert sizes == [(2, 3)] * count
         assert (images[0, 0, 0, 0], images[-1, 0, 0, 0]) == (0, 101)
     with pytest.raises(InputError, match="nowhere"):
         calibration_images(detector, "nowhere")
