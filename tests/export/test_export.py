@@ -27,6 +27,7 @@ from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.command import efficientad
 from tests.helpers.detectors import random_detector, with_threshold
 from tests.helpers.images import uint8_images
+from tests.helpers.openvino import import_openvino
 from tests.helpers.torch_reference import torch_autoencoder, torch_params, torch_pdn
 
 pytestmark = pytest.mark.slow
@@ -98,10 +99,7 @@ def torch_maps(detector, images):
 
 
 def open_openvino(model):
-    with pytest.MonkeyPatch.context() as patch:
-        # Telemetry would fork a process at the import, which is unsafe with JAX's threads.
-        patch.setitem(sys.modules, "openvino_telemetry", None)
-        openvino = pytest.importorskip("openvino", reason="pip install -e '.[test]'")
+    openvino = import_openvino()
     core = openvino.Core()
     # float32 also on processors that support bfloat16.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -19,6 +19,7 @@ from efficientad_jax.export.properties import export_properties, write_propertie
 from efficientad_jax.export.stablehlo import stablehlo_bytes
 from tests.helpers.detectors import random_detector
 from tests.helpers.images import uint8_images
+from tests.helpers.openvino import import_openvino
 
 pytestmark = pytest.mark.slow
 
@@ -178,3 +179,23 @@ def test_int8_does_not_clip_what_good_images_never_show(detector):
     for images in (checks, blot, good):
         expected = exact.run(images)["scores"]
         np.testing.assert_allclose(rounded.run(images)["scores"], expected, rtol=0.15)
+
+
+def test_openvino_runs_an_int8_file(int8, images):
+    openvino = import_openvino()
+    core = openvino.Core()
+    model = core.read_model(int8.SerializeToString())
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    expected = onnx_program(int8.SerializeToString()).run(images)
+    found = compiled(images)
+    # The two round at other places.
+    for name in ("scores", "combined"):
+        error = np.abs(found[name] - expected[name]).max() / np.ptp(expected["combined"])
+        assert error < 0.05, name
+
+
+def test_an_int8_file_has_zero_points_that_tensorrt_refuses(int8):
+    # docs/examples.md says so.
+    constants = {each.name: each for each in int8.graph.initializer}
+    points = [n.input[2] for n in int8.graph.node if n.op_type == "QuantizeLinear"]
+    assert any(onnx.numpy_helper.to_array(constants[name]).any() for name in points)

@@ -178,7 +178,7 @@ def scores_and_maps(detector, images):
 
 @pytest.fixture(scope="module")
 def programs(exported, images):
-    """What the programs in Python print for the images, by name, each sorted by image."""
+    """The lines that the programs in Python print for the images, by name, sorted by image."""
     if importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO is not installed: pip install -e '.[openvino]'")
     photos = [str(file) for file in sorted(images.glob("*.png"))]

@@ -1,4 +1,4 @@
-"""What the caller of an exported detector does: make its input, and find regions in its map.
+"""The caller's part in using an exported detector: its input, and the regions in its map.
 
 The properties are those of the exported file, as text. Needs NumPy, Pillow and SciPy.
 """
