@@ -52,15 +52,10 @@ MASK[:30] = True
 
 def models():
     """Programs that together have every operator that an exported program can have."""
-    with_autoencoder = SMALL._replace(autoencoder=True)
-    padded = SMALL._replace(size="medium", padding=True)
-    masked = Framing(ignored=MASK)
+    masked = random_detector(SMALL._replace(autoencoder=True), score_values=20, upsample_first=True)
     return {
         "plain": random_detector(SMALL),
-        "autoencoder": random_detector(with_autoencoder, score_values=100),
-        "upsampled first": random_detector(with_autoencoder, upsample_first=True),
-        "medium, padded": random_detector(padded),
-        "mask": replace(random_detector(with_autoencoder, score_values=20), framing=masked),
+        "all": replace(masked, framing=Framing(ignored=MASK)),
     }
 
 
