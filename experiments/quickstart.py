@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir, evaluation_summary
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/elpv.py", lock_config=True)

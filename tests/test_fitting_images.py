@@ -18,7 +18,7 @@ from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.predict_files import plan_pictures, predict_files
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.export.properties import check_exportable
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.serving.application import create_application
@@ -130,6 +130,7 @@ def test_padding(config, tmp_path) -> None:
         loaded.ignored_in()
 
 
+@pytest.mark.slow
 def test_padding_counts_for_nothing() -> None:
     detector = replaced(random_detector(), framing=Framing(fit="pad"))
     pixels = picture(100, 200)

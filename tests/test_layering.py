@@ -36,7 +36,6 @@ PACKAGES = [
     "detection.regions",
     "detection",
     "compilation",
-    "fit",
     "fitting",
     "evaluation",
     "export",
@@ -124,10 +123,10 @@ INNER_MODULES = sorted(set(MODULES) - {FACADE})
     [
         ("import efficientad_jax.optimizer as o", {"efficientad_jax.optimizer"}),
         (
-            "from efficientad_jax import errors, fit",
-            {"efficientad_jax.errors", "efficientad_jax.fit"},
+            "from efficientad_jax import errors, recipes",
+            {"efficientad_jax.errors", "efficientad_jax.recipes"},
         ),
-        ("def f():\n    from efficientad_jax.fit import f", {"efficientad_jax.fit.f"}),
+        ("def f():\n    from efficientad_jax.recipes import f", {"efficientad_jax.recipes.f"}),
         ("from . import files", {"efficientad_jax.data.files"}),
         ("from ..errors import InputError", {"efficientad_jax.errors.InputError"}),
     ],
@@ -165,6 +164,7 @@ def test_every_package_has_a_place_in_the_flow() -> None:
     assert not gone, f"packages that are gone: {gone}; take them out of PACKAGES"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", INNER_MODULES)
 def test_module_imports_from_earlier_packages(module: str) -> None:
     imported = imported_modules(module)
@@ -222,6 +222,7 @@ def too_long(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_files_and_functions_fit_on_few_screens() -> None:
     found = {
         path.relative_to(REPOSITORY).as_posix(): problems
@@ -314,7 +315,7 @@ def test_a_detector_and_its_server_start_without_the_code_of_a_training() -> Non
         f"{PACKAGE}.{name}"
         for name in (
             "training.augmentation",
-            "fit",
+            "fitting.fit_detector",
             "training.losses",
             "optimizer",
             "training.step",

@@ -22,16 +22,12 @@ from efficientad_jax.data.framing import (
     network_input,
     seen_size,
 )
-from efficientad_jax.data.framing_file import checked_framing, framing_fields
 from efficientad_jax.detection.accelerated import AcceleratedDetection
 from efficientad_jax.detection.file import (
     SavedArrays,
-    calibration_fields,
-    checked_calibration,
-    checked_digest,
-    read_arrays,
-    read_record,
-    record_errors,
+    StoredFields,
+    json_fields,
+    read_files,
     serialized_arrays,
     write_files,
     write_record,
@@ -45,20 +41,11 @@ from efficientad_jax.detection.inference import (
     prepared_params,
     runs_images_sequentially,
 )
-from efficientad_jax.detection.spec import (
-    DetectorSpec,
-    abstract_params,
-    checked_spec,
-    networks_of,
-)
+from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.detection.threshold import (
     RegionRule,
     Threshold,
-    checked_region_rule,
-    checked_scores,
-    checked_threshold,
     choose_threshold,
-    region_rule_fields,
     required_rule,
 )
 from efficientad_jax.detection.tiling import detect_tiled
@@ -88,6 +75,8 @@ class Detector:
         file; empty for a detector of a version that did not store them.
       region_rule: the pixel threshold and the smallest area of regions; None where none was chosen.
       framing: which part of an image counts, and how it becomes the networks' input.
+      validation_brightness: mean values of the validation images' pixels, to notice drift by; empty
+        in detectors of older versions.
       saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
 
@@ -101,6 +90,7 @@ class Detector:
     teacher: dict[str, Any] = field(default_factory=dict)
     region_rule: RegionRule | None = None
     framing: Framing = PLAIN
+    validation_brightness: tuple[float, ...] = ()
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
     @overload
@@ -322,7 +312,7 @@ class Detector:
         Raises:
           OSError: it cannot be written; the detector in the folder is unchanged.
         """
-        saved = write_files(Path(folder).absolute(), self._record_fields, self.params)
+        saved = write_files(Path(folder).absolute(), self._json_fields, self.params)
         # Sets a field that is no part of the detector's value, as `cached_property` does.
         object.__setattr__(self, "saved_arrays", saved)
 
@@ -337,26 +327,12 @@ class Detector:
             digest = saved.sha256
         else:
             digest = hashlib.sha256(serialized_arrays(self.params)).hexdigest()
-        write_record(Path(folder).absolute(), self._record_fields, digest)
+        write_record(Path(folder).absolute(), self._json_fields, digest)
 
     @property
-    def _record_fields(self) -> dict[str, Any]:
-        """The fields of `detector.json`; `load` reads them."""
-        threshold = self.threshold and self.threshold._asdict()
-        margin = threshold.pop("margin") if threshold else 0.0
-        # Absent without a mask or a region, as in detectors of older versions.
-        framing = {} if self.framing.is_plain else {"framing": framing_fields(self.framing)}
-        return framing | {
-            "spec": self.spec._asdict(),
-            "calibration": calibration_fields(self.calibration),
-            "threshold": threshold,
-            "threshold_margin": margin,
-            "validation_scores": self.validation_scores,
-            "regions": region_rule_fields(self.region_rule),
-            "config": self.config,
-            "teacher": self.teacher,
-            "metrics": self.metrics,
-        }
+    def _json_fields(self) -> dict[str, Any]:
+        """The fields of `detector.json`."""
+        return json_fields(StoredFields(*(getattr(self, name) for name in StoredFields._fields)))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Detector":
@@ -365,34 +341,5 @@ class Detector:
         Raises:
           InputError: there is no detector, its version is unknown, or it is damaged.
         """
-        folder = Path(folder).absolute()
-        record = read_record(folder)
-        with record_errors(folder):
-            spec = checked_spec(record["spec"])
-            calibration = checked_calibration(record["calibration"], spec)
-            # Both are absent where no threshold was ever chosen.
-            threshold = checked_threshold(
-                record.get("threshold"), record.get("threshold_margin", 0.0)
-            )
-            scores = checked_scores(record.get("validation_scores", []))
-            region_rule = checked_region_rule(record.get("regions"))  # absent in older versions
-            framing = checked_framing(record.get("framing"))
-            config, metrics = record["config"], record["metrics"]
-            teacher = record.get("teacher", {})  # absent in detectors of older versions
-            if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
-                raise TypeError("config, metrics and teacher have to be objects")
-            digest = checked_digest(record["arrays_sha256"])
-        saved = read_arrays(folder, digest, abstract_params(spec))
-        return cls(
-            spec,
-            saved.params,
-            calibration,
-            config,
-            metrics,
-            threshold,
-            scores,
-            teacher,
-            region_rule,
-            framing,
-            saved_arrays=saved,
-        )
+        stored, saved = read_files(Path(folder).absolute())
+        return cls(params=saved.params, saved_arrays=saved, **stored._asdict())

@@ -19,9 +19,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
 from efficientad_jax.config import MOST_SCORE_VALUES
+from efficientad_jax.data.framing import Framing
+from efficientad_jax.data.framing_file import checked_framing, framing_fields
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.map_normalization import MapQuantiles
-from efficientad_jax.detection.spec import DetectorSpec
+from efficientad_jax.detection.spec import DetectorSpec, abstract_params, checked_spec
+from efficientad_jax.detection.threshold import (
+    RegionRule,
+    Threshold,
+    checked_region_rule,
+    checked_scores,
+    checked_threshold,
+    region_rule_fields,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.storage.regular import require_regular_file
@@ -44,6 +54,87 @@ class SavedArrays(NamedTuple):
 
     params: DetectorParams
     sha256: str
+
+
+class StoredFields(NamedTuple):
+    """The fields of a detector that `detector.json` holds, by their names in `Detector`."""
+
+    spec: DetectorSpec
+    calibration: Calibration
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    threshold: Threshold | None
+    validation_scores: tuple[float, ...]
+    teacher: dict[str, Any]
+    region_rule: RegionRule | None
+    framing: Framing
+    validation_brightness: tuple[float, ...]
+
+
+def json_fields(stored: StoredFields) -> dict[str, Any]:
+    """The fields as JSON has them, without those that `write_record` adds."""
+    threshold = stored.threshold and stored.threshold._asdict()
+    margin = threshold.pop("margin") if threshold else 0.0
+    # Absent without a mask or a region, as in detectors of older versions.
+    framing = {} if stored.framing.is_plain else {"framing": framing_fields(stored.framing)}
+    return framing | {
+        "spec": stored.spec._asdict(),
+        "calibration": calibration_fields(stored.calibration),
+        "threshold": threshold,
+        "threshold_margin": margin,
+        "validation_scores": stored.validation_scores,
+        "validation_brightness": stored.validation_brightness,
+        "regions": region_rule_fields(stored.region_rule),
+        "config": stored.config,
+        "teacher": stored.teacher,
+        "metrics": stored.metrics,
+    }
+
+
+def read_files(folder: Path) -> tuple[StoredFields, SavedArrays]:
+    """Reads a detector. The folder may come from anyone: see SECURITY.md.
+
+    Raises:
+      InputError: there is no detector, its version is unknown, or it is damaged.
+    """
+    record = read_record(folder)
+    with _record_errors(folder):
+        stored = _checked_fields(record)
+        digest = _checked_digest(record["arrays_sha256"])
+    return stored, _read_arrays(folder, digest, abstract_params(stored.spec))
+
+
+def _checked_fields(record: dict[str, Any]) -> StoredFields:
+    """The fields of `detector.json`.
+
+    Raises:
+      KeyError, TypeError, ValueError: one is missing, of another type or out of range.
+    """
+    spec = checked_spec(record["spec"])
+    calibration = checked_calibration(record["calibration"], spec)
+    # Both are absent where no threshold was ever chosen.
+    threshold = checked_threshold(record.get("threshold"), record.get("threshold_margin", 0.0))
+    scores = checked_scores(record.get("validation_scores", []))
+    # Those that follow are absent in detectors of older versions.
+    brightness = checked_scores(record.get("validation_brightness", []))
+    region_rule = checked_region_rule(record.get("regions"))
+    framing = checked_framing(record.get("framing"))
+    config, metrics = record["config"], record["metrics"]
+    teacher = record.get("teacher", {})
+    if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
+        raise TypeError("config, metrics and teacher have to be objects")
+    return StoredFields(
+        spec,
+        calibration,
+        config,
+        metrics,
+        threshold,
+        scores,
+        teacher,
+        region_rule,
+        framing,
+        brightness,
+    )
 
 
 def write_files(folder: Path, fields: dict[str, Any], params: DetectorParams) -> SavedArrays:
@@ -100,7 +191,7 @@ def is_saved(folder: Path) -> bool:
 
 
 @contextmanager
-def record_errors(folder: Path) -> Iterator[None]:
+def _record_errors(folder: Path) -> Iterator[None]:
     """Turns the errors of unusable fields of `detector.json` into an InputError of one line."""
     try:
         yield
@@ -172,7 +263,7 @@ def checked_calibration(stored: dict[str, Any], spec: DetectorSpec) -> Calibrati
     )
 
 
-def checked_digest(stored: Any) -> str:
+def _checked_digest(stored: Any) -> str:
     """A digest from `detector.json`, which becomes part of a file name.
 
     Raises:
@@ -184,7 +275,7 @@ def checked_digest(stored: Any) -> str:
     return stored
 
 
-def read_arrays(folder: Path, sha256: str, like: DetectorParams) -> SavedArrays:
+def _read_arrays(folder: Path, sha256: str, like: DetectorParams) -> SavedArrays:
     """Reads the parameters, in the structure of `like`. It follows no link out of the folder.
 
     Raises:

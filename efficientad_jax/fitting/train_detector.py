@@ -17,7 +17,7 @@ from efficientad_jax.data.given_images import load_given_images
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.runs.remote import local_workdir
 from efficientad_jax.runs.tracking import tracking
 

@@ -13,7 +13,7 @@ from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.file import is_saved
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.runs.workdir import Workdir, claim_workdir
 from efficientad_jax.scheduling.job import Event, Report
 

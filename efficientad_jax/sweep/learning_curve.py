@@ -14,7 +14,7 @@ from pathlib import Path
 from efficientad_jax.config import Config, as_dict, replace
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.scheduling.job import Event, Report
 from efficientad_jax.scheduling.train_and_evaluate import finished, train_and_evaluate

@@ -20,7 +20,7 @@ from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError, StoppedError
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.fitting.train_detector import configure, train_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher

@@ -151,7 +151,7 @@ from pathlib import Path
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 for workdir, config in json.load(sys.stdin).items():
     config = read_config(config)
     fit_detector(config, load_configured_dataset(config), Path(workdir))

@@ -10,7 +10,7 @@ from efficientad_jax import recipes
 from efficientad_jax.config import Config, replace
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.scheduling.job import Event

@@ -7,7 +7,7 @@ from PIL import Image
 
 from efficientad_jax.config import Config, ModelConfig, TrainConfig, replace
 from efficientad_jax.data.loading import Dataset, ImageSet
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.detectors import random_params

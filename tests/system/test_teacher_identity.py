@@ -9,7 +9,7 @@ from efficientad_jax.config import Config, LossConfig, ModelConfig, TrainConfig
 from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.networks import teacher as teacher_module
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher

@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, PyTree, UInt8
+from jaxtyping import Float, Float32, PyTree
 
 from efficientad_jax.config import CalibrationConfig, Config, as_dict, replace
 from efficientad_jax.data.decoding import resize_map
-from efficientad_jax.data.files import list_images
 from efficientad_jax.data.framing import Framing, input_sizes, map_of_region, masked_pixels
-from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.data.image_rows import rows_of_array
-from efficientad_jax.data.loading import Dataset
+from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
 from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibration_of_maps
 from efficientad_jax.detection.detector import Detector
@@ -28,19 +26,20 @@ from efficientad_jax.detection.threshold import RegionRule, choose_region_rule, 
 from efficientad_jax.detection.tiling import (
     calibrate_tiled,
     compute_tiled_maps,
-    cut_all_tiles,
     enlarge,
 )
-from efficientad_jax.errors import InputError
-from efficientad_jax.networks.ignored import Ignored, ignored_in_images, ignored_in_tiles
-from efficientad_jax.networks.pdn import STRIDE, output_size
+from efficientad_jax.fitting.inputs import (
+    identities_of,
+    ignored_parts,
+    initial_params_of,
+    spec_of,
+    suited_to,
+    tiles_of,
+)
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.runs.workdir import (
-    DataIdentity,
     Workdir,
     claim_workdir,
-    identity_of_bytes,
-    identity_of_images,
 )
 from efficientad_jax.storage.atomic import write_atomically
 from efficientad_jax.training.batch import TrainData
@@ -49,7 +48,6 @@ from efficientad_jax.training.poses import images_in_poses
 from efficientad_jax.training.rate import steps_for_minutes
 from efficientad_jax.training.step import TrainState
 from efficientad_jax.training.teacher_features import (
-    TileOfImage,
     features_fit,
     features_gb,
     normalize_over_images,
@@ -136,16 +134,16 @@ def _prepare(
 
     Arguments and errors are those of `fit_detector`.
     """
-    config, framing = _suited_to(config, dataset)
+    config, framing = suited_to(config, dataset)
     teacher = load_teacher(config.teacher, config.model.size)
-    spec = _spec(config, teacher.out_channels)
+    spec = spec_of(config, teacher.out_channels)
     is_tiled = config.model.fit == "tile"
     images = dataset.train.images
-    ignored = _ignored(framing, spec, dataset.train.sizes)
+    ignored = ignored_parts(framing, spec, dataset.train.sizes)
     photographs = None
     if config.losses.penalty:
         photographs = open_pretraining_images(config.pretraining_images, spec.input_size)
-    initial_params = _initial_params(config.start_from, spec, teacher.sha256)
+    initial_params = initial_params_of(config.start_from, spec, teacher.sha256)
     networks = networks_of(spec)
     compute = partial(teacher_features, networks.teacher, teacher)
     poses_file = Workdir(workdir.expanduser()).poses
@@ -159,7 +157,7 @@ def _prepare(
             config, networks, teacher.params, has_cached_features=is_cached, workdir=workdir
         )
         config = replace(config, {"train.steps": steps})
-    data = _identities(config, dataset, framing)
+    data = identities_of(config, dataset, framing)
     workdir = claim_workdir(workdir, config, teacher_sha256=teacher.sha256, data=data)
     if config.train.poses == "auto":
         write_atomically(Workdir(workdir).poses, f"{json.dumps(poses)}\n".encode())
@@ -171,7 +169,7 @@ def _prepare(
         images,
         config=config,
         ignored=ignored,
-        tiles=_tiles(images, sizes, spec, ignored=ignored) if is_tiled else None,
+        tiles=tiles_of(images, sizes, spec, ignored=ignored) if is_tiled else None,
         disk_cache_gb=disk_cache_gb,
     )
     return _Inputs(
@@ -185,64 +183,6 @@ def _prepare(
         initial_params,
         framing,
     )
-
-
-def _spec(config: Config, out_channels: int) -> DetectorSpec:
-    model = config.model
-    return DetectorSpec(
-        size=model.size,
-        out_channels=out_channels,
-        input_size=model.input_shape,
-        padding=model.padding,
-        dtype=model.dtype,
-        autoencoder=config.losses.autoencoder,
-    )
-
-
-def _suited_to(config: Config, dataset: Dataset) -> tuple[Config, Framing]:
-    """The configuration with the input's size, and the framing with that of the images."""
-    framing = read_framing(config)
-    if config.model.input_size == "auto":
-        height, width = dataset.train.images.shape[1:3]
-        config = replace(config, {"model.input_size": f"{height}x{width}"})
-    sizes = {*dataset.train.sizes, *dataset.validation.sizes}
-    if framing.fit == "pad" and len(sizes) == 1:
-        framing = dataclasses.replace(framing, usual_size=sizes.pop())
-    return config, framing
-
-
-def _ignored(
-    framing: Framing,
-    spec: DetectorSpec,
-    sizes: list[tuple[int, int]],
-    *,
-    upsample_first: bool = False,
-) -> Ignored | None:
-    """The ignored parts of images of these sizes, None for none; see `ignored_places`."""
-    if framing.fit == "tile":
-        return ignored_in_tiles(framing, input_sizes(framing, sizes[:1], spec.input_size)[0])
-    return ignored_in_images(
-        framing,
-        sizes,
-        spec.input_size,
-        padding=spec.padding,
-        upsample_first=upsample_first,
-    )
-
-
-def _tiles(
-    images: UInt8[np.ndarray, "n h w 3"],
-    sizes: list[tuple[int, int]],
-    spec: DetectorSpec,
-    *,
-    ignored: Ignored | None,
-) -> Iterator[TileOfImage]:
-    """The tiles that cover the images, with the outputs that are ignored of each."""
-    height, width = output_size(*spec.input_size)
-    for tile in cut_all_tiles(images, sizes, spec.input_size):
-        top, left = tile.top // STRIDE, tile.left // STRIDE
-        window = np.s_[0, top : top + height, left : left + width]
-        yield tile.pixels, None if ignored is None else np.asarray(ignored.values[window])
 
 
 def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainState) -> Detector:
@@ -275,9 +215,17 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         teacher=inputs.teacher,
         framing=inputs.framing,
         region_rule=_region_rule(chosen, maps),
+        validation_brightness=_brightness(dataset.validation, is_tiled=is_tiled),
     )
     detector.save(Workdir(inputs.workdir).detector)
     return detector
+
+
+def _brightness(images: ImageSet, *, is_tiled: bool) -> tuple[float, ...]:
+    """The mean value of the pixels that the networks see of each image, in [0, 255]."""
+    pairs = zip(images.images, images.sizes, strict=True)
+    parts = (image[: size[0], : size[1]] if is_tiled else image for image, size in pairs)
+    return tuple(float(part.mean()) for part in parts)
 
 
 def _calibrate(
@@ -295,7 +243,7 @@ def _calibrate(
         upsample_first=chosen.upsample_first,
         normalize=chosen.normalize,
         score_values=chosen.score_values,
-        ignored=_ignored(framing, spec, sizes, upsample_first=chosen.upsample_first),
+        ignored=ignored_parts(framing, spec, sizes, upsample_first=chosen.upsample_first),
     )
     enlarged = (
         map_of_region(framing, cells, size, input_size=spec.input_size)
@@ -355,46 +303,3 @@ def _region_rule(
         # At the same rate the threshold of scores has the same warning.
         reports_few_images=rate != chosen.false_alarm_rate,
     )
-
-
-def _identities(config: Config, dataset: Dataset, framing: Framing) -> dict[str, DataIdentity]:
-    """Identifies all that a training reads, by its name in messages."""
-    used = dataset.train, dataset.validation
-    images = identity_of_images([part.names for part in used], [part.images for part in used])
-    identities = {"images": images}
-    if config.losses.penalty:
-        folder = Path(config.pretraining_images)
-        names = [file.relative_to(folder).as_posix() for file in list_images(folder)]
-        identities["pretraining images"] = identity_of_bytes(repr(names).encode())
-    if framing.ignored is not None:
-        identities["ignore mask"] = identity_of_bytes(np.packbits(framing.ignored).tobytes())
-    return identities
-
-
-def _initial_params(
-    folder: str, spec: DetectorSpec, teacher_sha256: str
-) -> dict[str, PyTree] | None:
-    """The parameters of the detector that a training starts from; None without one.
-
-    Raises:
-      InputError: the detector cannot be loaded, or has another teacher or other networks.
-    """
-    if not folder:
-        return None
-    detector = Detector.load(Path(folder).expanduser())
-    for name in ("size", "input_size", "padding"):
-        found, expected = getattr(detector.spec, name), getattr(spec, name)
-        if found != expected:
-            raise InputError(
-                f"config.start_from = {folder!r}: its {name} is {found}, expected {expected}"
-            )
-    found = (detector.teacher or {}).get("sha256", "")
-    if found != teacher_sha256:
-        raise InputError(
-            f"config.start_from = {folder!r}: its teacher's SHA-256 is {found[:16] or 'unknown'}, "
-            f"expected {teacher_sha256[:16]}; give its teacher as --config.teacher=FILE"
-        )
-    params = {"student": detector.params.student}
-    if spec.autoencoder and detector.params.autoencoder is not None:
-        params["autoencoder"] = detector.params.autoencoder
-    return params

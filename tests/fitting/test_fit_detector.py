@@ -15,7 +15,7 @@ from efficientad_jax.data.loading import ImageSet, load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
-from efficientad_jax.fit import fit_detector
+from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.runs.workdir import claim_workdir
