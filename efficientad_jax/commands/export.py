@@ -6,7 +6,7 @@
 
 The file takes uint8 RGB images at the detector's input size and returns scores and anomaly maps.
 Threshold, input size and normalization are in the metadata of an ONNX file, and next to a StableHLO
-file in FILE.json. The 8-bit ranges and the threshold of --int8 are measured on normal images: the
+file in FILE.json. The 8-bit ranges and the thresholds of --int8 are measured on normal images: the
 validation images of the dataset that the detector was trained on, or those of --calibration-images.
 ONNX needs the extra `export` of the package.
 """
@@ -77,5 +77,5 @@ def _onnx_bytes(detector: Detector, int8: bool, images_folder: str) -> bytes:
         ) from error
     if not int8:
         return onnx_model(detector).SerializeToString()
-    images = calibration_images(detector, images_folder)
-    return int8_model(detector, images).SerializeToString()
+    images, sizes = calibration_images(detector, images_folder)
+    return int8_model(detector, images, sizes).SerializeToString()

@@ -8,9 +8,10 @@ means, and normalization by quantiles.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -19,12 +20,18 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from efficientad_jax.config import read_config
+from efficientad_jax.data.decoding import size_of_image
 from efficientad_jax.data.files import list_images
+from efficientad_jax.data.framing import map_of_region, seen_size
 from efficientad_jax.data.loading import load_configured_dataset, load_images
 from efficientad_jax.detection.calibration import IDENTITY
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.map_normalization import MapQuantiles, map_quantiles
-from efficientad_jax.detection.threshold import choose_threshold
+from efficientad_jax.detection.threshold import (
+    RegionRule,
+    choose_region_rule,
+    choose_threshold,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.export.onnx_model import onnx_model, with_calibration
 from efficientad_jax.export.programs import onnx_program, run_in_batches
@@ -39,20 +46,37 @@ _CONTRAST = 3.0
 _CELLS = (2, 6, 16, 64)
 
 
-def int8_model(detector: Detector, images: UInt8[np.ndarray, "n h w 3"]) -> onnx.ModelProto:
+class CalibrationImages(NamedTuple):
+    """Normal images that a detector was not trained on.
+
+    Attributes:
+      images: at the detector's input size.
+      sizes: original height and width of each, or of its region of interest.
+    """
+
+    images: UInt8[np.ndarray, "n h w 3"]
+    sizes: Sequence[tuple[int, int]]
+
+
+def int8_model(
+    detector: Detector,
+    images: UInt8[np.ndarray, "n h w 3"],
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> onnx.ModelProto:
     """Converts a detector to ONNX with 8-bit convolutions; inputs and outputs as in `onnx_model`.
 
     Rounding shifts and scales the maps. The quantiles of their normalization are adjusted, so that
     the 8-bit maps have the same quantiles as the float32 maps. Both, and the ranges of the
     activations, are measured on at most 100 of the images.
 
-    The scores still change, so the model gets a threshold of its own: it is chosen from the 8-bit
-    scores of all images, for the detector's false-alarm rate. A detector without a threshold gives
-    a model without one.
+    Scores and maps still change, so the model gets thresholds of its own. They are chosen from the
+    8-bit scores and maps of all images, for the detector's rates and smallest area of regions. A
+    detector without a threshold gives a model without it.
 
     Args:
       detector: a trained one.
       images: normal images at the detector's input size that it was not trained on.
+      sizes: of `CalibrationImages`; None if the images have the input size from the start.
 
     Raises:
       InputError: the maps of the images are constant, so that they have no scale.
@@ -73,16 +97,35 @@ def int8_model(detector: Detector, images: UInt8[np.ndarray, "n h w 3"]) -> onnx
         calibration.global_, before["global"], after["global"]
     )
     model = with_calibration(rounded, calibration._replace(local=local, global_=global_))
-    threshold = None
-    if detector.threshold is not None:
-        scores = run_in_batches(onnx_program(model.SerializeToString()), images)["scores"]
-        threshold = choose_threshold(scores, detector.threshold.false_alarm_rate)
-    properties = export_properties(detector, "int8", threshold)
+    threshold = rule = None
+    if detector.threshold is not None or detector.region_rule is not None:
+        outputs = run_in_batches(onnx_program(model.SerializeToString()), images)
+        if detector.threshold is not None:
+            rate = detector.threshold.false_alarm_rate
+            threshold = choose_threshold(outputs["scores"], rate)
+        rule = _region_rule(detector, outputs["combined"], sizes)
+    properties = export_properties(replace(detector, region_rule=rule), "int8", threshold)
     onnx.helper.set_model_props(model, as_texts(properties))
     return model
 
 
-def calibration_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n h w 3"]:
+def _region_rule(
+    detector: Detector,
+    maps: Float[np.ndarray, "n _h _w"],
+    sizes: Sequence[tuple[int, int]] | None,
+) -> RegionRule | None:
+    """The rule for regions of the 8-bit maps; None for a detector without one."""
+    rule, size = detector.region_rule, detector.spec.input_size
+    if rule is None:
+        return None
+    enlarged = (
+        map_of_region(detector.framing, cells, seen, input_size=size)
+        for cells, seen in zip(maps, sizes or [size] * len(maps), strict=True)
+    )
+    return choose_region_rule(enlarged, rule.threshold.false_alarm_rate, rule.smallest_area)
+
+
+def calibration_images(detector: Detector, folder: str) -> CalibrationImages:
     """Loads normal images for `int8_model`.
 
     Args:
@@ -93,18 +136,17 @@ def calibration_images(detector: Detector, folder: str) -> UInt8[np.ndarray, "n 
     Raises:
       InputError: folder or dataset cannot be read.
     """
+    framing = detector.framing
     if not folder:
-        return load_configured_dataset(
-            read_config(detector.config), detector.framing
-        ).validation.images
+        validation = load_configured_dataset(read_config(detector.config), framing).validation
+        return CalibrationImages(validation.images, validation.sizes)
     files = list_images(Path(folder))
     chosen = [files[i] for i in _evenly_spaced(len(files), _MOST_LOADED)]
-    return load_images(
-        chosen,
-        detector.spec.input_size,
-        white_level=detector.white_level,
-        framing=detector.framing,
+    images = load_images(
+        chosen, detector.spec.input_size, white_level=detector.white_level, framing=framing
     )
+    sizes = [seen_size(framing, size_of_image(file)) for file in chosen]
+    return CalibrationImages(images, sizes)
 
 
 def _evenly_spaced(count: int, most: int) -> Int[np.ndarray, " m"]:

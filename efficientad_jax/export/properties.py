@@ -30,11 +30,10 @@ def export_properties(
     """The properties of an exported detector.
 
     Args:
-      detector: the one that is exported.
+      detector: the one that is exported. Without a pixel threshold, the properties of regions are
+        left out.
       precision: type that the convolutions are computed in, for example 'float32' or 'int8'.
       threshold: for the scores of the exported file; without one, its properties are left out.
-        Those of regions are left out where the detector has no pixel threshold, and for int8, whose
-        maps differ.
 
     Returns:
       Texts, numbers and lists of numbers by name.
@@ -68,7 +67,7 @@ def export_properties(
             "threshold_images": threshold.images,
         }
     rule = detector.region_rule
-    if rule is not None and precision != "int8":
+    if rule is not None:
         properties |= {
             "regions": "by the caller: connected pixels of the map at the image's own size",
             "pixel_threshold": rule.threshold.limit,

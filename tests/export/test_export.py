@@ -27,6 +27,7 @@ from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.command import efficientad
 from tests.helpers.detectors import random_detector, with_threshold
 from tests.helpers.images import uint8_images
+from tests.helpers.openvino import import_openvino
 from tests.helpers.torch_reference import torch_autoencoder, torch_params, torch_pdn
 
 pytestmark = pytest.mark.slow
@@ -98,10 +99,7 @@ def torch_maps(detector, images):
 
 
 def open_openvino(model):
-    with pytest.MonkeyPatch.context() as patch:
-        # Telemetry would fork a process at the import, which is unsafe with JAX's threads.
-        patch.setitem(sys.modules, "openvino_telemetry", None)
-        openvino = pytest.importorskip("openvino", reason="pip install -e '.[test]'")
+    openvino = import_openvino()
     core = openvino.Core()
     # float32 also on processors that support bfloat16.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -193,12 +191,13 @@ def test_int8_of_constant_maps_is_refused():
 
 def test_calibration_images_are_spread_over_the_folder(detector, tmp_path, monkeypatch):
     for i in range(102):
-        pixels = np.full((2, 2, 3), i, np.uint8)
+        pixels = np.full((2, 3, 3), i, np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i:03}.png")
     for most, count in ((100, 100), (1000, 102)):
         monkeypatch.setattr("efficientad_jax.export.int8._MOST_LOADED", most)
-        images = calibration_images(detector, str(tmp_path))
+        images, sizes = calibration_images(detector, str(tmp_path))
         assert images.shape == (count, *SPEC.input_size, 3)
+        assert sizes == [(2, 3)] * count
         assert (images[0, 0, 0, 0], images[-1, 0, 0, 0]) == (0, 101)
     with pytest.raises(InputError, match="nowhere"):
         calibration_images(detector, "nowhere")

@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 from efficientad_jax import InputError, __version__, commands
+from efficientad_jax.data.decoding import resize_map
+from efficientad_jax.detection.regions.components import find_regions
 from efficientad_jax.detection.threshold import RegionRule, Threshold, choose_threshold
 from efficientad_jax.export.int8 import int8_model
 from efficientad_jax.export.onnx_model import onnx_model
@@ -17,10 +19,14 @@ from efficientad_jax.export.properties import export_properties, write_propertie
 from efficientad_jax.export.stablehlo import stablehlo_bytes
 from tests.helpers.detectors import random_detector
 from tests.helpers.images import uint8_images
+from tests.helpers.openvino import import_openvino
 
 pytestmark = pytest.mark.slow
 
 THRESHOLD = Threshold(0.1416491568088531, 0.05, 0.001, 0.25, 30, margin=1e-4)
+RULE = RegionRule(THRESHOLD._replace(false_alarm_rate=0.4), 30, ())
+# Original heights and widths of the five images of the 8-bit file.
+SIZES = [(150, 130), (100, 90), (150, 130), (100, 90), (128, 128)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def images(detector):
 
 @pytest.fixture(scope="module")
 def int8(detector, images):
-    return int8_model(detector, images)
+    return int8_model(replace(detector, region_rule=RULE), images, SIZES)
 
 
 def texts(model):
@@ -90,11 +96,11 @@ def test_the_threshold_of_int8_is_chosen_from_all_images(detector, images, monke
 def test_without_a_threshold_none_is_stored(images):
     detector = random_detector()
     for model in (onnx_model(detector), int8_model(detector, images)):
-        assert "threshold" not in texts(model)
+        assert not {"threshold", "pixel_threshold"} & texts(model).keys()
         assert onnx_program(model.SerializeToString()).threshold is None
 
 
-def test_files_say_how_to_find_regions_and_int8_ones_do_not(detector):
+def test_files_say_how_to_find_regions(detector):
     rule = RegionRule(THRESHOLD, 12, ())
     with_rule = replace(detector, region_rule=rule)
     stored = texts(onnx_model(with_rule))
@@ -103,12 +109,22 @@ def test_files_say_how_to_find_regions_and_int8_ones_do_not(detector):
     assert float(stored["region_false_positive_rate"]) == 0.05
     assert float(stored["region_false_positive_rate_high"]) == 0.25
     assert export_properties(with_rule, "bfloat16", None)["pixel_threshold"] == THRESHOLD.limit
-    for properties in (
-        export_properties(with_rule, "int8", THRESHOLD),
-        export_properties(detector, "float32", THRESHOLD),
-    ):
-        assert "pixel_threshold" not in properties
-        assert "smallest_region" not in properties
+    properties = export_properties(detector, "float32", THRESHOLD)
+    assert "pixel_threshold" not in properties
+    assert "smallest_region" not in properties
+
+
+def test_an_int8_file_has_a_pixel_threshold_of_its_own(int8, images):
+    stored = texts(int8)
+    limit = float(stored["pixel_threshold"])
+    assert limit != RULE.threshold.limit
+    assert stored["smallest_region"] == "30"
+    assert float(stored["region_false_positive_rate"]) == 0.4
+    maps = run_in_batches(onnx_program(int8.SerializeToString()), images)["combined"]
+    enlarged = [resize_map(cells, size) for cells, size in zip(maps, SIZES, strict=True)]
+    # It lies just above the second highest of the five scores, as 0.4 * (5 + 1) is 2.4.
+    for level, count in ((limit, 1), (limit - 1e-3, 2)):
+        assert sum(bool(find_regions(each, level, 30)) for each in enlarged) == count
 
 
 def test_a_stablehlo_file_has_its_properties_next_to_it(detector, tmp_path, capsys):
@@ -163,3 +179,23 @@ def test_int8_does_not_clip_what_good_images_never_show(detector):
     for images in (checks, blot, good):
         expected = exact.run(images)["scores"]
         np.testing.assert_allclose(rounded.run(images)["scores"], expected, rtol=0.15)
+
+
+def test_openvino_runs_an_int8_file(int8, images):
+    openvino = import_openvino()
+    core = openvino.Core()
+    model = core.read_model(int8.SerializeToString())
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    expected = onnx_program(int8.SerializeToString()).run(images)
+    found = compiled(images)
+    # The two round at other places.
+    for name in ("scores", "combined"):
+        error = np.abs(found[name] - expected[name]).max() / np.ptp(expected["combined"])
+        assert error < 0.05, name
+
+
+def test_an_int8_file_has_zero_points_that_tensorrt_refuses(int8):
+    # docs/examples.md says so.
+    constants = {each.name: each for each in int8.graph.initializer}
+    points = [n.input[2] for n in int8.graph.node if n.op_type == "QuantizeLinear"]
+    assert any(onnx.numpy_helper.to_array(constants[name]).any() for name in points)
