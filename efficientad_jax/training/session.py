@@ -121,10 +121,10 @@ class TrainingRun(Session[TrainState]):
         by_name = {name: np.asarray(loss) for name, loss in by_name.items()}
         total = by_name["total"]
         rate = np.asarray(self._schedule(self.step + len(total))).item()
-        is_due = self._is_measured(len(total))
+        measure = self._measure if self._is_measured(len(total)) else None
         means = self._advance(state, by_name, {"learning_rate": rate})
         self._unsaved_losses.append(total)
-        is_best = is_due and self._take_measurement()
+        is_best = measure is not None and self._take_measurement(measure)
         if is_best or self.unsaved_steps >= self._train.checkpoint_every:
             self.save()
         return means["total"]
@@ -133,10 +133,9 @@ class TrainingRun(Session[TrainState]):
         """Whether the state after the next `count` steps is measured."""
         return self._measure is not None and is_measured(self._train, self.step, count)
 
-    def _take_measurement(self) -> bool:
+    def _take_measurement(self, measure: Measure) -> bool:
         """Measures and logs the state; returns whether it is the best so far and is to be kept."""
-        assert self._measure is not None
-        measured = self._measure(self.state.params)
+        measured = measure(self.state.params)
         self.proxy_auroc = measured.overall
         self._write_scalars(measured.scalars(), self.step)
         if self._selection is None or self.step <= last_uncounted_step(self._train):
