@@ -34,6 +34,7 @@ PACKAGES = [
     "distillation",
     "training",
     "detection.regions",
+    "detection.tiles",
     "detection",
     "compilation",
     "fitting",

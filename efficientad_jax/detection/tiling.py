@@ -12,7 +12,7 @@ A cell is one value of the map and covers 4x4 pixels. An unpadded network does n
 border of the image, as in an image that is not tiled.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice, product
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -28,11 +28,15 @@ from efficientad_jax.detection.calibration import scores_of_maps
 from efficientad_jax.detection.inference import Anomalies, Calibration, Detection, RawMaps
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.detection.threshold import RegionRule
+from efficientad_jax.detection.tiles.cutting import (
+    SMALLEST_OVERLAP,
+    blend_shares,
+    cut_row_by_row,
+    tile_offsets,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.ignored import ignored_outputs
 from efficientad_jax.networks.pdn import MARGIN, STRIDE
-
-SMALLEST_OVERLAP = 2 * MARGIN * STRIDE
 
 
 @runtime_checkable
@@ -150,7 +154,7 @@ def compute_tiled_maps(
     # Without an autoencoder the combined map is the local one.
     parts = [np.zeros(shape, np.float32) for _ in range(2 if detector.spec.autoencoder else 0)]
     places = list(product(range(len(rows)), range(len(columns))))
-    cut = _cut_tiles(image, rows, columns, tile=tile)
+    cut = cut_row_by_row(image, rows, columns, tile=tile)
     batch = detector.batch_size(len(places))
     for start in range(0, len(places), batch):
         chosen = places[start : start + batch]
@@ -247,62 +251,6 @@ def chosen_overlap(spec: DetectorSpec, overlap: int | None) -> int:
     return overlap
 
 
-def tile_offsets(side: int, tile: int, overlap: int) -> list[int]:
-    """The first pixels of the tiles along one side of an image: evenly spread multiples of 4.
-
-    The last may reach up to 3 pixels beyond the image; no feature of an unpadded network sees them.
-
-    Args:
-      side: of the image, at least `tile`.
-      tile: side of a tile, a multiple of 4.
-      overlap: the smallest overlap of two neighbors, from 32 to `tile - 4`.
-    """
-    last = -(-(side - tile) // STRIDE)
-    steps = -(-last // ((tile - overlap) // STRIDE))
-    return [STRIDE * (i * last // max(steps, 1)) for i in range(steps + 1)]
-
-
-def blend_shares(offsets: list[int], tile: int) -> Float32[np.ndarray, "t c"]:
-    """The weight of each tile along one side in each of its cells; for any cell they sum to 1.
-
-    Args:
-      offsets: of `tile_offsets`.
-      tile: side of a tile in pixels.
-    """
-    cells = tile // STRIDE
-    rising = np.maximum(np.arange(cells) - MARGIN + 1.0, 0)
-    # Weights do not fall toward the border of the image: no other tile covers it.
-    weights = np.full((len(offsets), cells), float(cells))
-    weights[1:] = rising
-    weights[:-1] = np.minimum(weights[:-1], rising[::-1])
-    windows = [slice(offset // STRIDE, offset // STRIDE + cells) for offset in offsets]
-    total = np.zeros(windows[-1].stop)
-    for window, of_tile in zip(windows, weights, strict=True):
-        total[window] += of_tile
-    return np.stack(
-        [of_tile / total[window] for window, of_tile in zip(windows, weights, strict=True)]
-    ).astype(np.float32)
-
-
-def cut_tile(
-    image: UInt8[np.ndarray, "h w 3"], top: int, left: int, *, tile: tuple[int, int]
-) -> UInt8[np.ndarray, "th tw 3"]:
-    """A tile of an image; the last row and column are repeated where it reaches beyond."""
-    part = image[top : top + tile[0], left : left + tile[1]]
-    missing = [(0, tile[i] - part.shape[i]) for i in (0, 1)]
-    return np.pad(part, (*missing, (0, 0)), mode="edge")
-
-
-def _cut_tiles(
-    image: ImageRows, rows: list[int], columns: list[int], *, tile: tuple[int, int]
-) -> Iterator[UInt8[np.ndarray, "th tw 3"]]:
-    """The tiles of an image, row by row. It holds only the rows of one row of tiles."""
-    for top in rows:
-        band = image.read(top, min(top + tile[0], image.size[0]))
-        for left in columns:
-            yield cut_tile(band, 0, left, tile=tile)
-
-
 def _score_of_map(values: Float32[np.ndarray, "*shape"], count: int) -> float:
     """`inference.image_scores` of one map, which may be large, on the host."""
     if count == 1:
@@ -315,32 +263,6 @@ def _inner(detector: TileDetector, cells: Shaped[np.ndarray, "c d"]) -> tuple[sl
     """The cells that the detector's networks compute."""
     margin = 0 if detector.spec.padding else MARGIN
     return np.s_[margin : cells.shape[0] - margin, margin : cells.shape[1] - margin]
-
-
-class PlacedTile(NamedTuple):
-    """A tile, with its image's index and its place in the image in pixels."""
-
-    image: int
-    top: int
-    left: int
-    pixels: UInt8[np.ndarray, "th tw 3"]
-
-
-def cut_all_tiles(
-    images: UInt8[np.ndarray, "n h w 3"], sizes: Sequence[tuple[int, int]], tile: tuple[int, int]
-) -> Iterator[PlacedTile]:
-    """Tiles with the smallest overlap that cover each image, image after image.
-
-    Args:
-      images: at least as large as a tile.
-      sizes: height and width that count of each image.
-      tile: height and width of a tile.
-    """
-    for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
-        rows, columns = (tile_offsets(size[i], tile[i], SMALLEST_OVERLAP) for i in (0, 1))
-        part = image[: size[0], : size[1]]
-        for top, left in product(rows, columns):
-            yield PlacedTile(index, top, left, cut_tile(part, top, left, tile=tile))
 
 
 def calibrate_tiled(

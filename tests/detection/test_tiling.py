@@ -20,7 +20,8 @@ from efficientad_jax.detection.inference import (
 )
 from efficientad_jax.detection.predict_files import Task, predict_files
 from efficientad_jax.detection.spec import DetectorSpec
-from efficientad_jax.detection.tiling import blend_shares, chosen_overlap, tile_offsets
+from efficientad_jax.detection.tiles.cutting import blend_shares, tile_offsets
+from efficientad_jax.detection.tiling import chosen_overlap
 from efficientad_jax.networks.model import create_networks
 from tests.helpers.detectors import random_detector
 from tests.helpers.images import encoded, picture
