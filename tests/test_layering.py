@@ -33,6 +33,7 @@ PACKAGES = [
     "distillation.backbones",
     "distillation",
     "training",
+    "detection.puad",
     "detection.regions",
     "detection.tiles",
     "detection",

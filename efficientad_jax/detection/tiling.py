@@ -19,13 +19,21 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, resize_image, resize_map
 from efficientad_jax.data.framing import Framing, filled_rows, masked_pixels, put_back, seen_rows
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array
 from efficientad_jax.detection.calibration import scores_of_maps
-from efficientad_jax.detection.inference import Anomalies, Calibration, Detection, RawMaps
+from efficientad_jax.detection.inference import (
+    Anomalies,
+    Calibration,
+    Detection,
+    DetectorParams,
+    RawMaps,
+)
+from efficientad_jax.detection.puad.distance import distances_on_host
+from efficientad_jax.detection.puad.standardization import add_distances
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.detection.threshold import RegionRule
 from efficientad_jax.detection.tiles.cutting import (
@@ -45,6 +53,11 @@ class TileDetector(Protocol):
 
     @property
     def spec(self) -> DetectorSpec:
+        """Of its networks."""
+        ...
+
+    @property
+    def params(self) -> DetectorParams:
         """Of its networks."""
         ...
 
@@ -71,7 +84,11 @@ class TileDetector(Protocol):
         """See `Detector.batch_size`."""
         ...
 
-    def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
+    def detect_tiles(
+        self,
+        tiles: UInt8[np.ndarray, "n h w 3"],
+        weights: Float32[np.ndarray, "n oh ow"] | None = None,
+    ) -> Anomalies:
         """See `Detector.detect_tiles`."""
         ...
 
@@ -110,13 +127,16 @@ class TiledMaps(NamedTuple):
     """The maps of all tiles of an image together, a value for each cell.
 
     Attributes:
-      score: of the combined map, as in `inference.image_scores`.
+      score: of the combined map, as in `inference.image_scores`; with the distance of PUAD if the
+        detector uses it.
       combined: the combined map, with the outer cells that an unpadded network does not compute.
       parts: the local and the global map; none without an autoencoder, where the combined map is
         the local one.
       tiled_size: height and width of the image that was cut into tiles.
       size: height and width of the part of the image that counts.
       image_size: height and width of the whole image.
+      features: means of the student's first features over the image, each output counted once; None
+        without the statistics of PUAD.
     """
 
     score: float
@@ -125,6 +145,7 @@ class TiledMaps(NamedTuple):
     tiled_size: tuple[int, int]
     size: tuple[int, int]
     image_size: tuple[int, int]
+    features: Float64[np.ndarray, " f"] | None
 
 
 def compute_tiled_maps(
@@ -153,28 +174,74 @@ def compute_tiled_maps(
     combined = np.zeros(shape, np.float32)
     # Without an autoencoder the combined map is the local one.
     parts = [np.zeros(shape, np.float32) for _ in range(2 if detector.spec.autoencoder else 0)]
+    weights = _weights_of_cells(detector, combined, ignored)
+    features = None if weights is None else np.zeros(detector.spec.out_channels)
     places = list(product(range(len(rows)), range(len(columns))))
     cut = cut_row_by_row(image, rows, columns, tile=tile)
     batch = detector.batch_size(len(places))
     for start in range(0, len(places), batch):
-        chosen = places[start : start + batch]
-        tiles = list(islice(cut, len(chosen)))
-        tiles += tiles[-1:] * (batch - len(tiles))
-        anomalies = jax.device_get(detector.detect_tiles(np.stack(tiles)))
-        for k, (i, j) in enumerate(chosen):  # the tiles that pad the batch are left out
+        chosen = []
+        for i, j in places[start : start + batch]:
             top, left = rows[i] // STRIDE, columns[j] // STRIDE
             window = np.s_[top : top + tile[0] // STRIDE, left : left + tile[1] // STRIDE]
-            share = np.outer(shares_down[i], shares_across[j])
+            chosen.append((window, np.outer(shares_down[i], shares_across[j])))
+        tiles = list(islice(cut, len(chosen)))
+        tiles += tiles[-1:] * (batch - len(tiles))
+        counted = None if weights is None else _weights_of_tiles(detector, weights, chosen, batch)
+        anomalies = jax.device_get(detector.detect_tiles(np.stack(tiles), counted))
+        for k, (window, share) in enumerate(chosen):  # the tiles that pad the batch are left out
             combined[window] += share * anomalies.combined[k]
             for part, of_tiles in zip(parts, (anomalies.local, anomalies.global_), strict=False):
                 part[window] += share * of_tiles[k]
+        if features is not None:
+            features += anomalies.features[: len(chosen)].sum(0)
     if ignored is not None:
         places = ignored_outputs(ignored, combined.shape, MARGIN)
         for cells in (combined, *parts):
             cells[places] = 0
     values = values_that_count(detector, image.size, combined)
     score = _score_of_map(values, detector.calibration.score_values)
-    return TiledMaps(score, combined, parts, image.size, size, image_size)
+    if features is not None:
+        score = _with_distance(detector, score, features)
+    return TiledMaps(score, combined, parts, image.size, size, image_size, features)
+
+
+def _weights_of_cells(
+    detector: TileDetector,
+    cells: Float32[np.ndarray, "c d"],
+    ignored: Bool[np.ndarray, "h w"] | None,
+) -> Float64[np.ndarray, "c d"] | None:
+    """The weight of each cell in the mean features of an image; None without PUAD's statistics."""
+    if detector.params.puad is None:
+        return None
+    counts = np.zeros(cells.shape)
+    counts[_inner(detector, cells)] = 1
+    if ignored is not None:
+        counts[ignored_outputs(ignored, cells.shape, MARGIN)] = 0
+    return counts / max(1, counts.sum())
+
+
+def _weights_of_tiles(
+    detector: TileDetector,
+    weights: Float64[np.ndarray, "c d"],
+    chosen: list[tuple[tuple[slice, slice], Float32[np.ndarray, "tc td"]]],
+    batch: int,
+) -> Float32[np.ndarray, "n oh ow"]:
+    """The weights of the outputs of some tiles, by their windows and shares, for a whole batch."""
+    parts = [share * weights[window] for window, share in chosen]
+    parts += parts[-1:] * (batch - len(parts))
+    return np.stack([part[_inner(detector, part)] for part in parts]).astype(np.float32)
+
+
+def _with_distance(
+    detector: TileDetector, score: float, features: Float64[np.ndarray, " f"]
+) -> float:
+    """The score of an image with the distance of PUAD, if the detector uses it."""
+    statistics, scale = detector.params.puad, detector.calibration.puad
+    if statistics is None or scale is None:
+        return score
+    distances = distances_on_host(statistics, features[None])
+    return float(add_distances(np.array([score]), distances, scale)[0])
 
 
 def values_that_count(

@@ -22,7 +22,7 @@ from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibrati
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.detection.threshold import RegionRule, choose_region_rule, choose_threshold
+from efficientad_jax.detection.threshold import RegionRule, choose_region_rule
 from efficientad_jax.detection.tiling import (
     calibrate_tiled,
     compute_tiled_maps,
@@ -36,6 +36,7 @@ from efficientad_jax.fitting.inputs import (
     suited_to,
     tiles_of,
 )
+from efficientad_jax.fitting.puad import check_dataset, fit_puad
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.runs.workdir import (
     Workdir,
@@ -134,6 +135,8 @@ def _prepare(
 
     Arguments and errors are those of `fit_detector`.
     """
+    if config.calibration.puad:
+        check_dataset(dataset)
     config, framing = suited_to(config, dataset)
     teacher = load_teacher(config.teacher, config.model.size)
     spec = spec_of(config, teacher.out_channels)
@@ -210,12 +213,15 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         calibration,
         as_dict(config),
         metrics={},
-        threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
         teacher=inputs.teacher,
         framing=inputs.framing,
         region_rule=_region_rule(chosen, maps),
     )
+    if chosen.puad:
+        detector = fit_puad(detector, dataset)
+    if rate is not None:
+        detector = detector.with_threshold(rate)
     detector.save(Workdir(inputs.workdir).detector)
     return detector
 

@@ -176,7 +176,7 @@ def test_tiles_cover_every_cell_and_their_shares_sum_to_one(side, overlap):
 def test_memory_is_that_of_the_image_its_map_and_one_tile(monkeypatch):
     shapes = set()
 
-    def quick(self, tiles):
+    def quick(self, tiles, weights=None):
         shapes.add(tiles.shape)
         maps = tiles[:, ::4, ::4, 0].astype(np.float32)
         return Anomalies(maps.max((1, 2)), maps, maps, None)
