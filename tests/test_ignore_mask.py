@@ -85,10 +85,16 @@ WHOLE = {
 }
 
 
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the run with `LOCAL`, which two tests use: the second finds it done."""
+    return tmp_path_factory.mktemp("local") / "first"
+
+
 @pytest.mark.parametrize("changes", [LOCAL, WHOLE], ids=["no autoencoder", "autoencoder"])
-def test_not_one_bit_depends_on_ignored_pixels(changes, config, tmp_path) -> None:
+def test_not_one_bit_depends_on_ignored_pixels(changes, config, workdir, tmp_path) -> None:
     config = replace(config, changes)
-    first = fit(config, tmp_path / "first")
+    first = fit(config, workdir if changes is LOCAL else tmp_path / "first")
     root = config.dataset.root.replace("noise1", "noise2")
     second = fit(replace(config, {"dataset.root": root}), tmp_path / "second")
     leaves = (jax.tree.leaves((d.params, d.calibration)) for d in (first, second))
@@ -114,10 +120,10 @@ def test_not_one_bit_depends_on_ignored_pixels(changes, config, tmp_path) -> Non
         assert not np.array_equal(detect(changed).anomaly_map, ours.anomaly_map)
 
 
-def test_metrics_and_report_ignore_the_same_and_other_images_are_refused(config, tmp_path) -> None:
+def test_metrics_and_report_ignore_the_same_and_other_images_are_refused(config, workdir) -> None:
     config = replace(config, LOCAL)
-    detector = fit(config, tmp_path / "first")
-    record = json.loads((tmp_path / "first/detector/detector.json").read_text())
+    detector = fit(config, workdir)
+    record = json.loads((workdir / "detector/detector.json").read_text())
     assert record["version"] == 4
     for act in (detector, lambda pixels: detect_tiled(detector, pixels)):
         with pytest.raises(InputError, match="image array: 140x180 pixels, expected the 140x190"):
@@ -125,8 +131,8 @@ def test_metrics_and_report_ignore_the_same_and_other_images_are_refused(config,
     reports, metrics = [], []
     for noise in (1, 2):
         root = config.dataset.root.replace("noise1", f"noise{noise}")
-        metrics.append(evaluate_workdir(tmp_path / "first", root=root).metrics)
-        reports.append((tmp_path / "first/report.html").read_bytes())
+        metrics.append(evaluate_workdir(workdir, root=root).metrics)
+        reports.append((workdir / "report.html").read_bytes())
     assert metrics[0] == metrics[1]
     assert metrics[0].pixel_auroc is not None
     assert reports[0] == reports[1]
@@ -137,7 +143,7 @@ def test_metrics_and_report_ignore_the_same_and_other_images_are_refused(config,
     Image.fromarray(mask).save(config.dataset.ignore_mask)
     try:
         with pytest.raises(InputError, match="started with other ignore mask"):
-            fit(config, tmp_path / "first")
+            fit(config, workdir)
         Image.fromarray(mask[:100]).save(config.dataset.ignore_mask)
         no_box = replace(config, {"dataset.region_of_interest": ""})
         with pytest.raises(InputError, match=r"0.png: 140x190 pixels, expected the 100x190"):

@@ -166,6 +166,7 @@ def test_every_package_has_a_place_in_the_flow() -> None:
     assert not gone, f"packages that are gone: {gone}; take them out of PACKAGES"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", INNER_MODULES)
 def test_module_imports_from_earlier_packages(module: str) -> None:
     imported = imported_modules(module)
@@ -223,6 +224,7 @@ def too_long(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_files_and_functions_fit_on_few_screens() -> None:
     found = {
         path.relative_to(REPOSITORY).as_posix(): problems

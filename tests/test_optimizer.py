@@ -50,6 +50,7 @@ def theirs(kind, scheduled):
     return p.detach().numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_twenty_steps_are_pytorchs(scheduled):
     rate = step_decay(1e-2, STEPS, 0.95, decay_factor=0.1) if scheduled else 1e-2

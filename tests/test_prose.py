@@ -8,6 +8,7 @@ from tests.helpers import prose
 from tests.helpers.prose import findings
 
 
+@pytest.mark.slow
 def test_the_repository_is_in_plain_english() -> None:
     found = findings()
     assert not found, f"{len(found)} findings:\n" + "\n".join(map(str, found))
@@ -32,6 +33,7 @@ def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from filelock import FileLock
 from jaxtyping import Float
 
 from efficientad_jax.convolution.cook_toom import OUTPUT_TILE, transforms
@@ -76,15 +77,22 @@ def _compiled() -> Path:
     folder = cache_folder()
     if (folder / name).exists():
         return folder / name
-    _log.info("compiling the convolutions for this processor (once)")
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        text, library = Path(scratch) / "source.cc", Path(scratch) / "library.so"
+    # Processes that start at the same time wait for the one that compiles.
+    with FileLock(folder / f"{name}.lock"):
+        if not (folder / name).exists():
+            _log.info("compiling the convolutions for this processor (once)")
+            _compile(source, compiler, folder / name)
+    return folder / name
+
+
+def _compile(source: str, compiler: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        text, written = Path(scratch) / "source.cc", Path(scratch) / "library.so"
         text.write_text(source)
         command = [compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), str(text)]
-        subprocess.run([*command, "-o", str(library)], check=True, capture_output=True, text=True)
-        # Renamed, so that another process finds the whole file or none.
-        library.replace(folder / name)
-    return folder / name
+        subprocess.run([*command, "-o", str(written)], check=True, capture_output=True, text=True)
+        # Renamed, so that a process that is killed leaves the whole file or none.
+        written.replace(library)
 
 
 def _compiler() -> str:

@@ -77,6 +77,8 @@ class Detector:
         file; empty for a detector of a version that did not store them.
       region_rule: the pixel threshold and the smallest area of regions; None where none was chosen.
       framing: which part of an image counts, and how it becomes the networks' input.
+      validation_brightness: mean values of the validation images' pixels, to notice drift by; empty
+        in detectors of older versions.
       puad: scores of the validation images with and without PUAD; None without its statistics.
       saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
@@ -91,6 +93,7 @@ class Detector:
     teacher: dict[str, Any] = field(default_factory=dict)
     region_rule: RegionRule | None = None
     framing: Framing = PLAIN
+    validation_brightness: tuple[float, ...] = ()
     puad: PuadScores | None = None
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
@@ -280,9 +283,8 @@ class Detector:
         """
         if self.params.puad is None:
             return None
-        ignored = ignored_in_images(
-            self.framing, seen, self.spec.input_size, padding=self.spec.padding
-        )
+        size, padding = self.spec.input_size, self.spec.padding
+        ignored = ignored_in_images(self.framing, seen, size, padding=padding)
         return None if ignored is None else output_weights(np.asarray(ignored.values))
 
     @cached_property
@@ -321,8 +323,7 @@ class Detector:
     def with_puad(self, used: bool) -> "Detector":
         """The same detector with or without PUAD in its score; see docs/recipes.md.
 
-        The threshold is chosen for the same rate. Metrics are those of other scores and are
-        removed.
+        The threshold is chosen for the same rate. Metrics, which are of other scores, are removed.
 
         Raises:
           InputError: the detector has no statistics of PUAD.
@@ -336,15 +337,14 @@ class Detector:
         config, chosen = self.config, self.config.get("calibration")
         if isinstance(chosen, dict):
             config = config | {"calibration": chosen | {"puad": used}}
-        changed = replace(
+        other = replace(
             self,
             calibration=self.calibration._replace(puad=scale if used else None),
             validation_scores=combined if used else plain,
             config=config,
             metrics={},
         )
-        rate = self.threshold and self.threshold.false_alarm_rate
-        return changed if rate is None else changed.with_threshold(rate)
+        return other.with_threshold(self.threshold.false_alarm_rate) if self.threshold else other
 
     def with_region_rate(self, false_positive_rate: float) -> "Detector":
         """The same detector with the pixel threshold of regions for another rate.

@@ -72,6 +72,7 @@ class StoredFields(NamedTuple):
     teacher: dict[str, Any]
     region_rule: RegionRule | None
     framing: Framing
+    validation_brightness: tuple[float, ...]
     puad: PuadScores | None
 
 
@@ -79,24 +80,22 @@ def json_fields(stored: StoredFields) -> dict[str, Any]:
     """The fields as JSON has them, without those that `write_record` adds."""
     threshold = stored.threshold and stored.threshold._asdict()
     margin = threshold.pop("margin") if threshold else 0.0
-    # Absent without a mask or a region, as in detectors of older versions.
-    framing = {} if stored.framing.is_plain else {"framing": framing_fields(stored.framing)}
-    puad = {} if stored.puad is None else {"puad": _puad_fields(stored.puad, stored.calibration)}
-    return (
-        framing
-        | puad
-        | {
-            "spec": stored.spec._asdict(),
-            "calibration": calibration_fields(stored.calibration),
-            "threshold": threshold,
-            "threshold_margin": margin,
-            "validation_scores": stored.validation_scores,
-            "regions": region_rule_fields(stored.region_rule),
-            "config": stored.config,
-            "teacher": stored.teacher,
-            "metrics": stored.metrics,
-        }
-    )
+    # Absent without a mask, a region or PUAD, as in detectors of older versions.
+    parts = {} if stored.framing.is_plain else {"framing": framing_fields(stored.framing)}
+    if stored.puad is not None:
+        parts["puad"] = _puad_fields(stored.puad, stored.calibration)
+    return parts | {
+        "spec": stored.spec._asdict(),
+        "calibration": calibration_fields(stored.calibration),
+        "threshold": threshold,
+        "threshold_margin": margin,
+        "validation_scores": stored.validation_scores,
+        "validation_brightness": stored.validation_brightness,
+        "regions": region_rule_fields(stored.region_rule),
+        "config": stored.config,
+        "teacher": stored.teacher,
+        "metrics": stored.metrics,
+    }
 
 
 def read_files(folder: Path) -> tuple[StoredFields, SavedArrays]:
@@ -126,16 +125,28 @@ def _checked_fields(record: dict[str, Any]) -> StoredFields:
     # Both are absent where no threshold was ever chosen.
     threshold = checked_threshold(record.get("threshold"), record.get("threshold_margin", 0.0))
     scores = checked_scores(record.get("validation_scores", []))
-    region_rule = checked_region_rule(record.get("regions"))  # absent in older versions
+    # Those that follow are absent in detectors of older versions.
+    brightness = checked_scores(record.get("validation_brightness", []))
+    region_rule = checked_region_rule(record.get("regions"))
     framing = checked_framing(record.get("framing"))
     puad, scale = _checked_puad(record.get("puad"))
     calibration = calibration._replace(puad=scale)
     config, metrics = record["config"], record["metrics"]
-    teacher = record.get("teacher", {})  # absent in detectors of older versions
+    teacher = record.get("teacher", {})
     if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
         raise TypeError("config, metrics and teacher have to be objects")
     return StoredFields(
-        spec, calibration, config, metrics, threshold, scores, teacher, region_rule, framing, puad
+        spec,
+        calibration,
+        config,
+        metrics,
+        threshold,
+        scores,
+        teacher,
+        region_rule,
+        framing,
+        brightness,
+        puad,
     )
 
 

@@ -1,7 +1,9 @@
 """The description of a detector's networks in a few fields."""
 
+import functools
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -43,14 +45,20 @@ def networks_of(spec: DetectorSpec) -> Networks:
     )
 
 
+@functools.cache
 def abstract_params(spec: DetectorSpec) -> DetectorParams:
     """Shapes and dtypes of a detector's parameters."""
     networks = networks_of(spec)
     image = jax.ShapeDtypeStruct((1, *spec.input_size, 3), np.float32)
-    teacher, student, autoencoder = (
-        jax.eval_shape(network.init, jax.random.key(0), image) for network in networks
+
+    def shapes(network: nn.Module) -> dict[str, Any]:
+        return jax.eval_shape(network.init, jax.random.key(0), image)
+
+    return DetectorParams(
+        shapes(networks.teacher),
+        shapes(networks.student),
+        shapes(networks.autoencoder) if spec.autoencoder else None,
     )
-    return DetectorParams(teacher, student, autoencoder if spec.autoencoder else None)
 
 
 def checked_spec(stored: dict[str, Any]) -> DetectorSpec:

@@ -64,8 +64,8 @@ def int8_model(detector: Detector, images: UInt8[np.ndarray, "n h w 3"]) -> onnx
         )
     if detector.calibration.puad is not None:
         raise InputError(
-            "int8: the detector's score has PUAD, whose distances 8 bits would change; export it "
-            "without --int8, or leave PUAD out (`efficientad set-threshold DETECTOR --puad=off`)"
+            "int8: the detector's score has PUAD, whose statistics are of float32 features; export "
+            "it without --int8, or leave PUAD out (`efficientad set-threshold DETECTOR --puad=off`)"
         )
     calibration = detector.calibration
     measured = images[_evenly_spaced(len(images), _MOST_MEASURED)]

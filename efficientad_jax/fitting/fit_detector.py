@@ -16,7 +16,7 @@ from efficientad_jax.config import CalibrationConfig, Config, as_dict, replace
 from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.data.framing import Framing, input_sizes, map_of_region, masked_pixels
 from efficientad_jax.data.image_rows import rows_of_array
-from efficientad_jax.data.loading import Dataset
+from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.data.pretraining_images import PretrainingImages, open_pretraining_images
 from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibration_of_maps
 from efficientad_jax.detection.detector import Detector
@@ -217,6 +217,7 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         teacher=inputs.teacher,
         framing=inputs.framing,
         region_rule=_region_rule(chosen, maps),
+        validation_brightness=_brightness(dataset.validation, is_tiled=is_tiled),
     )
     if chosen.puad:
         detector = fit_puad(detector, dataset)
@@ -224,6 +225,13 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         detector = detector.with_threshold(rate)
     detector.save(Workdir(inputs.workdir).detector)
     return detector
+
+
+def _brightness(images: ImageSet, *, is_tiled: bool) -> tuple[float, ...]:
+    """The mean value of the pixels that the networks see of each image, in [0, 255]."""
+    pairs = zip(images.images, images.sizes, strict=True)
+    parts = (image[: size[0], : size[1]] if is_tiled else image for image, size in pairs)
+    return tuple(float(part.mean()) for part in parts)
 
 
 def _calibrate(

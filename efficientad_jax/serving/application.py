@@ -23,7 +23,7 @@ from efficientad_jax.data.framing import check_image_size, map_of_image, seen_si
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.threshold import WORDS, is_anomalous
 from efficientad_jax.errors import InputError, printable
-from efficientad_jax.monitoring.drift import ScoreMonitor
+from efficientad_jax.monitoring.drift import DriftMonitor
 from efficientad_jax.serving.answers import create_response, response_type, wants_regions
 from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
@@ -40,10 +40,17 @@ _SECONDS_TO_RETRY = "1"
 
 
 class _Posted(NamedTuple):
-    """An image as the detector takes it, and height and width of its region of interest."""
+    """An image as the detector takes it.
+
+    Attributes:
+      pixels: resized to the input size, unless the detector cuts tiles.
+      seen: height and width of its region of interest.
+      brightness: the mean of `pixels`, in [0, 255].
+    """
 
     pixels: UInt8[np.ndarray, "h w 3"]
     seen: tuple[int, int]
+    brightness: float
 
 
 class _Service:
@@ -53,7 +60,7 @@ class _Service:
         self.detector = detector
         self.limits = limits
         self.waiting = 0
-        self.monitor = ScoreMonitor(detector.validation_scores)
+        self.monitor = DriftMonitor(detector.validation_scores, detector.validation_brightness)
         self.metrics = create_metrics(lambda: self.waiting, self.monitor)
 
         def score(posted: Sequence[_Posted]) -> list[Scored]:
@@ -66,12 +73,12 @@ class _Service:
         self.codecs = ThreadPoolExecutor(_CODEC_THREADS, "codec")
         self.worker: asyncio.Task[None] | None = None
 
-    def count(self, score: float) -> None:
-        """Counts the score of an image; a line in the log says where drift begins or ends."""
+    def count(self, score: float, brightness: float) -> None:
+        """Counts an image; lines in the log say where drift begins or ends."""
         verdict = is_anomalous(self.detector.threshold, score)
         self.metrics.scores.observe(score)
         self.metrics.verdicts.labels(WORDS[verdict]).inc()
-        if line := self.monitor.add(score, verdict):
+        for line in self.monitor.add(score, verdict, brightness):
             _log.warning("%s", line)
 
     @contextlib.asynccontextmanager
@@ -157,7 +164,7 @@ async def _score_upload(request: Request, service: _Service) -> Response:
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
         posted, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
         scored = await service.batcher.submit(posted)
-        service.count(scored.score)
+        service.count(scored.score, posted.brightness)
         respond = partial(
             create_response,
             media_type,
@@ -188,7 +195,8 @@ def _decode_and_resize(
         raise HTTPException(422, str(error)) from error
     # Tiles are cut when the detector is free.
     resized = image if detector.framing.fit == "tile" else detector.network_input(image)
-    return _Posted(resized, seen_size(detector.framing, size)), size
+    seen = seen_size(detector.framing, size)
+    return _Posted(resized, seen, float(resized.mean())), size
 
 
 def _enlarge(detector: Detector, cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from efficientad_jax.detection.detector import BATCH_SIZE
 from efficientad_jax.detection.threshold import WORDS
-from efficientad_jax.monitoring.drift import ScoreMonitor
+from efficientad_jax.monitoring.drift import DriftMonitor
 
 # Histogram buckets: from one image on a GPU to a full queue on a small CPU.
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0)
@@ -39,12 +39,12 @@ class ServerMetrics(NamedTuple):
     verdicts: Counter
 
 
-def create_metrics(waiting: Callable[[], int], monitor: ScoreMonitor) -> ServerMetrics:
+def create_metrics(waiting: Callable[[], int], monitor: DriftMonitor) -> ServerMetrics:
     """Creates metrics in a new registry, with all counts 0.
 
     Args:
       waiting: returns how many requests are waiting or being processed.
-      monitor: of the scores.
+      monitor: of scores and brightness.
     """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -78,7 +78,7 @@ def create_metrics(waiting: Callable[[], int], monitor: ScoreMonitor) -> ServerM
     return ServerMetrics(registry, requests, seconds, batch_size, scores, verdicts)
 
 
-def _score_metrics(registry: CollectorRegistry, monitor: ScoreMonitor) -> tuple[Histogram, Counter]:
+def _score_metrics(registry: CollectorRegistry, monitor: DriftMonitor) -> tuple[Histogram, Counter]:
     """Creates the metrics of scores, verdicts and drift. Those of drift read the monitor."""
     scores = Histogram(
         "efficientad_score",
@@ -95,15 +95,17 @@ def _score_metrics(registry: CollectorRegistry, monitor: ScoreMonitor) -> tuple[
     for word in WORDS.values():
         verdicts.labels(word)
     drift = {
-        "alarm": "1 while recent scores do not look like the validation scores, else 0.",
+        "alarm": "1 while recent images do not look like the validation images, else 0.",
         "shift": "Share of pairs in which a recent score is above a validation score, minus 0.5.",
         "limit": "The size of a shift above which there is an alarm.",
+        "brightness_shift": "The same share for the mean brightness, minus 0.5.",
+        "brightness_limit": "The size of a brightness_shift above which there is an alarm.",
     }
     for name, description in drift.items():
         gauge = Gauge(
             f"efficientad_drift_{name}", f"{description} NaN if unknown.", registry=registry
         )
-        gauge.set_function(lambda name=name: _number(getattr(monitor, name)))
+        gauge.set_function(lambda name=name: _number(monitor.fields()[name]))
     return scores, verdicts
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from sklearn.neighbors import NearestNeighbors
 
 from efficientad_jax.config import Config
 from efficientad_jax.data.framing import Framing
@@ -146,6 +145,8 @@ def fitting_poses(images: UInt8[np.ndarray, "n h w 3"], compute: Compute) -> tup
       images: at least 2, at the networks' input size.
       compute: yields the teacher's features of images, in batches.
     """
+    # Half of the time that `experiments.train` takes to start would be spent on this import.
+    from sklearn.neighbors import NearestNeighbors
 
     def features(batch: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b fh fw c"]:
         return np.concatenate([np.asarray(part) for part in compute(batch)])

@@ -12,7 +12,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.heatmap import HIGH, LOW, PICTURE_SUFFIX, save_picture
 from efficientad_jax.detection.threshold import WORDS, score_fields
 from efficientad_jax.errors import InputError, printable, stops_all_writing
-from efficientad_jax.monitoring.drift import ScoreMonitor
+from efficientad_jax.monitoring.drift import DriftMonitor
 from efficientad_jax.watching.address import public_name
 from efficientad_jax.watching.arrivals import completed_files
 from efficientad_jax.watching.camera import camera_frames
@@ -70,7 +70,8 @@ def watch(
     """Scores images as they arrive, until it is stopped or a video file ends.
 
     `results.jsonl` in the output folder gets a line for each image. Files that have a line are
-    skipped, also when the watch is started again. `monitoring/drift.py` watches the scores.
+    skipped, also when the watch is started again. `monitoring/drift.py` watches scores and
+    brightness.
 
     Args:
       detector: calibrated.
@@ -90,23 +91,26 @@ def watch(
     """
     journal = output / JOURNAL
     inputs = _inputs(source, output, options, stopped=stopped, report_error=report_error)
-    monitor = ScoreMonitor(detector.validation_scores)
+    monitor = DriftMonitor(detector.validation_scores, detector.validation_brightness)
     scored = failed = 0
     for image in inputs:
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **image.origin}
         try:
-            entry |= _score(detector, image, options.pictures, report_error=report_error)
+            scores, brightness = _score(
+                detector, image, options.pictures, report_error=report_error
+            )
         except InputError as error:
             failed += 1
             report_error(str(error))
             append_line(journal, entry | {"error": str(error)})
             continue
-        drift = monitor.add(entry["score"], entry["verdict"])
+        entry |= scores
+        drift = monitor.add(entry["score"], entry["verdict"], brightness)
         append_line(journal, entry | {"drift": monitor.alarm})
         scored += 1
         report(printable(f"{image.name}  {entry['score']:.4g}  {WORDS[entry['verdict']]}"))
-        if drift:
-            report(drift)
+        for line in drift:
+            report(line)
     if monitor.edges and scored:
         report(monitor.summary())
     return scored, failed
@@ -114,19 +118,24 @@ def watch(
 
 def _score(
     detector: Detector, image: _Input, pictures: str, *, report_error: ReportLine
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], float]:
     """Scores an image and, if `pictures` asks for it, writes its heat map.
 
     Returns:
       Fields of the journal: score, verdict, threshold, regions (None for a detector without a pixel
-      threshold) and, if it was written, the picture.
+      threshold) and, if it was written, the picture. Then the mean brightness of what the networks
+      see, in [0, 255].
 
     Raises:
       InputError: the image cannot be used.
       OSError: the disk is full or read-only.
     """
     pixels = detector.decode(image.source, image.name)
-    detection = detector(pixels)
+    if detector.framing.fit == "tile":
+        seen, detection = pixels, detector(pixels)
+    else:
+        seen = detector.network_input(pixels)
+        (detection,) = detector.detect_resized(seen[None], [pixels.shape[:2]])
     result = score_fields(detector.threshold, detection.score)
     regions = () if detector.region_rule is None else detection.regions
     found = None if detector.region_rule is None else [region.as_dict() for region in regions]
@@ -143,7 +152,7 @@ def _score(
             report_error(printable(f"{image.picture}: {error.strerror}"))
         else:
             result["picture"] = str(image.picture)
-    return result
+    return result, float(seen.mean())
 
 
 def _inputs(

@@ -180,6 +180,7 @@ def test_unknown_and_missing_implementations_are_refused(monkeypatch, tmp_path):
         open_implementation("openvino", "small", SIZE, dtype="float32", batch=1, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_losses_in_pytorch_are_the_same():
     torch = pytest.importorskip("torch", reason="a peer is PyTorch: pip install -e '.[bench]'")
     from efficientad_jax.benchmark.torch_networks import EfficientAD, TrainStep
@@ -214,6 +215,7 @@ def test_losses_in_pytorch_are_the_same():
     assert theirs == pytest.approx(float(total(params)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_train_step_leaves_the_weights_to_the_next_implementation():
     step = create_train_step(OURS, "small", SIZE)
     assert np.isfinite(step())

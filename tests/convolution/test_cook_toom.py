@@ -58,6 +58,7 @@ def arrays(height, width, channels, out, taps, batch=2, seed=0):
     return jnp.asarray(x), jnp.asarray(kernel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width", "r"), [(4, 4, 4), (7, 12, 4), (13, 6, 3), (18, 9, 4), (5, 8, 2)]
 )
@@ -66,6 +67,7 @@ def test_convolution_and_gradients_are_xlas(height, width, r):
     assert_value_and_gradients_agree(cook_toom_convolution, direct, x, kernel, 3e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "taps", "stride", "padding"),
     [

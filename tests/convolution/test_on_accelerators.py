@@ -16,6 +16,7 @@ from efficientad_jax.convolution import (
 from efficientad_jax.convolution.native import Epilogue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gpu", "tpu"])
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("size", [(9, 11), (10, 8)])

@@ -8,6 +8,7 @@ import pytest
 from efficientad_jax.convolution import convolve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "padding", "explicit"), [(4, 3, True), (4, 2, True), (3, 1, False)]
 )

@@ -48,6 +48,7 @@ def test_one_copy_serves_every_size(root: Path) -> None:
     assert len(prepared_copies(root)) == 1
 
 
+@pytest.mark.slow
 def test_default_folder_is_that_of_tensorflow_datasets(root: Path) -> None:
     home = root.parent / "home"
     code = (

@@ -39,6 +39,7 @@ def params_of(size="small", autoencoder=True):
     return params if autoencoder else params._replace(autoencoder=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "size", "autoencoder"),
     [
@@ -107,6 +108,7 @@ def test_other_networks_have_other_programs(cache):
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_program_is_compiled_again(cache, caplog):
     images = uint8_images(1, SIZE)
     AcceleratedDetection(networks("gpu"), params_of())(CALIBRATION, images)
@@ -134,6 +136,7 @@ def plant(folder: Path, trace: Path, names: list[str]) -> None:
         (folder / name).write_bytes(pickle.dumps(_Forged(trace)))
 
 
+@pytest.mark.slow
 def test_a_forged_program_next_to_a_detector_is_not_read(cache, tmp_path, monkeypatch):
     # As on an accelerator: the detector uses kept programs.
     monkeypatch.setattr(detector_module, "is_for_accelerator", lambda method: True)

@@ -24,6 +24,7 @@ def detector():
     return random_detector(SPEC, config={"seed": 1})
 
 
+@pytest.mark.slow
 def test_maps_have_the_size_of_each_image(detector, tmp_path):
     rgb = picture()
     gray = rgb[..., 0]
@@ -58,6 +59,7 @@ def test_a_single_image_is_as_in_a_list(detector):
     assert detector([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("singly", [True, False])
 def test_any_number_of_images_takes_two_compiled_programs_at_most(detector, monkeypatch, singly):
     # As on a CPU, and as elsewhere, where the last batch is filled up.
@@ -108,6 +110,7 @@ def test_a_change_of_the_record_hashes_no_arrays(detector, tmp_path, monkeypatch
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_rule_of_the_score_is_kept_and_earlier_versions_refuse_it(detector, tmp_path):
     rule = replace(detector, calibration=detector.calibration._replace(score_values=10))
     for each, version in ((detector, 2), (rule, 3)):
@@ -129,6 +132,7 @@ def change(folder, **fields):
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
+@pytest.mark.slow
 def test_what_is_no_detector_is_refused_in_one_line(detector, tmp_path):
     folder = tmp_path / "detector"
 

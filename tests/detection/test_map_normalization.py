@@ -31,6 +31,7 @@ def test_maps_of_different_sizes_count_by_their_pixels():
     assert maps[0].shape == (4, 5)
 
 
+@pytest.mark.slow
 def test_exact_beyond_two_to_the_24_values():
     count = 2**24 + 12345
     # Bit patterns of positive floats are ordered as the integers they are made from.

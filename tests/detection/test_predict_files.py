@@ -42,6 +42,7 @@ def rows_of(scores):
     return list(csv.DictReader(content.splitlines()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [None, 32])
 def test_a_picture_that_cannot_be_written_costs_no_score(detector, tmp_path, overlap):
     tasks = write_tasks(tmp_path, 3)
@@ -148,6 +149,7 @@ def predicted(detector, tmp_path, capsys):
     return predicted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--tile",), ("--tile", "--no-pictures")])
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
 def test_the_limit_of_pixels_is_a_flag_that_the_error_names(
@@ -180,6 +182,7 @@ def test_the_subcommand_writes_no_pictures_on_request(predicted, tmp_path):
     assert [path.name for path in output.iterdir()] == ["scores.csv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["BMP", "PPM", "TIFF"])
 def test_an_image_read_by_rows_has_the_same_score(detector, tmp_path, monkeypatch, file_format):
     file = tmp_path / f"a.{file_format.lower()}"

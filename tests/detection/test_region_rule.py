@@ -73,6 +73,7 @@ def detector():
     return random_detector()
 
 
+@pytest.mark.slow
 def test_a_detector_keeps_its_rule(detector, tmp_path):
     maps = [detector(picture(seed=seed)).anomaly_map for seed in range(6)]
     saved = replace(detector, region_rule=choose_region_rule(maps, 0.2, 5))
@@ -135,6 +136,7 @@ def changed(tmp_path, capsys):
     return changed
 
 
+@pytest.mark.slow
 def test_the_command_chooses_a_rule_from_images_and_another_rate_from_scores(
     changed, detector, tmp_path
 ):

@@ -124,6 +124,7 @@ def detector():
     return random_detector()
 
 
+@pytest.mark.slow
 def test_a_detector_keeps_its_threshold_and_can_have_another(detector, tmp_path):
     scores = tuple(np.random.default_rng(0).normal(size=20).astype(np.float32).tolist())
     saved = replace(detector, validation_scores=scores).with_threshold(0.2)
@@ -187,6 +188,7 @@ BATCHES = ("resized 1", "resized 13", "batch 2", "batch 13")
 GLOBAL = {"autoencoder": True, "upsample_first": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "path"),
     [({}, path) for path in (*PATHS, *BATCHES)]
@@ -208,6 +210,7 @@ def test_images_that_a_threshold_is_chosen_on_reach_it_no_more_often_than_its_ra
     assert counts.false_alarms == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [{}, GLOBAL])
 def test_images_that_a_pixel_threshold_is_chosen_on_have_regions_no_more_often_than_its_rate(kind):
     detector, images, maps = calibrated(**kind)
@@ -221,6 +224,7 @@ def test_images_that_a_pixel_threshold_is_chosen_on_have_regions_no_more_often_t
         assert [bool(detection.regions) for detection in found].count(True) == 1
 
 
+@pytest.mark.slow
 def test_the_margin_is_stored_apart_and_earlier_detectors_have_none(tmp_path):
     detector, *_ = calibrated()
     assert detector.threshold.margin == pytest.approx(MARGIN * (1 + detector.threshold.value))

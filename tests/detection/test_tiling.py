@@ -51,6 +51,7 @@ def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size"),
     [({}, SIZE), ({}, (70, 90)), ({"autoencoder": True}, SIZE), ({"padding": True}, SIZE)],
@@ -66,6 +67,7 @@ def test_an_image_that_fits_gives_the_same_bits(kind, size):
         np.testing.assert_array_equal(tiled.global_map, plain.global_map)
 
 
+@pytest.mark.slow
 def test_an_image_that_fits_gives_the_same_where_maps_are_upsampled_first():
     detector = make_detector(upsample_first=True)
     plain, tiled = detector(picture(*SIZE)), detect_tiled(detector, picture(*SIZE))
@@ -73,6 +75,7 @@ def test_an_image_that_fits_gives_the_same_where_maps_are_upsampled_first():
     np.testing.assert_allclose(tiled.anomaly_map, plain.anomaly_map, atol=1e-5 * plain.score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(300, 213), (129, 131), (130, 128), (260, 128)])
 def test_a_large_map_is_that_of_the_networks_on_the_whole_image(size):
     detector, image = make_detector(), picture(*size)
@@ -88,6 +91,7 @@ def test_a_large_map_is_that_of_the_networks_on_the_whole_image(size):
     assert found.global_map is None
 
 
+@pytest.mark.slow
 def test_a_large_map_is_that_of_the_whole_image_where_maps_are_upsampled_first():
     detector, image = make_detector(upsample_first=True), picture(196, 172)
     expected = jax.image.resize(whole_map(detector, image), (196, 172), "bilinear")
@@ -96,6 +100,7 @@ def test_a_large_map_is_that_of_the_whole_image_where_maps_are_upsampled_first()
     assert found.score == pytest.approx(float(expected.max()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_score_of_several_values_is_that_of_the_whole_map():
     plain = make_detector()
     detector = replace(plain, calibration=plain.calibration._replace(score_values=10))
@@ -123,6 +128,7 @@ def test_a_short_side_is_enlarged_and_the_other_is_not():
     assert found.score == pytest.approx(wide.score, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_maps_of_an_autoencoder_are_blended_by_the_distance_to_the_border():
     detector, image, overlap = make_detector(autoencoder=True), picture(160, 180), 80
     sums, weights = np.zeros((40, 45)), np.zeros((40, 45))
@@ -224,6 +230,7 @@ def test_files_are_predicted_in_tiles_with_a_verdict(tmp_path):
         assert [float(row["score"]) for row in rows] == pytest.approx(scores, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_no_size_is_compiled_for(caplog):
     detector = make_detector()
     detect_tiled(detector, picture(140, 300))

@@ -35,6 +35,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "images/a.png"
 
 
+@pytest.mark.slow
 def test_every_path_gives_the_score_of_the_8_bit_image(
     detector: Detector, file: Path, tmp_path: Path
 ) -> None:

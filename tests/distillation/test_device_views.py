@@ -50,6 +50,7 @@ def crop_by_pillow(photograph: np.ndarray, chosen, side: int) -> np.ndarray:
     return np.asarray(view)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(4))
 def test_a_crop_equals_that_of_pillow(number):
     photograph = noise_photographs(1)[0]
@@ -61,6 +62,7 @@ def test_a_crop_equals_that_of_pillow(number):
         assert difference.mean() < 0.6  # Pillow rounds after each of its two passes
 
 
+@pytest.mark.slow
 def test_the_choices_cover_their_ranges():
     keys = jax.random.split(jax.random.key(0), 4000)
     chosen = jax.vmap(lambda key: device_views._choose(key, RECIPE))(keys)
@@ -78,6 +80,7 @@ def test_the_choices_cover_their_ranges():
     assert np.bincount(kinds, minlength=8) == pytest.approx(np.full(8, 500), abs=80)
 
 
+@pytest.mark.slow
 def test_a_whole_photograph_is_only_resized():
     recipe = RECIPE._replace(
         smallest_area=1.0, smallest_contrast=1.0, grayscale_probability=0.0, turns=False
@@ -91,6 +94,7 @@ def test_a_whole_photograph_is_only_resized():
             assert np.abs(np.int32(view[i]) - np.asarray(expected, np.int32)).max() <= 1
 
 
+@pytest.mark.slow
 def test_only_the_id_determines_a_view():
     photographs, recipe = noise_photographs(3), RECIPE._replace(mixup_probability=0.5)
     together = make_views(photographs, jnp.arange(8), recipe)
@@ -103,6 +107,7 @@ def test_only_the_id_determines_a_view():
     assert len(np.unique(np.asarray(together[1]).reshape(8, -1), axis=0)) == 8
 
 
+@pytest.mark.slow
 def test_mixup_blends_some_views():
     black_and_white = np.stack(
         [np.zeros((288, 288, 3), np.uint8), np.full((288, 288, 3), 255, np.uint8)]

@@ -105,6 +105,7 @@ def make_views(photographs, ids, workers, order=(3, 0, 4, 1)):
     return list(view_batches(photographs, np.array(order), RECIPE, ids=ids, workers=workers))
 
 
+@pytest.mark.slow
 def test_views_do_not_depend_on_what_makes_them(folder):
     photographs = open_photographs(str(folder))
     ids = np.arange(12).reshape(4, 3)
@@ -162,6 +163,7 @@ def test_the_contrast_of_views_is_scaled_within_the_range_of_brightness(folder):
         assert np.ptp(darkest) > 100
 
 
+@pytest.mark.slow
 def test_a_photograph_that_cannot_be_read_is_named(folder):
     (folder / "3.png").write_bytes(b"not an image")
     photographs = open_photographs(str(folder))

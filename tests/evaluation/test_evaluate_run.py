@@ -41,6 +41,7 @@ def workdir(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_files_hold_what_is_returned(workdir: Path) -> None:
     dataset = Dataset(image_set([0] * 4), image_set([0] * 2), image_set([0, 0, 1, 1]))
     evaluation = evaluate_workdir(workdir, dataset)
@@ -63,6 +64,7 @@ def test_the_files_hold_what_is_returned(workdir: Path) -> None:
     assert text.endswith(f"report: {files.report}")
 
 
+@pytest.mark.slow
 def test_regions_are_counted_where_there_is_a_pixel_threshold(workdir: Path) -> None:
     detector = Detector.load(Workdir(workdir).detector)
     dataset = Dataset(image_set([0] * 4), image_set([0] * 2), image_set([0, 0, 1, 1]))

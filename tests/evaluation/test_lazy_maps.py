@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 
 from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.evaluation.lazy_maps import Chosen, Enlarged
@@ -26,6 +27,7 @@ def test_maps_are_those_that_were_enlarged_before() -> None:
     assert [scores.shape for scores in Chosen(enlarged, [2, 5, 8])[1:]] == [sizes[5], sizes[8]]
 
 
+@pytest.mark.slow
 def test_the_metrics_of_large_images_hold_few_maps() -> None:
     maps = small_maps()
     labels = np.arange(COUNT) % 2

@@ -269,6 +269,7 @@ def test_the_report_is_deterministic(tmp_path):
     assert _write(tmp_path, _test_images())[0] == _write(tmp_path, _test_images())[0]
 
 
+@pytest.mark.slow
 def test_the_file_of_500_images_stays_small(tmp_path):
     # Noise is the worst case for JPEG and PNG.
     test = _test_images(250, 250, side=64)

@@ -28,6 +28,7 @@ from efficientad_jax.figures.regions import RegionsOfImage, draw_regions
 from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, Size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
+from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.command import command
 from tests.helpers.detectors import random_params
 from tests.helpers.images import uint8_images
@@ -44,6 +45,7 @@ def random_network(size: Size) -> tuple[PatchDescriptionNetwork, dict]:
 # Receptive field.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "channels"), [("small", range(CHANNELS)), ("medium", [0])])
 def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
     size: Size, channels: Sequence[int]
@@ -61,6 +63,7 @@ def test_the_gradient_is_zero_outside_33_by_33_and_nowhere_inside(
     assert np.all(gradient[inside] > 0)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_how_much_the_feature_changes() -> None:
     network, params = random_network("small")
     images = uint8_images(2, (44, 44))
@@ -94,6 +97,7 @@ def test_a_mean_feature_map_is_the_mean_of_the_maps() -> None:
 # Hard features.
 
 
+@pytest.mark.slow
 def test_hard_features_are_counted_per_patch() -> None:
     networks = create_networks("small", CHANNELS, (128, 128), convolution="direct")
     teacher, student = (random_params(network, SIZE) for network in networks[:2])
@@ -213,6 +217,7 @@ def test_methods_are_drawn_at_their_latency_and_auroc() -> None:
     assert "ours (an abacus)" in axis.get_legend_handles_labels()[1]
 
 
+@pytest.mark.slow
 def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:
     starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
     for suffix, start in starts.items():
@@ -229,10 +234,15 @@ def test_a_figure_has_the_format_of_its_name(tmp_path: Path) -> None:
 def test_the_command_draws_a_receptive_field(tmp_path: Path) -> None:
     for i, image in enumerate(uint8_images(1, SIZE)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
+    # Its few channels have few gradients.
+    network = PatchDescriptionNetwork("small", 4)
+    teacher = tmp_path / "teacher.safetensors"
+    save_teacher(teacher, Teacher("small", 4, random_params(network, (64, 64)), {}))
     output = tmp_path / "figures" / "field.svg"
+    given = (f"--teacher={teacher}", f"--output={output}")
     # This command computes longer than it compiles.
     optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-    result = command("figures", "receptive_field", tmp_path, f"--output={output}", **optimized)
+    result = command("figures", "receptive_field", tmp_path / "0.png", *given, **optimized)
     assert result.returncode == 0, result.stderr
     assert "mean of 1 images" in output.read_text()
     result = command("figures", "receptive", tmp_path, f"--output={output}")

@@ -1,11 +1,15 @@
 """Runs commands in separate processes, as a user does."""
 
+import atexit
+import contextlib
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.helpers.forking import REPOSITORY, ForkServer, fork, fork_server
 
 
 def command(name, *arguments, **variables):
@@ -35,12 +39,27 @@ def without_ray(name):
     return ["-c", _WITHOUT_RAY.format(name=name)]
 
 
+@functools.cache
+def _server() -> ForkServer:
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(fork_server())
+
+
 def _run(module, *arguments, **variables):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = [str(argument) for argument in arguments]
+    if variables:  # libraries read some of them when they are imported
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=REPOSITORY,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        status = fork(_server(), module, arguments, output=output, errors=errors).wait()
+        return subprocess.CompletedProcess(
+            [module, *arguments], status, output.read_text(), errors.read_text()
+        )

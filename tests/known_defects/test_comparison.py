@@ -69,6 +69,7 @@ def test_weights_are_those_of_the_combined_map() -> None:
     assert len(candidates(calibration._replace(global_=None, upsample_first=True))) == 1
 
 
+@pytest.mark.slow
 def test_the_present_scores_are_those_of_the_detector(detector: Detector) -> None:
     good, defects = uint8_images(4, block=8), uint8_images(2, seed=1)
     inputs = [Inputs(images, [(128, 128)] * len(images)) for images in (good, defects)]
@@ -130,6 +131,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_better_score_is_suggested_and_saved(
     detector: Detector, folders: Path, main, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_better_score_is_suggested_and_saved(
     assert record["threshold"]["false_alarm_rate"] == 0.05
 
 
+@pytest.mark.slow
 def test_other_weights_choose_another_pixel_threshold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +202,7 @@ def test_other_weights_choose_another_pixel_threshold(
     assert seen == [(weighted.calibration, "good")]
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(detector: Detector, folders: Path, main, capsys) -> None:
     saved = folders / "detector"
     detector.save(saved)

@@ -37,6 +37,7 @@ def test_outputs_are_ignored_whose_patch_is(padding):
     assert found.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [False, True])
 def test_those_outputs_see_no_other_pixels_and_the_others_do(padding):
     # Other ways to compute convolutions round by neighboring pixels.

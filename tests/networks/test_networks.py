@@ -27,6 +27,7 @@ def assert_agree(ours, theirs):
     assert np.abs(np.asarray(ours) - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "channels", "padding", "method"),
     [
@@ -86,6 +87,7 @@ def test_parameters_and_flop_are_the_papers(size, million, gflop):
     assert flop / 1e9 == pytest.approx(gflop, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "medium"])
 def test_half_of_the_channels_is_a_slice_of_all(size):
     network = PatchDescriptionNetwork(size, 32)
@@ -96,6 +98,7 @@ def test_half_of_the_channels_is_a_slice_of_all(size):
     np.testing.assert_allclose(half, everything[..., 16:], atol=1e-5 * np.abs(everything).max())
 
 
+@pytest.mark.slow
 def test_receptive_field_is_33_pixels():
     # Direct, as the transforms of the other methods leave rounding noise in place of zeros.
     network = PatchDescriptionNetwork("small", 4, convolution="direct")
@@ -107,6 +110,7 @@ def test_receptive_field_is_33_pixels():
     assert (columns.min(), columns.max()) == (48, 48 + RECEPTIVE_FIELD - 1)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_with_float32_parameters():
     network = PatchDescriptionNetwork("small", 16, dtype=jnp.bfloat16)
     x = images(128, 128)
@@ -118,6 +122,7 @@ def test_bfloat16_computes_with_float32_parameters():
     assert 0 < np.abs(np.asarray(low, np.float32) - full).max() < 0.03 * np.abs(full).max()
 
 
+@pytest.mark.slow
 def test_dropout_needs_training_mode():
     network = Autoencoder(8, (24, 24))
     x = images(128, 128)
@@ -133,6 +138,7 @@ def test_autoencoder_refuses_sides_that_are_too_small_or_not_divisible(size):
         Autoencoder().init(jax.random.key(0), jnp.zeros((1, *size, 3)))
 
 
+@pytest.mark.slow
 def test_an_untrained_autoencoder_keeps_the_difference_of_two_images():
     # With PyTorch's default kernels, smaller by sqrt(6), 2e-7 of the difference remains.
     network = Autoencoder(8, output_size(128, 128), convolution="direct")

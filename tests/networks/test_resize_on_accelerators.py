@@ -8,6 +8,7 @@ import pytest
 from efficientad_jax.networks.resize import resize_bilinear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "target"),
     [

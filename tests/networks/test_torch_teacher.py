@@ -53,6 +53,7 @@ def module_and_state(size, layout):
     return module, state
 
 
+@pytest.mark.slow
 @BOTH
 @LAYOUTS
 def test_an_imported_teacher_says_what_the_module_says(size, layout, tmp_path):
@@ -122,6 +123,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @LAYOUTS
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("wrapped", WRAPPED)

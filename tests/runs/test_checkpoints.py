@@ -100,6 +100,7 @@ def warnings(caplog):
     return [r.getMessage() for r in caplog.records if r.name == "efficientad_jax.runs.checkpoints"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["a bit flipped", "cut off", "zeros", "gone"])
 def test_damage_to_any_file_is_survived(tmp_path, caplog, how):
     """Either the state is intact, or the damage is reported and an earlier one is restored."""

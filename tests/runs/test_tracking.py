@@ -1,5 +1,6 @@
 """Trainings in MLflow, with a folder in place of a server."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -20,7 +21,10 @@ from efficientad_jax.runs.workdir import Workdir
 
 # Before it is imported: it would report its use.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-mlflow = pytest.importorskip("mlflow", reason="needs MLflow: pip install -e '.[mlflow]'")
+# Imported where it is used: it takes three seconds, in each process that collects tests.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mlflow") is None, reason="needs MLflow: pip install -e '.[mlflow]'"
+)
 
 
 @pytest.fixture
@@ -50,8 +54,14 @@ def train(files: Workdir, steps: range) -> None:
             write_scalars({"loss/total": 1 / step, "learning_rate": 1e-3}, step)
 
 
+def open_client(uri: str):
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
 def run_of(uri: str, files: Workdir):
-    client = mlflow.MlflowClient(uri)
+    client = open_client(uri)
     return client, client.get_run(json.loads(files.mlflow.read_text())["run_id"])
 
 
@@ -96,7 +106,7 @@ def test_a_mistake_before_the_first_step_leaves_no_run(files: Workdir, uri: str)
     with pytest.raises(InputError), tracking(uri, files.path):
         raise InputError("config.train.steps = 0")
     assert not files.mlflow.exists()
-    client = mlflow.MlflowClient(uri)
+    client = open_client(uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == "efficientad")
     assert client.search_runs([experiment.experiment_id]) == []
 
@@ -106,14 +116,16 @@ def test_a_server_that_fails_does_not_stop_a_training(
 ) -> None:
     monkeypatch.setattr(tracking_module, "_SECONDS_BETWEEN_BATCHES", 0.0)
     fails = SimpleNamespace(now=True)
-    log_batch = mlflow.MlflowClient.log_batch
+    from mlflow import MlflowClient
+
+    log_batch = MlflowClient.log_batch
 
     def failing(self, *args, **kwargs):
         if fails.now:
             raise ConnectionError("the server is gone\nand more")
         return log_batch(self, *args, **kwargs)
 
-    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", failing)
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
     with caplog.at_level(logging.WARNING), tracking(uri, files.path):
         train(files, range(1, 9))
         end = time.monotonic() + 20

@@ -15,12 +15,15 @@ from tests.serving.test_serving import metrics_of, post
 httpx2 = pytest.importorskip("httpx2", reason="needs the client: pip install -e '.[load]'")
 
 
+@pytest.mark.slow
 def test_scores_are_counted_and_drift_is_reported(monkeypatch, caplog):
     monkeypatch.setattr(drift, "WINDOW", 10)
     detector = random_detector()
     score = detector(picture()).score
     validation_scores = tuple(score + 0.01 * i for i in range(40))
-    known = with_threshold(replace(detector, validation_scores=validation_scores), score + 1)
+    darker = tuple(float(value) for value in range(40))
+    known = replace(detector, validation_scores=validation_scores, validation_brightness=darker)
+    known = with_threshold(known, score + 1)
     with running(create_application(known)) as address:
         for _ in range(9):
             post(address)
@@ -39,5 +42,9 @@ def test_scores_are_counted_and_drift_is_reported(monkeypatch, caplog):
     assert after["efficientad_score_count",] == 10
     first = min(float(key[1]) for key in before if key[0] == "efficientad_score_bucket")
     assert first == pytest.approx(np.quantile(validation_scores, 0.1))
-    (line,) = caplog.messages
-    assert line.startswith("scores: no longer like those of the 40 validation images (shift -0.")
+    assert after["efficientad_drift_brightness_shift",] == 0.5
+    assert health["drift"]["brightness_shift"] == 0.5
+    of_score, of_brightness = caplog.messages
+    known = "no longer like that of the 40 validation images (shift"
+    assert of_score.startswith(f"the score: {known} -0.")
+    assert of_brightness.startswith(f"the brightness: {known} +0.50")

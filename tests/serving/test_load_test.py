@@ -49,6 +49,7 @@ def test_a_server_is_started_loaded_and_stopped(detector, tmp_path):
     assert all(100 < megabytes <= peak for megabytes in memory)
 
 
+@pytest.mark.slow
 def test_refusals_and_swapped_responses_are_errors(detector, monkeypatch, load, capsys):
     def swapped(detector, images):
         scored = score_batch(detector, images)

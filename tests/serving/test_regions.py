@@ -33,6 +33,7 @@ def post(address, query=""):
     return httpx2.post(f"{address}/predict{query}", content=PNG, timeout=60)
 
 
+@pytest.mark.slow
 def test_json_lists_the_regions_unless_they_are_not_wanted(address, detector):
     expected = detector(PIXELS).regions
     assert len(expected) > 1

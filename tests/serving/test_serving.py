@@ -25,7 +25,6 @@ from efficientad_jax.detection.threshold import is_anomalous
 from efficientad_jax.errors import InputError
 from efficientad_jax.serving import application as application_module
 from efficientad_jax.serving.application import create_application
-from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.scoring import score_batch
 from efficientad_jax.serving.server import serve
@@ -62,6 +61,7 @@ def metrics_of(address):
     }
 
 
+@pytest.mark.slow
 def test_an_image_is_answered_as_the_detector_answers(address, detector):
     pixels = picture(100, 80, seed=3)
     expected = detector(pixels)
@@ -111,6 +111,7 @@ def post_once(detector):
         return post(address).json()
 
 
+@pytest.mark.slow
 def test_concurrent_requests_each_get_their_own_response(address, detector):
     before = metrics_of(address)
     pictures = [picture(60 + i, 100 - i, seed=i) for i in range(40)]
@@ -274,37 +275,6 @@ def test_a_full_queue_refuses_and_a_failed_batch_does_not_stop_the_server(detect
         assert outcomes == {"ok": 4, "overloaded": 1, "failed": 1}
 
 
-def test_waiting_items_are_batched_in_order():
-    batches = []
-    entered, go = threading.Event(), threading.Event()
-
-    def run(items):
-        batches.append(list(items))
-        entered.set()
-        go.wait(60)
-        return [item * 10 for item in items]
-
-    async def post_all():
-        sizes = []
-        batcher = Batcher(run, 4, sizes.append)
-        worker = asyncio.create_task(batcher.work())
-        first = asyncio.create_task(batcher.submit(0))
-        await asyncio.to_thread(entered.wait, 60)
-        others = [asyncio.create_task(batcher.submit(i)) for i in range(1, 8)]
-        await asyncio.sleep(0.01)
-        others[1].cancel()  # The client of item 2 disconnects.
-        await asyncio.sleep(0)
-        go.set()
-        results = await asyncio.gather(first, *others, return_exceptions=True)
-        worker.cancel()
-        return results, sizes
-
-    results, sizes = asyncio.run(post_all())
-    assert batches == [[0], [1, 3, 4], [5, 6, 7]]
-    assert sizes == [1, 3, 3]
-    assert [r for r in results if isinstance(r, int)] == [0, 10, 30, 40, 50, 60, 70]
-
-
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_a_batch_of_any_size_gives_the_scores_of_single_images(detector, count):
     images = [picture(128, 128, seed=i) for i in range(count)]
@@ -384,6 +354,7 @@ def test_an_idle_connection_is_kept_as_long_as_asked_for(detector, monkeypatch, 
     assert 0.5 < seconds < 4.0
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_kept_longer_than_proxies_keep_it(detector, tmp_path, monkeypatch):
     configs = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: configs.append(self.config))

@@ -91,6 +91,7 @@ def test_decoding(corpus):
     assert not wrong
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_take_and_refuse_the_same(corpus):
     """The readers that prepare datasets, for normal images, test images and masks."""
     decodes = outcomes(corpus, decode_image)
@@ -196,6 +197,7 @@ def test_images_of_one_name_do_not_replace_each_other(tmp_path):
     assert str(tmp_path / "two/a.png") in lines[0]
 
 
+@pytest.mark.slow
 def test_sources_that_cannot_be_used_are_named_and_the_others_done(detector, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.png").write_bytes(encoded(RGB, "PNG"))

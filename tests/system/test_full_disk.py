@@ -99,6 +99,7 @@ def test_a_workdir(disk):
         claim_workdir(workdir, Config())
 
 
+@pytest.mark.slow
 def test_a_detector(disk):
     folder, saved = disk.folder / "detector", random_detector()
     saved.save(folder)
@@ -205,6 +206,7 @@ def test_an_extracted_archive(disk, tmp_path):
     assert disk.listing() == before
 
 
+@pytest.mark.slow
 def test_scores_that_are_there_when_the_disk_becomes_full_stay(disk, tmp_path, monkeypatch):
     image, scores = tmp_path / "a.png", disk.folder / "scores.csv"
     Image.fromarray(RNG.integers(0, 256, (90, 80, 3), np.uint8)).save(image)
@@ -228,6 +230,7 @@ def test_scores_that_are_there_when_the_disk_becomes_full_stay(disk, tmp_path, m
     assert lines[-1].endswith("\n")
 
 
+@pytest.mark.slow
 def test_pictures_and_scores(disk, tmp_path):
     image, scores = tmp_path / "a.png", disk.folder / "scores.csv"
     Image.fromarray(RNG.integers(0, 256, (90, 80, 3), np.uint8)).save(image)

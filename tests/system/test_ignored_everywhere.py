@@ -62,6 +62,7 @@ def expected(detector):
     return detector(image())
 
 
+@pytest.mark.slow
 def test_ignored_values_are_zero_and_never_scored(detector, expected):
     plain = replace(detector, framing=Framing(BOX))
     loud = np.where(own_mask()[..., None], image(1), 128)
@@ -97,6 +98,7 @@ def test_a_score_of_more_values_than_count_takes_all_that_do(detector):
     assert small(image()).score == pytest.approx(combined[places].mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gpu", "tpu"])
 def test_accelerators_ignore_the_same(method, detector, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -171,6 +173,7 @@ def test_predict_serve_and_watch_agree(detector, expected, tmp_path):
     assert "other.png: 60x50 pixels" in errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"score_values": 20}, {"upsample_first": True, "autoencoder": False}],
@@ -203,6 +206,7 @@ def test_exported_programs_hold_the_mask(options):
             np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.slow
 def test_int8_ignores_the_same():
     pytest.importorskip("onnxruntime")
     from efficientad_jax.export.int8 import int8_model

@@ -59,6 +59,7 @@ def test_gray_is_between_the_channels_and_its_own_gray(image):
     np.testing.assert_allclose(again, gray, atol=1e-6)
 
 
+@pytest.mark.slow
 @FEW
 @given(image=images, seed=st.integers(0, 2**31 - 1))
 def test_random_changes_follow_from_their_key(image, seed):

@@ -66,6 +66,7 @@ def assert_same(found, expected):
                 assert region[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--no-pictures",)])
 def test_predict(detector, images, expected, tmp_path, more):
     detector.save(tmp_path / "detector")

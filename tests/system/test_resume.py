@@ -6,13 +6,8 @@
 import json
 import os
 import random
-import select
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,46 +16,11 @@ from PIL import Image
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.detectors import random_params
+from tests.helpers.forking import fork, fork_server
 
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "2"))
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-# Imports what takes long once, and forks a process for each line: `python -m experiments.train` of
-# these arguments. It says the process's id, and how it ended.
-FORKING = """
-import json, os, runpy, sys
-import absl.app, grain, jax, ml_collections, tensorflow_datasets
-import efficientad_jax.fitting.fit_detector
-
-for line in sys.stdin:
-    task = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        output = os.open(task["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for descriptor in (1, 2):
-            os.dup2(output, descriptor)
-        sys.argv = ["experiments/train.py", *task["arguments"]]
-        runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
-        sys.exit(0)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Run(NamedTuple):
-    """A forked process."""
-
-    parent: subprocess.Popen
-    pid: int
-
-    def is_alive(self):
-        return not select.select([self.parent.stdout], [], [], 0)[0]
-
-    def kill(self, number=signal.SIGKILL):
-        if self.is_alive():
-            os.kill(self.pid, number)
 
 
 @pytest.fixture
@@ -70,13 +30,8 @@ def forking(tmp_path):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-u", "-c", FORKING]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdin=pipe, stdout=pipe, text=True
-    ) as parent:
-        yield parent
-        parent.stdin.close()
+    with fork_server(environment) as server:
+        yield server
 
 
 @pytest.fixture
@@ -109,17 +64,11 @@ def start(forking, tmp_path):
             "--config.train.checkpoint_every=1",
             f"--workdir={workdir}",
         ]
-        task = {"arguments": arguments, "output": str(start.output)}
-        print(json.dumps(task), file=forking.stdin, flush=True)
-        return Run(forking, int(forking.stdout.readline()))
+        output = start.output
+        return fork(forking, "experiments.train", arguments, output=output, errors=output)
 
     start.output = tmp_path / "output"
     return start
-
-
-def finish(process):
-    """Waits for its end; its exit status, negative for a signal."""
-    return int(process.parent.stdout.readline())
 
 
 def result(workdir):
@@ -152,18 +101,18 @@ def kill_somewhere(process, workdir, rng):
         time.sleep(0.001)
     process.kill()
     half = checkpoints.is_dir() and any("tmp" in name for name in os.listdir(checkpoints))
-    return finish(process) == -signal.SIGKILL, half
+    return process.wait() == -signal.SIGKILL, half
 
 
 def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(start, tmp_path):
     steps, rng = 3 * KILLS + 3, random.Random(0)
     undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
-    assert finish(start(undisturbed, steps)) == 0, start.output.read_text()
+    assert start(undisturbed, steps).wait() == 0, start.output.read_text()
     killed = [kill_somewhere(start(workdir, steps), workdir, rng) for _ in range(KILLS)]
     assert all(was for was, _ in killed)
     assert any(half for _, half in killed)
     assert not (workdir / "detector").exists()
-    assert finish(start(workdir, steps)) == 0, start.output.read_text()
+    assert start(workdir, steps).wait() == 0, start.output.read_text()
     assert result(workdir) == result(undisturbed)
     assert not any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
     assert "Traceback" not in start.output.read_text()
@@ -176,7 +125,7 @@ def test_sigterm_saves_and_exits_with_a_status_of_its_own(start, tmp_path):
         assert process.is_alive(), start.output.read_text()
         time.sleep(0.01)
     process.kill(signal.SIGTERM)
-    assert finish(process) == 75
+    assert process.wait() == 75
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
     (line,) = [x for x in start.output.read_text().splitlines() if x.startswith("stopped by")]
     assert line == f"stopped by SIGTERM after step {newest}; the same command resumes from there"
@@ -184,5 +133,5 @@ def test_sigterm_saves_and_exits_with_a_status_of_its_own(start, tmp_path):
     process = start(workdir, 1000)
     time.sleep(0.5)
     process.kill(signal.SIGTERM)
-    assert finish(process) == 75
+    assert process.wait() == 75
     assert "Traceback" not in start.output.read_text()

@@ -88,6 +88,7 @@ def replace_arrays(folder, content):
     (folder / f"arrays-{digest[:16]}.safetensors").write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -211,6 +212,7 @@ def header(entries):
     return len(encoded).to_bytes(8, "little") + encoded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -245,6 +247,7 @@ def shapes_of(folder):
     return {name: entry["shape"] for name, entry in entries.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "fill", "match"),
     [
@@ -334,6 +337,7 @@ def teacher_file(path, **metadata):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metadata", "match"),
     [

@@ -47,6 +47,7 @@ def test_constant_differences_are_mined_whole():
     assert hard_feature_loss(jnp.full((4, 5), 0.25)) == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_the_set_is_exact_beyond_two_to_the_24():
     count = 2**24 + 2**20
     # The bit patterns of positive floats are ordered as the integers they are made from.
@@ -84,6 +85,7 @@ def test_more_features_than_can_be_counted_are_refused_before_they_are_computed(
         jax.eval_shape(hard_feature_mask, features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p_hard", [0.0, 0.5, 0.99, 0.999])
 @pytest.mark.parametrize("images", [1, 3])
 def test_the_loss_with_ignored_outputs_is_that_of_the_others(p_hard, images):

@@ -104,6 +104,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     same(undisturbed, resumed)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(tmp_path):
     with pytest.raises(DivergenceError, match=r"the loss 'hard' is (inf|nan) at step [234]"):
         run(tmp_path, learning_rate=1e30)
@@ -122,6 +123,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
+@pytest.mark.slow
 def test_the_rate_falls_within_the_steps_of_the_run(tmp_path, written):
     run(tmp_path, decay_at=0.5)
     rates = {step: values["learning_rate"] for step, values in written}
@@ -187,6 +189,7 @@ def test_a_workdir_belongs_to_one_configuration(tmp_path):
         claim_workdir(tmp_path / "other" / "thesis.txt" / "run", config())
 
 
+@pytest.mark.slow
 def test_losses_are_fetched_while_the_next_dispatch_runs(tmp_path, monkeypatch, written):
     """On an accelerator; except before a checkpoint, whose state the next dispatch would take."""
     events = []
@@ -216,6 +219,7 @@ def test_losses_are_fetched_while_the_next_dispatch_runs(tmp_path, monkeypatch, 
     assert events == [d, f] * 5
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_a_run_on_an_accelerator_too(tmp_path, monkeypatch):
     monkeypatch.setattr(training_loop, "is_for_accelerator", lambda method: True)
     with pytest.raises(DivergenceError, match=r"the loss 'hard' is (inf|nan) at step [234]"):

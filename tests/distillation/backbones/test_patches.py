@@ -25,6 +25,7 @@ def _reference(maps, channels, patch_channels):
     return pooled.reshape(maps[0].shape[0], height, width, channels).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shapes",
     [

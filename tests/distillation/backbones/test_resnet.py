@@ -135,6 +135,7 @@ def reference_patch_features(maps, channels=384):
     return rows.reshape(-1, height, width, channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["direct", "auto"])
 def test_maps_and_patch_features_are_those_of_pytorch(reference, state, method):
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
@@ -160,6 +161,7 @@ def test_maps_and_patch_features_are_those_of_pytorch(reference, state, method):
     assert expected[1].shape == (1, 4, 6, 1024)
 
 
+@pytest.mark.slow
 def test_a_file_of_either_kind_with_or_without_the_last_layers(reference, state, tmp_path):
     whole = reference.state_dict() | {
         "layer4.0.conv1.weight": torch.zeros(1024, 1024, 1, 1),
@@ -175,6 +177,7 @@ def test_a_file_of_either_kind_with_or_without_the_last_layers(reference, state,
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused_in_one_line(state, tmp_path):
     others = {
         "layer1.0.conv1.weight has shape (64, 64, 1, 1), expected (128, 64, 1, 1)": Reference(
@@ -204,6 +207,7 @@ def test_no_file_is_refused(tmp_path):
         load_resnet(str(tmp_path / "none.pth"), "resnet50")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "wide_resnet101"])
 def test_the_maps_of_every_architecture_are_those_of_pytorch(architecture):
     network = make_reference(architecture)
