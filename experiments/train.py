@@ -6,7 +6,7 @@ from ml_collections import config_flags
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fitting.fit_detector import fit_detector
-from efficientad_jax.fitting.puad import puad_summary
+from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.runs.profile import steps_to_profile
 from efficientad_jax.runs.remote import local_workdir
 from efficientad_jax.runs.tracking import tracking

@@ -18,7 +18,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.file import read_record
 from efficientad_jax.detection.threshold import percent, region_summary, summary
 from efficientad_jax.errors import printable
-from efficientad_jax.fitting.puad import puad_summary
+from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.networks.pdn import NAMES
 
 _METRICS = {

@@ -34,7 +34,8 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import choose_region_rule, region_summary, summary
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.split_maps import maps_of_split
-from efficientad_jax.fitting.puad import fit_puad, puad_summary
+from efficientad_jax.fitting.puad import fit_puad
+from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.known_defects.comparison import Comparison, with_candidate
 
 

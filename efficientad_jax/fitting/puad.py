@@ -1,4 +1,4 @@
-"""Fits PUAD to the training images of a detector, and describes its effect on validation scores.
+"""Fits PUAD to the training images of a detector.
 
 Nothing is trained: the networks compute each training and validation image once.
 """
@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from efficientad_jax.data.framing import Framing, input_sizes, masked_pixels
 from efficientad_jax.data.image_rows import rows_of_array
@@ -20,13 +19,7 @@ from efficientad_jax.detection.puad.distance import (
     distances_on_host,
     fit_statistics,
 )
-from efficientad_jax.detection.puad.standardization import (
-    PuadScores,
-    check_count,
-    sets_scale,
-    standardize,
-)
-from efficientad_jax.detection.threshold import choose_threshold
+from efficientad_jax.detection.puad.standardization import check_count, standardize
 from efficientad_jax.detection.tiling import compute_tiled_maps
 
 
@@ -119,40 +112,3 @@ def _measure_tiled(detector: Detector, images: ImageSet) -> Measured:
         np.array([maps.score for maps in tiled], np.float32),
         np.array([maps.features for maps in tiled], np.float32),
     )
-
-
-def puad_summary(detector: Detector) -> str:
-    """One line: how the validation scores with PUAD differ from those without it.
-
-    The images are those that did not set the scale. With a threshold, it counts how many of their
-    verdicts differ between the two thresholds, each chosen by scores of its kind.
-
-    Args:
-      detector: with scores with and without PUAD.
-    """
-    assert detector.puad is not None
-    used = "used" if detector.calibration.puad is not None else "not used"
-    combined, plain = _paired(detector.puad)
-    rank = np.corrcoef(rankdata(plain), rankdata(combined))[0, 1]
-    line = f"{used}; on {len(plain)} validation images the rank correlation with and without it is "
-    line += f"{rank:.3f}"
-    if detector.threshold is None:
-        return line
-    rate = detector.threshold.false_alarm_rate
-    thresholds = [
-        choose_threshold(scores, rate, reports_few_images=False)
-        for scores in (detector.puad.combined, detector.puad.plain)
-    ]
-    verdicts = [
-        scores >= threshold.value
-        for scores, threshold in zip((combined, plain), thresholds, strict=True)
-    ]
-    changed = int((verdicts[0] != verdicts[1]).sum())
-    with_puad, without = (f"{threshold.value:.4g}" for threshold in thresholds)
-    return f"{line}, {changed} verdicts change, threshold {with_puad} with and {without} without it"
-
-
-def _paired(scores: PuadScores) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """The scores with and without PUAD of the images that did not set the scale."""
-    plain = np.array(scores.plain)
-    return np.array(scores.combined), plain[~sets_scale(len(plain))]

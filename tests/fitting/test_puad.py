@@ -22,7 +22,8 @@ from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.evaluation.split_maps import maps_of_split
 from efficientad_jax.export.properties import check_exportable
 from efficientad_jax.fitting.fit_detector import fit_detector
-from efficientad_jax.fitting.puad import fit_puad, puad_summary
+from efficientad_jax.fitting.puad import fit_puad
+from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.known_defects.comparison import (
     Inputs,
     candidates,

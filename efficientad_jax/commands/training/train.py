@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Trains, or resumes an earlier run of the same work directory."""
     # Only here: the other commands start without the code of a training.
-    from efficientad_jax.fitting.puad import puad_summary
+    from efficientad_jax.fitting.puad_summary import puad_summary
     from efficientad_jax.fitting.train_detector import train_detector
 
     detector = train_detector(
