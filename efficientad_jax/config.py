@@ -275,6 +275,8 @@ class CalibrationConfig(_Checked):
       normalize: whether to normalize maps before they are added; False is an ablation of the paper.
       score: of an image: 'max', the highest value of its map as in the paper, or 'topK' such as
         'top10', the mean of the K highest values.
+      puad: whether the distance of an image's mean features from those of the training images is
+        added to that, see docs/recipes.md. Not in the paper.
       false_alarm_rate: target fraction of normal images whose score reaches the threshold; None for
         no threshold. Not in the paper.
       region_false_positive_rate: target fraction of normal images that have a region, by which the
@@ -293,6 +295,7 @@ class CalibrationConfig(_Checked):
         f"'max', or 'top2' to 'top{MOST_SCORE_VALUES}'",
         lambda x: 1 <= _score_values(x) <= MOST_SCORE_VALUES,
     )
+    puad: bool = False
     false_alarm_rate: float | None = _fraction(0.01, "(0, 1)")
     region_false_positive_rate: float | None = _fraction(0.01, "(0, 1)")
     smallest_region: int = _at_least(1, 1)

@@ -6,6 +6,7 @@ from ml_collections import config_flags
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.fitting.fit_detector import fit_detector
+from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.runs.profile import steps_to_profile
 from efficientad_jax.runs.remote import local_workdir
 from efficientad_jax.runs.tracking import tracking
@@ -31,7 +32,9 @@ def main() -> int:
     profile_steps = steps_to_profile(_PROFILE_STEPS.value)
     dataset = load_configured_dataset(config)
     with local_workdir(_WORKDIR.value) as workdir, tracking(_MLFLOW.value, workdir):
-        fit_detector(config, dataset, workdir, profile_steps=profile_steps)
+        detector = fit_detector(config, dataset, workdir, profile_steps=profile_steps)
+    if detector.puad is not None:
+        print(f"PUAD {puad_summary(detector)}")
     print(f"detector: {_WORKDIR.value}/{Workdir(workdir).detector.name}")
     return 0
 

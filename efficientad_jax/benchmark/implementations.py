@@ -34,7 +34,7 @@ from efficientad_jax.detection.inference import (
 )
 from efficientad_jax.detection.map_normalization import MapQuantiles
 from efficientad_jax.errors import InputError
-from efficientad_jax.networks.model import create_networks
+from efficientad_jax.networks.model import Networks, create_networks
 from efficientad_jax.networks.pdn import Size
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
@@ -135,6 +135,7 @@ def named_weights(params: DetectorParams, calibration: Calibration) -> dict[str,
     arrays = {
         f"{network}/{layer}/{name}": np.asarray(array)
         for network, variables in params._asdict().items()
+        if network in Networks._fields
         for layer, layer_params in variables["params"].items()
         for name, array in layer_params.items()
     }
@@ -153,7 +154,8 @@ def read_weights(file: Path) -> tuple[DetectorParams, Calibration]:
                 layers = networks.setdefault(network, {"params": {}})["params"]
                 layers.setdefault(rest[0], {})[rest[1]] = arrays[key]
         local, global_ = (MapQuantiles(*arrays[name].tolist()) for name in ("local", "global"))
-    return DetectorParams(**networks), Calibration(local, global_)
+    params = DetectorParams(networks["teacher"], networks["student"], networks["autoencoder"])
+    return params, Calibration(local, global_)
 
 
 def create_train_step(name: str, size: Size, image_size: tuple[int, int]) -> Callable[[], Any]:

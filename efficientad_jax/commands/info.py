@@ -18,6 +18,7 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.file import read_record
 from efficientad_jax.detection.threshold import percent, region_summary, summary
 from efficientad_jax.errors import printable
+from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.networks.pdn import NAMES
 
 _METRICS = {
@@ -53,6 +54,8 @@ def _facts(detector: Detector) -> Iterator[tuple[str, str]]:
     yield "networks", f"{name} {branch} autoencoder, {spec.out_channels} channels, {spec.dtype}"
     yield "input", f"{spec.input_size[0]} x {spec.input_size[1]} pixels{_framing(detector.framing)}"
     yield "score", _score(detector.calibration.score_values)
+    if detector.puad is not None:
+        yield "PUAD", puad_summary(detector)
     place = [_text(config, "dataset", key) for key in ("name", "root")]
     data = " ".join(filter(None, [*place, _text(config, "category")]))
     yield "data", f"{data or 'unknown'}; {len(detector.validation_scores)} validation images"

@@ -18,11 +18,12 @@ from efficientad_jax.known_defects.comparison import (
     Comparison,
     Inputs,
     compare,
+    compared_images,
     comparison_lines,
     recall_lines,
     recalls,
-    rule_name,
     suggestion,
+    way_name,
 )
 
 # At which defects are counted for a detector without a threshold.
@@ -69,7 +70,7 @@ def report_on_defects(
         print("ways to compute scores are not compared, as the detector cuts images into tiles")
         return None
     good = _good_images(detector, images)
-    good_count = len(good.images)
+    good_count = compared_images(detector, len(good.images))
     threshold = detector.threshold
     # A lower rate than that of one image is not known to be kept.
     rate = max(1 / good_count, _RATE if threshold is None else threshold.false_alarm_rate)
@@ -94,7 +95,7 @@ def _in_words(comparison: Comparison) -> str:
     if candidate.local_weight != 0.5:
         weights = f", local map with {percent(candidate.local_weight)} of the weight"
     return (
-        f"score {rule_name(candidate.score_values)}{weights}; its AU-ROC is higher by "
+        f"score {way_name(candidate)}{weights}; its AU-ROC is higher by "
         f"{comparison.low:.3f} to {comparison.high:.3f} (--apply saves it)"
     )
 

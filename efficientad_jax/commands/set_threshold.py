@@ -5,6 +5,7 @@
     efficientad set-threshold DETECTOR --region-false-positive-rate=0.05 --smallest-region=30
     efficientad set-threshold DETECTOR --defects=FOLDER
     efficientad set-threshold DETECTOR --defects=FOLDER --apply
+    efficientad set-threshold DETECTOR --puad=on
 
 The first rate is the part of the normal images that may count as anomalous. The second is the part
 of them that may have an anomalous region. Thresholds are chosen by the scores of the validation
@@ -13,6 +14,7 @@ images, and so does a detector of a version without regions: the validation imag
 that the detector was trained on, or normal images in --images that it was not trained on.
 --defects shows how many known defects are found at this and other thresholds. It compares a few
 ways to compute scores, and suggests one if the defects are enough to tell; --apply saves it.
+--puad=on adds the distance of PUAD to the score (docs/recipes.md), and prints what that changes.
 """
 
 import argparse
@@ -32,6 +34,8 @@ from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import choose_region_rule, region_summary, summary
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.split_maps import maps_of_split
+from efficientad_jax.fitting.puad import fit_puad
+from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.known_defects.comparison import Comparison, with_candidate
 
 
@@ -63,20 +67,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--defects", metavar="FOLDER", type=Path, help="images of known defects, 8 or more")
     add("--apply", action="store_true", help="save the suggested way to compute scores")
+    add(
+        "--puad",
+        choices=["on", "off"],
+        help="whether the score has PUAD; where the detector has no statistics of it, they are "
+        "fitted to the training images",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Chooses the thresholds and saves them, and reports on defects."""
     rate, region_rate = options.false_alarm_rate, options.region_false_positive_rate
     defects = None if options.defects is None else list_defects(options.defects)
-    if rate is None and region_rate is None and defects is None:
+    if rate is None and region_rate is None and defects is None and options.puad is None:
         raise InputError(
-            "--false-alarm-rate, --region-false-positive-rate, --defects: none is given, expected "
-            "one of them; see efficientad set-threshold --help"
+            "--false-alarm-rate, --region-false-positive-rate, --defects, --puad: none is given, "
+            "expected one of them; see efficientad set-threshold --help"
         )
     _check_flags(options)
     folder = Path(options.detector)
     detector = Detector.load(folder)
+    if options.puad is not None:
+        detector = _with_puad(detector, options.puad == "on")
+        detector.save(folder)
+        print(f"PUAD {puad_summary(detector)}")
     if rate is not None:
         detector = detector.with_threshold(rate)
     if region_rate is not None:
@@ -126,6 +140,14 @@ def _apply(detector: Detector, better: Comparison, folder: Path, *, images: str)
     applied.save_record(folder)
     if applied.threshold is not None:
         print(f"threshold {summary(applied.threshold)}")
+
+
+def _with_puad(detector: Detector, used: bool) -> Detector:
+    """The detector with or without PUAD; looks at images only for statistics that are missing."""
+    if detector.puad is None and used:
+        dataset = load_configured_dataset(read_config(detector.config), detector.framing)
+        return fit_puad(detector, dataset)
+    return detector.with_puad(used)
 
 
 def _with_region_rule(

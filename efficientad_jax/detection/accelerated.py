@@ -28,12 +28,13 @@ from efficientad_jax.storage.executables import kept_executable
 
 
 def cast_params(networks: Networks, params: DetectorParams) -> DetectorParams:
-    """The parameters in the dtype of the computation."""
-    return jax.tree.map(lambda leaf: leaf.astype(networks.teacher.dtype), params)
+    """The parameters in the dtype of the computation; PUAD's statistics stay in float32."""
+    cast = jax.tree.map(lambda leaf: leaf.astype(networks.teacher.dtype), params)
+    return cast._replace(puad=params.puad)
 
 
-def quantile_array(calibration: Calibration) -> Float[np.ndarray, "maps 2"]:
-    """The quantiles of the local and, if there is one, of the global map.
+def quantile_array(calibration: Calibration) -> Float[np.ndarray, "rows 2"]:
+    """The quantiles of the local and, if there is one, of the global map, then PUAD's scale if any.
 
     Raises:
       ValueError: the quantiles of a map are equal.
@@ -41,7 +42,8 @@ def quantile_array(calibration: Calibration) -> Float[np.ndarray, "maps 2"]:
     rows = [row for row in (calibration.local, calibration.global_) if row is not None]
     for row in rows:
         check_quantiles(row)
-    return np.array(rows, np.float32)
+    scales = [] if calibration.puad is None else [calibration.puad]
+    return np.array([*rows, *scales], np.float32)
 
 
 def trace_detection(
@@ -51,8 +53,10 @@ def trace_detection(
     *,
     upsample_first: bool,
     score_values: int = 1,
+    puad: bool = False,
     formats: PyTree | None = None,
     ignored: Any = None,
+    weights: Any = None,
 ) -> jax.stages.Traced:
     """Traces the program for a batch.
 
@@ -62,22 +66,30 @@ def trace_detection(
       images: the batch, on a device.
       upsample_first: see `Calibration`.
       score_values: see `Calibration`.
+      puad: whether scores have the distance of PUAD.
       formats: of the parameters in memory; None lets the compiler choose.
       ignored: an `Ignored` of abstract arrays on the device, None for a program without a mask.
+      weights: of `mean_features`, an abstract array on the device; None for equal ones.
     """
     sharding: Any = images.sharding
     if formats is None:
         formats = jax.tree.map(lambda _: Format(Layout.AUTO, sharding), params)
-    quantiles = jax.ShapeDtypeStruct(
-        (1 if params.autoencoder is None else 2, 2), jnp.float32, sharding=sharding
-    )
+    rows = (1 if params.autoencoder is None else 2) + puad
+    quantiles = jax.ShapeDtypeStruct((rows, 2), jnp.float32, sharding=sharding)
     rule = {"upsample_first": upsample_first, "score_values": score_values}
-    inputs = (quantiles, images) if ignored is None else (quantiles, images, ignored)
+    inputs = _inputs(quantiles, images, ignored, weights=weights)
     program = jax.jit(
         partial(detect_with_quantiles, networks, **rule),
         in_shardings=(formats, *(Format(None, sharding) for _ in inputs)),
     )
     return program.trace(params, *inputs)
+
+
+def _inputs(quantiles: Any, images: Any, ignored: Any, *, weights: Any) -> tuple[Any, ...]:
+    """The arguments of the program after the parameters, without those at the end that are None."""
+    if weights is not None:
+        return quantiles, images, ignored, weights
+    return (quantiles, images) if ignored is None else (quantiles, images, ignored)
 
 
 class AcceleratedDetection:
@@ -106,35 +118,38 @@ class AcceleratedDetection:
         calibration: Calibration,
         images: UInt8[np.ndarray | jax.Array, "n h w 3"],
         ignored: Ignored | None = None,
+        weights: Float[np.ndarray, "m oh ow"] | None = None,
     ) -> Anomalies:
         """Scores and maps of a batch, on the device; see `inference.detect`."""
-        upsample_first, score_values = calibration.upsample_first, calibration.score_values
-        masks = 0 if ignored is None else len(ignored.pixels)
-        key = (*images.shape[:3], upsample_first, score_values, masks)
+        rule = (calibration.upsample_first, calibration.score_values, calibration.puad is not None)
+        parts = (None if ignored is None else ignored.pixels, weights)
+        key = (*images.shape[:3], *rule, *(0 if part is None else len(part) for part in parts))
         program = self._programs.get(key)
         if program is None:
-            program = self._program(images.shape, upsample_first, score_values, ignored=ignored)
+            program = self._program(images.shape, rule, ignored=ignored, weights=weights)
             self._programs[key] = program
         quantiles = self._quantiles.get(calibration)
         if quantiles is None:
             quantiles = jax.device_put(quantile_array(calibration), self._device)
             self._quantiles[calibration] = quantiles
-        inputs = [jax.device_put(images, self._device)]
-        if ignored is not None:
-            inputs.append(jax.device_put(ignored, self._device))
-        return program(self._params, quantiles, *inputs)
+        inputs = _inputs(quantiles, images, ignored, weights=weights)
+        return program(self._params, *jax.device_put(inputs, self._device))
 
     def _program(
         self,
         shape: tuple[int, ...],
-        upsample_first: bool,
-        score_values: int,
+        rule: tuple[bool, int, bool],
         *,
         ignored: Ignored | None,
+        weights: Float[np.ndarray, "m oh ow"] | None,
     ) -> jax.stages.Compiled:
         sharding = SingleDeviceSharding(self._device)
         images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._params)
+        upsample_first, score_values, puad = rule
+        ignored, weights = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), (ignored, weights)
+        )
         trace = partial(
             trace_detection,
             self._networks,
@@ -142,15 +157,13 @@ class AcceleratedDetection:
             images,
             upsample_first=upsample_first,
             score_values=score_values,
+            puad=puad,
             formats=self._formats,
-            ignored=jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), ignored
-            ),
+            ignored=ignored,
+            weights=weights,
         )
-        rule = (upsample_first, score_values)
         identity = [repr(part) for part in (self._networks, abstract, images, rule)]
-        if ignored is not None:
-            identity.append(f"{len(ignored.pixels)} masks")
+        identity += [repr(part) for part in (ignored, weights) if part is not None]
         program = kept_executable(
             ["detection", *identity, repr(self._formats)],
             self._device,

@@ -80,8 +80,11 @@ def collect_raw_maps(
     *,
     upsample_first: bool = False,
     ignored: Ignored | None = None,
+    weights: Float[np.ndarray, "m oh ow"] | None = None,
 ) -> RawMaps:
-    """The two maps of each image, computed in batches."""
+    """The two maps of each image, computed in batches; arguments are those of `raw_maps`."""
+    if weights is not None and len(weights) == 1:
+        weights = np.broadcast_to(weights, (len(images), *weights.shape[1:]))
     params = prepared_params(networks, params, (images.shape[1], images.shape[2]))
     batches = [
         jitted_raw_maps(
@@ -90,6 +93,7 @@ def collect_raw_maps(
             images[i : i + _BATCH_SIZE],
             upsample_first=upsample_first,
             ignored=None if ignored is None else ignored.of(slice(i, i + _BATCH_SIZE)),
+            weights=None if weights is None else weights[i : i + _BATCH_SIZE],
         )
         for i in range(0, len(images), _BATCH_SIZE)
     ]
@@ -142,7 +146,9 @@ def calibration_of_maps(
 def scores_of_maps(
     maps: RawMaps, calibration: Calibration, ignored: Ignored | None = None
 ) -> Float[np.ndarray, " n"]:
-    """Image scores of given maps, as `inference.detect` returns them, up to the last bits.
+    """Image scores of given maps without PUAD, as `inference.detect` returns them.
+
+    They are the same up to the last bits.
 
     XLA rounds the two programs differently; `threshold.MARGIN` is far above the difference.
     """

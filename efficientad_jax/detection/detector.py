@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.data.decoding import WHITE_LEVEL, ImageSource, decode_image
@@ -41,6 +41,8 @@ from efficientad_jax.detection.inference import (
     prepared_params,
     runs_images_sequentially,
 )
+from efficientad_jax.detection.puad.distance import output_weights
+from efficientad_jax.detection.puad.standardization import PuadScores
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
 from efficientad_jax.detection.threshold import (
     RegionRule,
@@ -77,6 +79,7 @@ class Detector:
       framing: which part of an image counts, and how it becomes the networks' input.
       validation_brightness: mean values of the validation images' pixels, to notice drift by; empty
         in detectors of older versions.
+      puad: scores of the validation images with and without PUAD; None without its statistics.
       saved_arrays: the parameters that were loaded or saved last, with their digest.
     """
 
@@ -91,6 +94,7 @@ class Detector:
     region_rule: RegionRule | None = None
     framing: Framing = PLAIN
     validation_brightness: tuple[float, ...] = ()
+    puad: PuadScores | None = None
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
     @overload
@@ -225,25 +229,37 @@ class Detector:
           seen: height and width of the region of interest of each image, of which padding depends;
             None for those of the training images.
         """
-        return self._detect(self.calibration, images, self.ignored_in(seen))
+        weights = self.output_weights(seen)
+        return self._detect(self.calibration, images, self.ignored_in(seen), weights=weights)
 
-    def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
+    def detect_tiles(
+        self,
+        tiles: UInt8[np.ndarray, "n h w 3"],
+        weights: Float32[np.ndarray, "n oh ow"] | None = None,
+    ) -> Anomalies:
         """As `detect`, with maps of a quarter of the size for either `upsample_first`.
 
-        The caller has filled the ignored pixels, and leaves out the values that do not count.
+        The caller has filled the ignored pixels, and leaves out the values that do not count. The
+        scores are those of the maps, without PUAD.
+
+        Args:
+          tiles: of the networks' input size.
+          weights: of the outputs of each tile in the mean features, see `mean_features`.
         """
-        calibration = self.calibration._replace(upsample_first=False)
-        return self._detect(calibration, tiles, None)
+        calibration = self.calibration._replace(upsample_first=False, puad=None)
+        return self._detect(calibration, tiles, None, weights=weights)
 
     def _detect(
         self,
         calibration: Calibration,
         images: UInt8[np.ndarray, "n h w 3"],
         ignored: Ignored | None,
+        *,
+        weights: Float32[np.ndarray, "m oh ow"] | None,
     ) -> Anomalies:
         if is_for_accelerator(self.networks.teacher.convolution):
-            return self._accelerated(calibration, images, ignored)
-        return jitted_detect(self.networks, self._prepared, calibration, images, ignored)
+            return self._accelerated(calibration, images, ignored, weights)
+        return jitted_detect(self.networks, self._prepared, calibration, images, ignored, weights)
 
     def ignored_in(self, seen: Sequence[tuple[int, int]] | None = None) -> Ignored | None:
         """The ignored parts of the networks' input and of the maps; None for none.
@@ -257,6 +273,19 @@ class Detector:
             padding=self.spec.padding,
             upsample_first=self.calibration.upsample_first,
         )
+
+    def output_weights(
+        self, seen: Sequence[tuple[int, int]] | None = None
+    ) -> Float32[np.ndarray, "m oh ow"] | None:
+        """The weights of the networks' outputs in the mean features of PUAD; see `mean_features`.
+
+        None for equal ones, and without PUAD's statistics. `seen` is that of `ignored_in`.
+        """
+        if self.params.puad is None:
+            return None
+        size, padding = self.spec.input_size, self.spec.padding
+        ignored = ignored_in_images(self.framing, seen, size, padding=padding)
+        return None if ignored is None else output_weights(np.asarray(ignored.values))
 
     @cached_property
     def _accelerated(self) -> AcceleratedDetection:
@@ -290,6 +319,32 @@ class Detector:
                 "those that a training saves; train it again"
             )
         return replace(self, threshold=choose_threshold(self.validation_scores, false_alarm_rate))
+
+    def with_puad(self, used: bool) -> "Detector":
+        """The same detector with or without PUAD in its score; see docs/recipes.md.
+
+        The threshold is chosen for the same rate. Metrics, which are of other scores, are removed.
+
+        Raises:
+          InputError: the detector has no statistics of PUAD.
+        """
+        if self.puad is None:
+            raise InputError(
+                "detector: has no statistics of PUAD; fit them with `efficientad set-threshold "
+                "DETECTOR --puad=on`"
+            )
+        scale, combined, plain = self.puad
+        config, chosen = self.config, self.config.get("calibration")
+        if isinstance(chosen, dict):
+            config = config | {"calibration": chosen | {"puad": used}}
+        other = replace(
+            self,
+            calibration=self.calibration._replace(puad=scale if used else None),
+            validation_scores=combined if used else plain,
+            config=config,
+            metrics={},
+        )
+        return other.with_threshold(self.threshold.false_alarm_rate) if self.threshold else other
 
     def with_region_rate(self, false_positive_rate: float) -> "Detector":
         """The same detector with the pixel threshold of regions for another rate.

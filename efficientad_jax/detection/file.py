@@ -23,6 +23,8 @@ from efficientad_jax.data.framing import Framing
 from efficientad_jax.data.framing_file import checked_framing, framing_fields
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.map_normalization import MapQuantiles
+from efficientad_jax.detection.puad.distance import PuadStatistics, abstract_statistics
+from efficientad_jax.detection.puad.standardization import PuadScale, PuadScores, sets_scale
 from efficientad_jax.detection.spec import DetectorSpec, abstract_params, checked_spec
 from efficientad_jax.detection.threshold import (
     RegionRule,
@@ -43,7 +45,9 @@ VERSION = 2
 _VERSION_WITH_SCORE_RULE = 3
 # Of detectors that see a part of an image, of which earlier packages would show them all.
 _VERSION_WITH_FRAMING = 4
-_VERSIONS = (VERSION, _VERSION_WITH_SCORE_RULE, _VERSION_WITH_FRAMING)
+# Of detectors with statistics of PUAD, whose arrays earlier packages do not know.
+_VERSION_WITH_PUAD = 5
+_VERSIONS = (VERSION, _VERSION_WITH_SCORE_RULE, _VERSION_WITH_FRAMING, _VERSION_WITH_PUAD)
 
 _RECORD_FILE = "detector.json"
 _MOST_RECORD_BYTES = 16 << 20
@@ -69,15 +73,18 @@ class StoredFields(NamedTuple):
     region_rule: RegionRule | None
     framing: Framing
     validation_brightness: tuple[float, ...]
+    puad: PuadScores | None
 
 
 def json_fields(stored: StoredFields) -> dict[str, Any]:
     """The fields as JSON has them, without those that `write_record` adds."""
     threshold = stored.threshold and stored.threshold._asdict()
     margin = threshold.pop("margin") if threshold else 0.0
-    # Absent without a mask or a region, as in detectors of older versions.
-    framing = {} if stored.framing.is_plain else {"framing": framing_fields(stored.framing)}
-    return framing | {
+    # Absent without a mask, a region or PUAD, as in detectors of older versions.
+    parts = {} if stored.framing.is_plain else {"framing": framing_fields(stored.framing)}
+    if stored.puad is not None:
+        parts["puad"] = _puad_fields(stored.puad, stored.calibration)
+    return parts | {
         "spec": stored.spec._asdict(),
         "calibration": calibration_fields(stored.calibration),
         "threshold": threshold,
@@ -101,7 +108,10 @@ def read_files(folder: Path) -> tuple[StoredFields, SavedArrays]:
     with _record_errors(folder):
         stored = _checked_fields(record)
         digest = _checked_digest(record["arrays_sha256"])
-    return stored, _read_arrays(folder, digest, abstract_params(stored.spec))
+    like = abstract_params(stored.spec)
+    if stored.puad is not None:
+        like = like._replace(puad=abstract_statistics(stored.spec.out_channels))
+    return stored, _read_arrays(folder, digest, like)
 
 
 def _checked_fields(record: dict[str, Any]) -> StoredFields:
@@ -119,6 +129,8 @@ def _checked_fields(record: dict[str, Any]) -> StoredFields:
     brightness = checked_scores(record.get("validation_brightness", []))
     region_rule = checked_region_rule(record.get("regions"))
     framing = checked_framing(record.get("framing"))
+    puad, scale = _checked_puad(record.get("puad"))
+    calibration = calibration._replace(puad=scale)
     config, metrics = record["config"], record["metrics"]
     teacher = record.get("teacher", {})
     if not all(isinstance(part, dict) for part in (config, metrics, teacher)):
@@ -134,7 +146,38 @@ def _checked_fields(record: dict[str, Any]) -> StoredFields:
         region_rule,
         framing,
         brightness,
+        puad,
     )
+
+
+def _puad_fields(scores: PuadScores, calibration: Calibration) -> dict[str, Any]:
+    """The scores with and without PUAD, its scale, and whether the detector uses it."""
+    return {
+        "used": calibration.puad is not None,
+        **scores.scale._asdict(),
+        "scores": scores.combined,
+        "scores_without": scores.plain,
+    }
+
+
+def _checked_puad(stored: dict[str, Any] | None) -> tuple[PuadScores | None, PuadScale | None]:
+    """The scores of `_puad_fields`, and the scale if the detector uses PUAD.
+
+    Raises:
+      KeyError, TypeError, ValueError: a field is missing, of another type or out of range.
+    """
+    if stored is None:
+        return None, None
+    scale = PuadScale(stored["distance_mean"], stored["weight"])
+    finite = all(type(value) is float and math.isfinite(value) for value in scale)
+    if not finite or scale.weight <= 0:
+        raise ValueError(f"puad {str(scale)[:200]}: expected finite numbers, the weight above 0")
+    if type(stored["used"]) is not bool:
+        raise TypeError("puad: used is not true or false")
+    combined, plain = (checked_scores(stored[name]) for name in ("scores", "scores_without"))
+    if len(combined) < 2 or len(combined) != (~sets_scale(len(plain))).sum():
+        raise ValueError(f"puad: {len(combined)} scores with it do not suit {len(plain)} without")
+    return PuadScores(scale, combined, plain), scale if stored["used"] else None
 
 
 def write_files(folder: Path, fields: dict[str, Any], params: DetectorParams) -> SavedArrays:
@@ -181,6 +224,7 @@ def write_record(folder: Path, fields: dict[str, Any], arrays_sha256: str) -> No
     is_maximum = fields["calibration"]["score_values"] == 1
     version = VERSION if is_maximum else _VERSION_WITH_SCORE_RULE
     version = _VERSION_WITH_FRAMING if "framing" in fields else version
+    version = _VERSION_WITH_PUAD if "puad" in fields else version
     record = {"format": FORMAT, "version": version, **fields, "arrays_sha256": arrays_sha256}
     write_atomically(folder / _RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
@@ -226,8 +270,10 @@ def _arrays_file(digest: str) -> str:
 
 def _flat(params: DetectorParams) -> dict[str, Any]:
     """Parameters by names such as 'student.params.conv1.kernel'."""
-    networks = {name: tree for name, tree in params._asdict().items() if tree is not None}
-    return flatten_dict(networks, sep=".")
+    trees = {name: tree for name, tree in params._asdict().items() if tree is not None}
+    if params.puad is not None:
+        trees["puad"] = params.puad._asdict()
+    return flatten_dict(trees, sep=".")
 
 
 def checked_calibration(stored: dict[str, Any], spec: DetectorSpec) -> Calibration:
@@ -291,7 +337,8 @@ def _read_arrays(folder: Path, sha256: str, like: DetectorParams) -> SavedArrays
     trees: dict[str, Any] = unflatten_dict(
         {key: jnp.asarray(value) for key, value in arrays.items()}, sep="."
     )
-    params = DetectorParams(trees["teacher"], trees["student"], trees.get("autoencoder"))
+    puad = None if like.puad is None else PuadStatistics(**trees["puad"])
+    params = DetectorParams(trees["teacher"], trees["student"], trees.get("autoencoder"), puad)
     return SavedArrays(params, sha256)
 
 

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.detection.map_normalization import MapQuantiles, normalize_map
+from efficientad_jax.detection.puad.distance import PuadStatistics, distances, mean_features
+from efficientad_jax.detection.puad.standardization import PuadScale, add_distances
 from efficientad_jax.detection.regions.components import Region
 from efficientad_jax.detection.threshold import RegionRule, required_rule
 from efficientad_jax.networks.ignored import Ignored, fill_ignored
@@ -23,12 +25,14 @@ from efficientad_jax.networks.resize import resize_bilinear
 class DetectorParams(NamedTuple):
     """Parameters of the three networks; the teacher's are those of the normalized teacher.
 
-    `autoencoder` is None for a detector that was trained without one.
+    `autoencoder` is None for a detector that was trained without one, and `puad` for one without
+    the statistics of PUAD.
     """
 
     teacher: PyTree
     student: PyTree
     autoencoder: PyTree | None
+    puad: PuadStatistics | None = None
 
 
 class Calibration(NamedTuple):
@@ -41,37 +45,46 @@ class Calibration(NamedTuple):
         taken and they are combined, as the paper does, or afterwards.
       score_values: an image's score is the mean of so many of the highest values of its combined
         map; 1 is the maximum, as in the paper.
+      puad: how the distance of PUAD is added to that; None for scores without it.
     """
 
     local: MapQuantiles
     global_: MapQuantiles | None
     upsample_first: bool = False
     score_values: int = 1
+    puad: PuadScale | None = None
 
 
 class RawMaps(NamedTuple):
-    """Mean squared differences at the resolution of the features, before normalization."""
+    """Mean squared differences at the resolution of the features, before normalization.
+
+    `features` are the means of the student's first features, None without statistics of PUAD.
+    """
 
     local: Float[Array, "n oh ow"]
     global_: Float[Array, "n oh ow"] | None
+    features: Float[Array, "n c"] | None = None
 
 
 class Anomalies(NamedTuple):
     """The result of the detector for a batch of images.
 
     Attributes:
-      scores: `image_scores` of the combined maps before they are padded.
+      scores: `image_scores` of the combined maps before they are padded, with the distance of PUAD
+        if the calibration has its scale.
       combined: normalized maps; 0 is the `q_a`-quantile of normal pixels, 0.1 the `q_b`-quantile.
         A quarter of the input's size; the margin of 4 that unpadded networks cannot see is 0, and
         so are values that are ignored, in all maps.
       local: of the student against the teacher.
       global_: of the autoencoder against the student, None without an autoencoder.
+      features: see `RawMaps`.
     """
 
     scores: Float[Array, " n"]
     combined: Float[Array, "n h w"]
     local: Float[Array, "n h w"]
     global_: Float[Array, "n h w"] | None
+    features: Float[Array, "n c"] | None = None
 
 
 class Detection(NamedTuple):
@@ -126,6 +139,7 @@ def raw_maps(
     *,
     upsample_first: bool = False,
     ignored: Ignored | None = None,
+    weights: Float[Array | np.ndarray, "m oh ow"] | None = None,
 ) -> RawMaps:
     """The two maps of each image (Algorithm 2, lines 2-7).
 
@@ -135,6 +149,7 @@ def raw_maps(
       images: RGB at the networks' input size.
       upsample_first: whether to resize the maps to that size.
       ignored: the pixels that the networks do not see, None for no such pixels.
+      weights: of the outputs in the means of PUAD, see `mean_features`.
     """
     images = fill_ignored(images, ignored)
     # By default GPUs with tensor cores round the factors of float32 products to TF32, and TPUs to
@@ -143,20 +158,24 @@ def raw_maps(
     # default.
     is_float32 = jnp.dtype(networks.teacher.dtype) == jnp.float32
     with jax.default_matmul_precision("float32" if is_float32 else None):
-        return _raw_maps(networks, params, images, upsample_first)
+        return _raw_maps(networks, params, (images, weights), upsample_first)
 
 
 def _raw_maps(
     networks: Networks,
     params: DetectorParams,
-    images: UInt8[Array, "n h w 3"],
+    inputs: tuple[UInt8[Array, "n h w 3"], Float[Array | np.ndarray, "m oh ow"] | None],
     upsample_first: bool,
 ) -> RawMaps:
-    """`raw_maps` with the precision of products that is set."""
+    """`raw_maps` of images and weights, with the precision of products that is set."""
+    images, weights = inputs
     # That first: the program of `export.stablehlo` is traced without a number of images.
     if runs_images_sequentially(networks) and len(images) > 1:
+        if weights is not None:
+            weights = jnp.broadcast_to(weights, (len(images), *weights.shape[1:]))
         maps_of = partial(_raw_maps, networks, params, upsample_first=upsample_first)
-        maps = jax.lax.map(lambda image: maps_of(image[None]), images)
+        each = (images, weights)
+        maps = jax.lax.map(lambda image: maps_of(jax.tree.map(lambda x: x[None], image)), each)
         return jax.tree.map(lambda m: m[:, 0], maps)
     x = normalize_images(to_unit_range(images))
     half = networks.teacher.out_channels
@@ -166,15 +185,16 @@ def _raw_maps(
     with jax.named_scope("student"):
         student = float32_features(networks.student, params.student, x, channels)
     local = jnp.square(teacher - student[..., :half]).mean(-1)
-    if params.autoencoder is None:
-        maps = RawMaps(local, None)
-    else:
+    maps = RawMaps(local, None)
+    if params.autoencoder is not None:
         predicted = float32_features(networks.autoencoder, params.autoencoder, x)
         maps = RawMaps(local, jnp.square(predicted - student[..., half:]).mean(-1))
-    if not upsample_first:
+    if upsample_first:
+        size = (images.shape[1], images.shape[2])
+        maps = jax.tree.map(lambda m: resize_bilinear(m[..., None], size)[..., 0], maps)
+    if params.puad is None:
         return maps
-    size = (images.shape[1], images.shape[2])
-    return jax.tree.map(lambda m: resize_bilinear(m[..., None], size)[..., 0], maps)
+    return maps._replace(features=mean_features(student[..., :half], weights))
 
 
 def detect(
@@ -183,6 +203,7 @@ def detect(
     calibration: Calibration,
     images: UInt8[Array, "n h w 3"],
     ignored: Ignored | None = None,
+    weights: Float[Array | np.ndarray, "m oh ow"] | None = None,
 ) -> Anomalies:
     """Scores and normalized maps (Algorithm 2).
 
@@ -192,16 +213,22 @@ def detect(
       calibration: quantiles of the validation maps.
       images: RGB at the networks' input size.
       ignored: what is ignored of each image, None for nothing.
+      weights: see `raw_maps`.
     """
     maps = raw_maps(
-        networks, params, images, upsample_first=calibration.upsample_first, ignored=ignored
+        networks,
+        params,
+        images,
+        upsample_first=calibration.upsample_first,
+        ignored=ignored,
+        weights=weights,
     )
     combined, local, global_ = combine_maps(maps, calibration)
+    scores = image_scores(combined, calibration.score_values, ignored)
     return _anomalies(
-        image_scores(combined, calibration.score_values, ignored),
+        with_distances(scores, params, maps, scale=calibration.puad),
+        RawMaps(local, global_, maps.features),
         combined,
-        local,
-        global_,
         size=(images.shape[1], images.shape[2]),
         upsample_first=calibration.upsample_first,
         ignored=ignored,
@@ -211,9 +238,10 @@ def detect(
 def detect_with_quantiles(
     networks: Networks,
     params: DetectorParams,
-    quantiles: Float[Array, "maps 2"],
+    quantiles: Float[Array, "rows 2"],
     images: UInt8[Array, "n h w 3"],
     ignored: Ignored | None = None,
+    weights: Float[Array, "m oh ow"] | None = None,
     *,
     upsample_first: bool,
     score_values: int,
@@ -225,48 +253,69 @@ def detect_with_quantiles(
     Args:
       networks: their modules.
       params: their parameters.
-      quantiles: of the local and, with an autoencoder, of the global map.
+      quantiles: of the local and, with an autoencoder, of the global map; then the scale of PUAD,
+        for scores with it.
       images: RGB at the networks' input size.
       ignored: what is ignored of each image, None for nothing.
+      weights: see `raw_maps`.
       upsample_first: see `Calibration`.
       score_values: see `Calibration`.
     """
-    maps = raw_maps(networks, params, images, upsample_first=upsample_first, ignored=ignored)
-    found = [m for m in maps if m is not None]
+    maps = raw_maps(
+        networks, params, images, upsample_first=upsample_first, ignored=ignored, weights=weights
+    )
+    found = [m for m in (maps.local, maps.global_) if m is not None]
     scaled = [
         0.1 * (m - quantiles[i, 0]) / (quantiles[i, 1] - quantiles[i, 0])
         for i, m in enumerate(found)
     ]
     combined = scaled[0] if len(scaled) == 1 else 0.5 * scaled[0] + 0.5 * scaled[1]
     global_ = None if len(scaled) == 1 else scaled[1]
+    scale = None if len(quantiles) == len(found) else quantiles[-1]
+    scores = image_scores(combined, score_values, ignored)
     return _anomalies(
-        image_scores(combined, score_values, ignored),
+        with_distances(scores, params, maps, scale=scale),
+        RawMaps(scaled[0], global_, maps.features),
         combined,
-        scaled[0],
-        global_,
         size=(images.shape[1], images.shape[2]),
         upsample_first=upsample_first,
         ignored=ignored,
     )
 
 
+def with_distances(
+    scores: Float[Array, " n"],
+    params: DetectorParams,
+    maps: RawMaps,
+    *,
+    scale: PuadScale | Float[Array, "2"] | None,
+) -> Float[Array, " n"]:
+    """The scores of maps with the distances of PUAD, if there is a scale for them."""
+    if scale is None:
+        return scores
+    assert params.puad is not None
+    assert maps.features is not None
+    return add_distances(scores, distances(params.puad, maps.features), scale)
+
+
 def _anomalies(
     scores: Float[Array, " n"],
+    normalized: RawMaps,
     combined: Float[Array, "n oh ow"],
-    local: Float[Array, "n oh ow"],
-    global_: Float[Array, "n oh ow"] | None,
     *,
     size: tuple[int, int],
     upsample_first: bool,
     ignored: Ignored | None,
 ) -> Anomalies:
     """Pads maps that are not upsampled; `size` is that of the images."""
-    combined, local = zero_ignored(combined, ignored), zero_ignored(local, ignored)
-    global_ = None if global_ is None else zero_ignored(global_, ignored)
-    if upsample_first:
-        return Anomalies(scores, combined, local, global_)
-    pad = partial(pad_maps, image_size=size)
-    return Anomalies(scores, pad(combined), pad(local), None if global_ is None else pad(global_))
+
+    def finished(maps: Float[Array, "n oh ow"]) -> Float[Array, "n h w"]:
+        counted = zero_ignored(maps, ignored)
+        return counted if upsample_first else pad_maps(counted, size)
+
+    local, global_, features = normalized
+    global_ = None if global_ is None else finished(global_)
+    return Anomalies(scores, finished(combined), finished(local), global_, features)
 
 
 def zero_ignored(maps: Float[Array, "n oh ow"], ignored: Ignored | None) -> Float[Array, "n oh ow"]:
@@ -334,12 +383,12 @@ def prepared_params(
       params: their parameters.
       image_size: height and width of the images that will be given.
     """
-    return DetectorParams(
-        *(
-            None if tree is None else with_transformed_kernels(network, tree, image_size)
-            for network, tree in zip(networks, params, strict=True)
-        )
-    )
+    prepared = {
+        name: with_transformed_kernels(network, tree, image_size)
+        for name, network in networks._asdict().items()
+        if (tree := getattr(params, name)) is not None
+    }
+    return params._replace(**prepared)
 
 
 jitted_raw_maps = jax.jit(raw_maps, static_argnames=("networks", "upsample_first"))

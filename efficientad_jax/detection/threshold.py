@@ -93,7 +93,10 @@ class VerdictCounts(NamedTuple):
 
 
 def choose_threshold(
-    scores: Float[np.ndarray, " n"] | Sequence[float], false_alarm_rate: float
+    scores: Float[np.ndarray, " n"] | Sequence[float],
+    false_alarm_rate: float,
+    *,
+    reports_few_images: bool = True,
 ) -> Threshold:
     """The lowest threshold whose mean false-alarm rate is at most the target.
 
@@ -105,12 +108,14 @@ def choose_threshold(
     Args:
       scores: finite scores of normal images that were held out of training.
       false_alarm_rate: the target, in (0, 1).
+      reports_few_images: whether to warn of fewer images than the rate needs.
 
     Raises:
       InputError: there is no score, one is not finite, or the rate is not in (0, 1).
     """
     threshold = _chosen(scores, false_alarm_rate)
-    _report_few_images(threshold, "threshold")
+    if reports_few_images:
+        _report_few_images(threshold, "threshold")
     return threshold
 
 

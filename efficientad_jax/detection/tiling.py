@@ -12,27 +12,39 @@ A cell is one value of the map and covers 4x4 pixels. An unpadded network does n
 border of the image, as in an image that is not tiled.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice, product
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 
 from efficientad_jax.data.decoding import ImageSource, resize_image, resize_map
 from efficientad_jax.data.framing import Framing, filled_rows, masked_pixels, put_back, seen_rows
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array
 from efficientad_jax.detection.calibration import scores_of_maps
-from efficientad_jax.detection.inference import Anomalies, Calibration, Detection, RawMaps
+from efficientad_jax.detection.inference import (
+    Anomalies,
+    Calibration,
+    Detection,
+    DetectorParams,
+    RawMaps,
+)
+from efficientad_jax.detection.puad.distance import distances_on_host
+from efficientad_jax.detection.puad.standardization import add_distances
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.detection.threshold import RegionRule
+from efficientad_jax.detection.tiles.cutting import (
+    SMALLEST_OVERLAP,
+    blend_shares,
+    cut_row_by_row,
+    tile_offsets,
+)
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.ignored import ignored_outputs
 from efficientad_jax.networks.pdn import MARGIN, STRIDE
-
-SMALLEST_OVERLAP = 2 * MARGIN * STRIDE
 
 
 @runtime_checkable
@@ -41,6 +53,11 @@ class TileDetector(Protocol):
 
     @property
     def spec(self) -> DetectorSpec:
+        """Of its networks."""
+        ...
+
+    @property
+    def params(self) -> DetectorParams:
         """Of its networks."""
         ...
 
@@ -67,7 +84,11 @@ class TileDetector(Protocol):
         """See `Detector.batch_size`."""
         ...
 
-    def detect_tiles(self, tiles: UInt8[np.ndarray, "n h w 3"]) -> Anomalies:
+    def detect_tiles(
+        self,
+        tiles: UInt8[np.ndarray, "n h w 3"],
+        weights: Float32[np.ndarray, "n oh ow"] | None = None,
+    ) -> Anomalies:
         """See `Detector.detect_tiles`."""
         ...
 
@@ -106,13 +127,16 @@ class TiledMaps(NamedTuple):
     """The maps of all tiles of an image together, a value for each cell.
 
     Attributes:
-      score: of the combined map, as in `inference.image_scores`.
+      score: of the combined map, as in `inference.image_scores`; with the distance of PUAD if the
+        detector uses it.
       combined: the combined map, with the outer cells that an unpadded network does not compute.
       parts: the local and the global map; none without an autoencoder, where the combined map is
         the local one.
       tiled_size: height and width of the image that was cut into tiles.
       size: height and width of the part of the image that counts.
       image_size: height and width of the whole image.
+      features: means of the student's first features over the image, each output counted once; None
+        without the statistics of PUAD.
     """
 
     score: float
@@ -121,6 +145,7 @@ class TiledMaps(NamedTuple):
     tiled_size: tuple[int, int]
     size: tuple[int, int]
     image_size: tuple[int, int]
+    features: Float64[np.ndarray, " f"] | None
 
 
 def compute_tiled_maps(
@@ -149,28 +174,74 @@ def compute_tiled_maps(
     combined = np.zeros(shape, np.float32)
     # Without an autoencoder the combined map is the local one.
     parts = [np.zeros(shape, np.float32) for _ in range(2 if detector.spec.autoencoder else 0)]
+    weights = _weights_of_cells(detector, combined, ignored)
+    features = None if weights is None else np.zeros(detector.spec.out_channels)
     places = list(product(range(len(rows)), range(len(columns))))
-    cut = _cut_tiles(image, rows, columns, tile=tile)
+    cut = cut_row_by_row(image, rows, columns, tile=tile)
     batch = detector.batch_size(len(places))
     for start in range(0, len(places), batch):
-        chosen = places[start : start + batch]
-        tiles = list(islice(cut, len(chosen)))
-        tiles += tiles[-1:] * (batch - len(tiles))
-        anomalies = jax.device_get(detector.detect_tiles(np.stack(tiles)))
-        for k, (i, j) in enumerate(chosen):  # the tiles that pad the batch are left out
+        chosen = []
+        for i, j in places[start : start + batch]:
             top, left = rows[i] // STRIDE, columns[j] // STRIDE
             window = np.s_[top : top + tile[0] // STRIDE, left : left + tile[1] // STRIDE]
-            share = np.outer(shares_down[i], shares_across[j])
+            chosen.append((window, np.outer(shares_down[i], shares_across[j])))
+        tiles = list(islice(cut, len(chosen)))
+        tiles += tiles[-1:] * (batch - len(tiles))
+        counted = None if weights is None else _weights_of_tiles(detector, weights, chosen, batch)
+        anomalies = jax.device_get(detector.detect_tiles(np.stack(tiles), counted))
+        for k, (window, share) in enumerate(chosen):  # the tiles that pad the batch are left out
             combined[window] += share * anomalies.combined[k]
             for part, of_tiles in zip(parts, (anomalies.local, anomalies.global_), strict=False):
                 part[window] += share * of_tiles[k]
+        if features is not None:
+            features += anomalies.features[: len(chosen)].sum(0)
     if ignored is not None:
         places = ignored_outputs(ignored, combined.shape, MARGIN)
         for cells in (combined, *parts):
             cells[places] = 0
     values = values_that_count(detector, image.size, combined)
     score = _score_of_map(values, detector.calibration.score_values)
-    return TiledMaps(score, combined, parts, image.size, size, image_size)
+    if features is not None:
+        score = _with_distance(detector, score, features)
+    return TiledMaps(score, combined, parts, image.size, size, image_size, features)
+
+
+def _weights_of_cells(
+    detector: TileDetector,
+    cells: Float32[np.ndarray, "c d"],
+    ignored: Bool[np.ndarray, "h w"] | None,
+) -> Float64[np.ndarray, "c d"] | None:
+    """The weight of each cell in the mean features of an image; None without PUAD's statistics."""
+    if detector.params.puad is None:
+        return None
+    counts = np.zeros(cells.shape)
+    counts[_inner(detector, cells)] = 1
+    if ignored is not None:
+        counts[ignored_outputs(ignored, cells.shape, MARGIN)] = 0
+    return counts / max(1, counts.sum())
+
+
+def _weights_of_tiles(
+    detector: TileDetector,
+    weights: Float64[np.ndarray, "c d"],
+    chosen: list[tuple[tuple[slice, slice], Float32[np.ndarray, "tc td"]]],
+    batch: int,
+) -> Float32[np.ndarray, "n oh ow"]:
+    """The weights of the outputs of some tiles, by their windows and shares, for a whole batch."""
+    parts = [share * weights[window] for window, share in chosen]
+    parts += parts[-1:] * (batch - len(parts))
+    return np.stack([part[_inner(detector, part)] for part in parts]).astype(np.float32)
+
+
+def _with_distance(
+    detector: TileDetector, score: float, features: Float64[np.ndarray, " f"]
+) -> float:
+    """The score of an image with the distance of PUAD, if the detector uses it."""
+    statistics, scale = detector.params.puad, detector.calibration.puad
+    if statistics is None or scale is None:
+        return score
+    distances = distances_on_host(statistics, features[None])
+    return float(add_distances(np.array([score]), distances, scale)[0])
 
 
 def values_that_count(
@@ -247,62 +318,6 @@ def chosen_overlap(spec: DetectorSpec, overlap: int | None) -> int:
     return overlap
 
 
-def tile_offsets(side: int, tile: int, overlap: int) -> list[int]:
-    """The first pixels of the tiles along one side of an image: evenly spread multiples of 4.
-
-    The last may reach up to 3 pixels beyond the image; no feature of an unpadded network sees them.
-
-    Args:
-      side: of the image, at least `tile`.
-      tile: side of a tile, a multiple of 4.
-      overlap: the smallest overlap of two neighbors, from 32 to `tile - 4`.
-    """
-    last = -(-(side - tile) // STRIDE)
-    steps = -(-last // ((tile - overlap) // STRIDE))
-    return [STRIDE * (i * last // max(steps, 1)) for i in range(steps + 1)]
-
-
-def blend_shares(offsets: list[int], tile: int) -> Float32[np.ndarray, "t c"]:
-    """The weight of each tile along one side in each of its cells; for any cell they sum to 1.
-
-    Args:
-      offsets: of `tile_offsets`.
-      tile: side of a tile in pixels.
-    """
-    cells = tile // STRIDE
-    rising = np.maximum(np.arange(cells) - MARGIN + 1.0, 0)
-    # Weights do not fall toward the border of the image: no other tile covers it.
-    weights = np.full((len(offsets), cells), float(cells))
-    weights[1:] = rising
-    weights[:-1] = np.minimum(weights[:-1], rising[::-1])
-    windows = [slice(offset // STRIDE, offset // STRIDE + cells) for offset in offsets]
-    total = np.zeros(windows[-1].stop)
-    for window, of_tile in zip(windows, weights, strict=True):
-        total[window] += of_tile
-    return np.stack(
-        [of_tile / total[window] for window, of_tile in zip(windows, weights, strict=True)]
-    ).astype(np.float32)
-
-
-def cut_tile(
-    image: UInt8[np.ndarray, "h w 3"], top: int, left: int, *, tile: tuple[int, int]
-) -> UInt8[np.ndarray, "th tw 3"]:
-    """A tile of an image; the last row and column are repeated where it reaches beyond."""
-    part = image[top : top + tile[0], left : left + tile[1]]
-    missing = [(0, tile[i] - part.shape[i]) for i in (0, 1)]
-    return np.pad(part, (*missing, (0, 0)), mode="edge")
-
-
-def _cut_tiles(
-    image: ImageRows, rows: list[int], columns: list[int], *, tile: tuple[int, int]
-) -> Iterator[UInt8[np.ndarray, "th tw 3"]]:
-    """The tiles of an image, row by row. It holds only the rows of one row of tiles."""
-    for top in rows:
-        band = image.read(top, min(top + tile[0], image.size[0]))
-        for left in columns:
-            yield cut_tile(band, 0, left, tile=tile)
-
-
 def _score_of_map(values: Float32[np.ndarray, "*shape"], count: int) -> float:
     """`inference.image_scores` of one map, which may be large, on the host."""
     if count == 1:
@@ -315,32 +330,6 @@ def _inner(detector: TileDetector, cells: Shaped[np.ndarray, "c d"]) -> tuple[sl
     """The cells that the detector's networks compute."""
     margin = 0 if detector.spec.padding else MARGIN
     return np.s_[margin : cells.shape[0] - margin, margin : cells.shape[1] - margin]
-
-
-class PlacedTile(NamedTuple):
-    """A tile, with its image's index and its place in the image in pixels."""
-
-    image: int
-    top: int
-    left: int
-    pixels: UInt8[np.ndarray, "th tw 3"]
-
-
-def cut_all_tiles(
-    images: UInt8[np.ndarray, "n h w 3"], sizes: Sequence[tuple[int, int]], tile: tuple[int, int]
-) -> Iterator[PlacedTile]:
-    """Tiles with the smallest overlap that cover each image, image after image.
-
-    Args:
-      images: at least as large as a tile.
-      sizes: height and width that count of each image.
-      tile: height and width of a tile.
-    """
-    for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
-        rows, columns = (tile_offsets(size[i], tile[i], SMALLEST_OVERLAP) for i in (0, 1))
-        part = image[: size[0], : size[1]]
-        for top, left in product(rows, columns):
-            yield PlacedTile(index, top, left, cut_tile(part, top, left, tile=tile))
 
 
 def calibrate_tiled(

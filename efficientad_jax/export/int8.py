@@ -86,6 +86,11 @@ def int8_model(
             "int8: the detector cuts images into tiles, expected one that resizes or pads them; "
             "export it without --int8"
         )
+    if detector.calibration.puad is not None:
+        raise InputError(
+            "int8: the detector's score has PUAD, whose statistics are of float32 features; export "
+            "it without --int8, or leave PUAD out (`efficientad set-threshold DETECTOR --puad=off`)"
+        )
     calibration = detector.calibration
     measured = images[_evenly_spaced(len(images), _MOST_MEASURED)]
     identity = calibration._replace(local=IDENTITY, global_=calibration.global_ and IDENTITY)

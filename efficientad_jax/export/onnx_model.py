@@ -24,6 +24,7 @@ from efficientad_jax.export.onnx_graph import (
     top_k,
 )
 from efficientad_jax.export.onnx_networks import add_autoencoder, add_pdn
+from efficientad_jax.export.onnx_puad import add_distance
 from efficientad_jax.export.properties import as_texts, check_exportable, export_properties
 from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.pdn import LAYERS, STRIDE, output_size
@@ -44,8 +45,8 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
     image_size, size = spec.input_size, output_size(*spec.input_size, padding=spec.padding)
     map_size = (image_size[0] // STRIDE, image_size[1] // STRIDE)
     graph = Graph([], {})
-    maps = {}
-    for name, (a, b) in _compared_features(graph, detector).items():
+    compared, maps = _compared_features(graph, detector), {}
+    for name, (a, b) in compared.items():
         difference = apply(graph, "Sub", [a, b], name=f"{name}/difference")
         square = apply(graph, "Mul", [difference] * 2, name=f"{name}/square")
         raw = apply(graph, "ReduceMean", [square], name=f"{name}/mean", axes=[1])
@@ -59,13 +60,17 @@ def onnx_model(detector: Detector) -> onnx.ModelProto:
         total = apply(graph, "Add", list(maps.values()), name="combined/sum")
         half = constant(graph, "combined/half", np.array(0.5, np.float32))
         combined = apply(graph, "Mul", [total, half], name="combined/mean")
+    scores = "scores" if calibration.puad is None else "scores/of_maps"
     if ignored is None:
-        _add_scores(graph, combined, min(calibration.score_values, size[0] * size[1]))
+        values = min(calibration.score_values, size[0] * size[1])
+        _add_scores(graph, combined, values, name=scores)
     else:
-        score_values = calibration.score_values
         maps, combined = _leave_out(
-            graph, maps, combined, ignored=ignored, score_values=score_values
+            graph, maps, combined, ignored=ignored, values=calibration.score_values, scores=scores
         )
+    if calibration.puad is not None:
+        _, student = compared["local"]
+        add_distance(graph, detector, scores, features=student, name="scores")
     margins = [(s - m) // 2 for s, m in zip(map_size, size, strict=True)]
     pads = constant(graph, "margins", np.array([0, 0, *margins] * 2, np.int64))
     channel = constant(graph, "channel", np.array([1], np.int64))
@@ -144,18 +149,24 @@ def _normalized_map(graph: Graph, raw: str, quantiles: MapQuantiles, *, name: st
     return apply(graph, "Mul", [above, scale], name=f"{name}/all")
 
 
-def _add_scores(graph: Graph, combined: str, values: int) -> None:
-    """Adds `inference.image_scores` as the output 'scores'."""
+def _add_scores(graph: Graph, combined: str, values: int, *, name: str) -> None:
+    """Adds `inference.image_scores` as `name`."""
     if values == 1:
-        apply(graph, "ReduceMax", [combined], name="scores", axes=[1, 2, 3], keepdims=0)
+        apply(graph, "ReduceMax", [combined], name=name, axes=[1, 2, 3], keepdims=0)
         return
     flat = apply(graph, "Flatten", [combined], name="combined/flat", axis=1)
     highest = top_k(graph, flat, values, name="combined/highest")
-    apply(graph, "ReduceMean", [highest], name="scores", axes=[1], keepdims=0)
+    apply(graph, "ReduceMean", [highest], name=name, axes=[1], keepdims=0)
 
 
 def _leave_out(
-    graph: Graph, maps: dict[str, str], combined: str, *, ignored: Ignored, score_values: int
+    graph: Graph,
+    maps: dict[str, str],
+    combined: str,
+    *,
+    ignored: Ignored,
+    values: int,
+    scores: str,
 ) -> tuple[dict[str, str], str]:
     """Adds the scores of the values that count, and sets the others to 0 in all maps."""
     left_out = np.asarray(ignored.values)
@@ -163,10 +174,10 @@ def _leave_out(
     zero = constant(graph, "ignored/zero", np.zeros((), np.float32))
     lowest = constant(graph, "ignored/lowest", np.array(np.finfo(np.float32).min))
     counted = apply(graph, "Where", [places, lowest, combined], name="combined/counted")
-    _add_scores(graph, counted, min(score_values, int((~left_out).sum())))
+    _add_scores(graph, counted, min(values, int((~left_out).sum())), name=scores)
     left = {
-        name: apply(graph, "Where", [places, zero, values], name=f"{name}/left")
-        for name, values in {"combined": combined, **maps}.items()
+        name: apply(graph, "Where", [places, zero, whole], name=f"{name}/left")
+        for name, whole in {"combined": combined, **maps}.items()
     }
     combined = left.pop("combined")
     return left, combined

@@ -38,7 +38,7 @@ def named_outputs(anomalies: Anomalies) -> dict[str, Any]:
 
     The names are those of the fields, without the underscore of `global_`.
     """
-    fields = anomalies._asdict()
+    fields = anomalies._replace(features=None)._asdict()
     return {name.rstrip("_"): value for name, value in fields.items() if value is not None}
 
 

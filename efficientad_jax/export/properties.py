@@ -57,6 +57,8 @@ def export_properties(
         "normalization_std": [round(float(value), 6) for value in IMAGENET_STD],
     }
     properties |= _framing_properties(detector.framing)
+    if detector.calibration.puad is not None:
+        properties["puad"] = "in the file"
     if threshold is not None:
         properties |= {
             "verdict": "anomalous if score >= threshold",
@@ -103,6 +105,11 @@ def check_exportable(detector: Detector) -> None:
         raise InputError(
             "export: the detector cuts images into tiles and has an ignore mask, which is another "
             "one in each tile; expected one of the two"
+        )
+    if detector.framing.fit == "tile" and detector.calibration.puad is not None:
+        raise InputError(
+            "export: the detector cuts images into tiles and its score has PUAD, which is of the "
+            "whole image; expected one of the two (`efficientad set-threshold DETECTOR --puad=off`)"
         )
 
 

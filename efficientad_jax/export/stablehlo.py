@@ -34,7 +34,14 @@ def stablehlo_bytes(detector: Detector) -> bytes:
 
     def program(images: UInt8[Array, "n h w 3"]) -> dict[str, Float[Array, "..."]]:
         return named_outputs(
-            detect(networks, detector.params, detector.calibration, images, detector.ignored_in())
+            detect(
+                networks,
+                detector.params,
+                detector.calibration,
+                images,
+                detector.ignored_in(),
+                detector.output_weights(),
+            )
         )
 
     (count,) = jax.export.symbolic_shape("n")

@@ -22,7 +22,7 @@ from efficientad_jax.detection.calibration import IDENTITY, calibrate, calibrati
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration, DetectorParams
 from efficientad_jax.detection.spec import DetectorSpec, networks_of
-from efficientad_jax.detection.threshold import RegionRule, choose_region_rule, choose_threshold
+from efficientad_jax.detection.threshold import RegionRule, choose_region_rule
 from efficientad_jax.detection.tiling import (
     calibrate_tiled,
     compute_tiled_maps,
@@ -43,6 +43,7 @@ from efficientad_jax.fitting.proxy import (
     split_validation,
     write_proxy,
 )
+from efficientad_jax.fitting.puad import check_dataset, fit_puad
 from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.runs.workdir import (
     Workdir,
@@ -150,6 +151,8 @@ def _prepare(
 
     Arguments and errors are those of `fit_detector`.
     """
+    if config.calibration.puad:
+        check_dataset(dataset)
     config, framing = suited_to(config, dataset)
     teacher = load_teacher(config.teacher, config.model.size)
     spec = spec_of(config, teacher.out_channels)
@@ -221,13 +224,16 @@ def _finish(config: Config, dataset: Dataset, inputs: _Inputs, *, state: TrainSt
         calibration,
         as_dict(config),
         metrics={},
-        threshold=None if rate is None else choose_threshold(scores, rate),
         validation_scores=tuple(scores.tolist()),
         teacher=inputs.teacher,
         framing=inputs.framing,
         region_rule=_region_rule(chosen, maps),
         validation_brightness=_brightness(dataset.validation, is_tiled=is_tiled),
     )
+    if chosen.puad:
+        detector = fit_puad(detector, dataset)
+    if rate is not None:
+        detector = detector.with_threshold(rate)
     detector.save(Workdir(inputs.workdir).detector)
     return detector
 

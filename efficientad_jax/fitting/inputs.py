@@ -14,7 +14,7 @@ from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.data.loading import Dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.spec import DetectorSpec
-from efficientad_jax.detection.tiling import cut_all_tiles
+from efficientad_jax.detection.tiles.cutting import cut_all_tiles
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.ignored import Ignored, ignored_in_images, ignored_in_tiles
 from efficientad_jax.networks.pdn import STRIDE, output_size

@@ -1,9 +1,10 @@
 """Recall of known defects at thresholds, and which way to compute scores finds more of them.
 
-Nothing is trained on them. They choose among a few candidates only: the rule of the score, and the
-weights of the two maps. A candidate is suggested if its AU-ROC is higher than that of the present
-score in a bootstrap over defects and good images (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993), with a level that allows for the number of candidates (Bonferroni).
+Nothing is trained on them. They choose among a few candidates only: the rule of the score, the
+weights of the two maps, and PUAD on or off where the detector has its statistics. A candidate is
+suggested if its AU-ROC is higher than that of the present score in a bootstrap over defects and
+good images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993), with a level that allows
+for the number of candidates (Bonferroni).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,13 @@ from efficientad_jax.detection.calibration import collect_raw_maps, scores_of_ma
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.inference import Calibration
 from efficientad_jax.detection.map_normalization import MapQuantiles
+from efficientad_jax.detection.puad.distance import distances_on_host
+from efficientad_jax.detection.puad.standardization import (
+    PuadScores,
+    add_distances,
+    sets_scale,
+    standardize,
+)
 from efficientad_jax.detection.threshold import CONFIDENCE, choose_threshold, percent
 
 # Rates of false alarms whose thresholds are shown.
@@ -68,12 +76,14 @@ class Candidate(NamedTuple):
       score_values: see `Calibration`.
       local_weight: of the local map in (0, 1), where that of the global map is 1 minus it; the
         present weights count as one half each.
-      calibration: computes these scores.
+      calibration: computes these scores, but for PUAD.
+      puad: whether they have PUAD.
     """
 
     score_values: int
     local_weight: float
     calibration: Calibration
+    puad: bool = False
 
 
 class Comparison(NamedTuple):
@@ -86,6 +96,7 @@ class Comparison(NamedTuple):
       auroc: of the defects against the good images, in [0, 1].
       low: lower bound of the difference to the AU-ROC of the present scores, in [-1, 1].
       high: its upper bound.
+      puad: its scores of all good images with and without PUAD; None without PUAD's statistics.
     """
 
     candidate: Candidate
@@ -94,6 +105,7 @@ class Comparison(NamedTuple):
     auroc: float
     low: float
     high: float
+    puad: PuadScores | None = None
 
 
 def recalls(detector: Detector, scores: Float[np.ndarray, " n"]) -> list[Recall]:
@@ -119,17 +131,28 @@ def recalls(detector: Detector, scores: Float[np.ndarray, " n"]) -> list[Recall]
     return rows
 
 
-def candidates(calibration: Calibration) -> list[Candidate]:
-    """The present way to compute scores, which is the first, and others."""
+def candidates(calibration: Calibration, *, has_puad: bool = False) -> list[Candidate]:
+    """The present way to compute scores, which is the first, and others.
+
+    With the statistics of PUAD one of the others is the present way with PUAD on or off; the rest
+    are without it.
+    """
     rules = (1,) if calibration.upsample_first else _RULES
     weights = (0.5,) if calibration.global_ is None else _LOCAL_WEIGHTS
-    present = Candidate(calibration.score_values, 0.5, calibration)
+    present = Candidate(calibration.score_values, 0.5, calibration, calibration.puad is not None)
+    calibration = calibration._replace(puad=None)
     others = [
         Candidate(rule, weight, _weighted(calibration, weight)._replace(score_values=rule))
         for weight in weights
         for rule in dict.fromkeys((calibration.score_values, *rules))
     ]
-    return [present, *(other for other in others if other[:2] != present[:2])]
+    if has_puad and not present.puad:
+        others.append(present._replace(puad=True))
+    return [present, *(other for other in others if _way(other) != _way(present))]
+
+
+def _way(candidate: Candidate) -> tuple[int, float, bool]:
+    return candidate.score_values, candidate.local_weight, candidate.puad
 
 
 def _weighted(calibration: Calibration, local_weight: float) -> Calibration:
@@ -162,19 +185,10 @@ def compare(
       defects: images of defects.
       false_alarm_rate: at which defects are counted, in (0, 1).
     """
-    tried = candidates(detector.calibration)
-    scores = []
-    for inputs in (good, defects):
-        ignored = detector.ignored_in(inputs.seen)
-        maps = collect_raw_maps(
-            detector.networks,
-            detector.params,
-            inputs.images,
-            upsample_first=detector.calibration.upsample_first,
-            ignored=ignored,
-        )
-        scores.append([scores_of_maps(maps, c.calibration, ignored) for c in tried])
-    wins = np.stack([_wins(bad, fine) for fine, bad in zip(*scores, strict=True)])
+    tried = candidates(detector.calibration, has_puad=detector.puad is not None)
+    measured = [_measure(detector, inputs, tried) for inputs in (good, defects)]
+    scored = [_scores(detector, tried, i, measured=measured) for i in range(len(tried))]
+    wins = np.stack([_wins(bad, fine) for fine, bad, _ in scored])
     intervals = difference_intervals(wins)
     return [
         Comparison(
@@ -183,9 +197,61 @@ def compare(
             int((bad >= choose_threshold(fine, false_alarm_rate).limit).sum()),
             float(win.mean()),
             *interval,
+            puad,
         )
-        for candidate, fine, bad, win, interval in zip(tried, *scores, wins, intervals, strict=True)
+        for candidate, (fine, bad, puad), win, interval in zip(
+            tried, scored, wins, intervals, strict=True
+        )
     ]
+
+
+def compared_images(detector: Detector, good: int) -> int:
+    """How many of so many good images are compared: a part sets the scale of PUAD, if any."""
+    return good if detector.puad is None else int((~sets_scale(good)).sum())
+
+
+class _Measured(NamedTuple):
+    """Scores of images by each candidate, without PUAD, and distances if there are statistics."""
+
+    scores: list[Float[np.ndarray, " n"]]
+    distances: Float[np.ndarray, " n"] | None
+
+
+def _measure(detector: Detector, inputs: Inputs, tried: list[Candidate]) -> _Measured:
+    ignored = detector.ignored_in(inputs.seen)
+    maps = collect_raw_maps(
+        detector.networks,
+        detector.params,
+        inputs.images,
+        upsample_first=detector.calibration.upsample_first,
+        ignored=ignored,
+        weights=detector.output_weights(inputs.seen),
+    )
+    scores = [scores_of_maps(maps, c.calibration, ignored) for c in tried]
+    if detector.params.puad is None:
+        return _Measured(scores, None)
+    return _Measured(scores, distances_on_host(detector.params.puad, np.asarray(maps.features)))
+
+
+def _scores(
+    detector: Detector, tried: list[Candidate], index: int, *, measured: list[_Measured]
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " n"], PuadScores | None]:
+    """The scores of a candidate: of compared good images and of defects, and those with PUAD.
+
+    Raises:
+      InputError: there are too few good images for PUAD, or they do not vary.
+    """
+    fine, bad = (part.scores[index] for part in measured)
+    distances = [part.distances for part in measured if part.distances is not None]
+    if not distances:
+        return fine, bad, None
+    puad, rest = standardize(fine, distances[0]), ~sets_scale(len(fine))
+    if not tried[index].puad:
+        return fine[rest], bad, puad
+    # The present scores have the detector's own scale.
+    scale = detector.calibration.puad or puad.scale
+    scores = add_distances(fine, distances[0], scale)[rest]
+    return scores, add_distances(bad, distances[1], scale), puad
 
 
 def _wins(
@@ -238,17 +304,24 @@ def suggestion(comparisons: Sequence[Comparison]) -> Comparison | None:
 def with_candidate(detector: Detector, comparison: Comparison) -> Detector:
     """The detector with the scores of a candidate, and the threshold for its present rate.
 
-    Its metrics are those of other scores and are removed.
+    Its metrics are those of other scores and are removed. With PUAD's statistics, the scores
+    without PUAD are those of all good images.
     """
-    scores, threshold = comparison.good, detector.threshold
-    rule = comparison.candidate.score_values
+    candidate, puad, threshold = comparison.candidate, comparison.puad, detector.threshold
+    calibration = candidate.calibration._replace(puad=None)
+    scores = comparison.good if puad is None else np.array(puad.plain)
+    if candidate.puad and puad is not None:
+        calibration = calibration._replace(puad=puad.scale)
+        scores = np.array(puad.combined)
     chosen = detector.config.get("calibration")
     config = detector.config
     if isinstance(chosen, dict):
-        config = config | {"calibration": chosen | {"score": rule_name(rule)}}
+        rule = {"score": rule_name(candidate.score_values), "puad": candidate.puad}
+        config = config | {"calibration": chosen | rule}
     return replace(
         detector,
-        calibration=comparison.candidate.calibration,
+        calibration=calibration,
+        puad=puad,
         validation_scores=tuple(scores.tolist()),
         threshold=threshold and choose_threshold(scores, threshold.false_alarm_rate),
         config=config,
@@ -259,6 +332,11 @@ def with_candidate(detector: Detector, comparison: Comparison) -> Detector:
 def rule_name(score_values: int) -> str:
     """The rule as `config.calibration.score` names it."""
     return "max" if score_values == 1 else f"top{score_values}"
+
+
+def way_name(candidate: Candidate) -> str:
+    """The rule, and whether the score has PUAD."""
+    return rule_name(candidate.score_values) + (" with PUAD" if candidate.puad else "")
 
 
 def recall_lines(rows: Sequence[Recall], defects: int) -> Iterator[str]:
@@ -275,11 +353,13 @@ def comparison_lines(comparisons: Sequence[Comparison], defects: int) -> Iterato
     """A table of the candidates, the best first."""
     present = comparisons[0]
     has_weights = any(c.candidate.local_weight != 0.5 for c in comparisons)
-    yield f"score   {'local map  ' if has_weights else ''}AU-ROC  found  against the present score"
+    width = max(6, *(len(way_name(c.candidate)) for c in comparisons))
+    title = f"{'score':<{width}}  {'local map  ' if has_weights else ''}"
+    yield f"{title}AU-ROC  found  against the present score"
     for c in sorted(comparisons, key=lambda c: -c.auroc):
         weight = f"{percent(c.candidate.local_weight):>9}  " if has_weights else ""
         difference = "present" if c is present else f"{c.low:+.3f} to {c.high:+.3f}"
         yield (
-            f"{rule_name(c.candidate.score_values):<6}  {weight}{c.auroc:.4f}  "
+            f"{way_name(c.candidate):<{width}}  {weight}{c.auroc:.4f}  "
             f"{c.found:>2} of {defects}  {difference}"
         )

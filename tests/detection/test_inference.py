@@ -33,7 +33,7 @@ def literal_maps(params, images):
     x = (images / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
     teacher, student, predicted = (
         np.asarray(network.apply(p, jnp.asarray(x, jnp.float32)), np.float64)
-        for network, p in zip(NETWORKS, params, strict=True)
+        for network, p in zip(NETWORKS, params[:3], strict=True)
     )
     local = ((teacher - student[..., :6]) ** 2).mean(-1)
     return local, ((predicted - student[..., 6:]) ** 2).mean(-1)

@@ -20,7 +20,8 @@ from efficientad_jax.detection.inference import (
 )
 from efficientad_jax.detection.predict_files import Task, predict_files
 from efficientad_jax.detection.spec import DetectorSpec
-from efficientad_jax.detection.tiling import blend_shares, chosen_overlap, tile_offsets
+from efficientad_jax.detection.tiles.cutting import blend_shares, tile_offsets
+from efficientad_jax.detection.tiling import chosen_overlap
 from efficientad_jax.networks.model import create_networks
 from tests.helpers.detectors import random_detector
 from tests.helpers.images import encoded, picture
@@ -181,7 +182,7 @@ def test_tiles_cover_every_cell_and_their_shares_sum_to_one(side, overlap):
 def test_memory_is_that_of_the_image_its_map_and_one_tile(monkeypatch):
     shapes = set()
 
-    def quick(self, tiles):
+    def quick(self, tiles, weights=None):
         shapes.add(tiles.shape)
         maps = tiles[:, ::4, ::4, 0].astype(np.float32)
         return Anomalies(maps.max((1, 2)), maps, maps, None)

@@ -110,7 +110,7 @@ def main(monkeypatch: pytest.MonkeyPatch):
     signal.signal(signal.SIGTERM, before)
 
 
-def maps_by_mean(networks, params, images, *, upsample_first, ignored) -> RawMaps:
+def maps_by_mean(networks, params, images, *, upsample_first, ignored, weights) -> RawMaps:
     """Maps with a narrow peak on every image; those of dark images, the defects, are wide."""
     rng = np.random.default_rng(len(images))
     maps = rng.random((len(images), 24, 24), np.float32)

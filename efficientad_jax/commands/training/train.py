@@ -53,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Trains, or resumes an earlier run of the same work directory."""
     # Only here: the other commands start without the code of a training.
+    from efficientad_jax.fitting.puad_summary import puad_summary
     from efficientad_jax.fitting.train_detector import train_detector
 
-    train_detector(
+    detector = train_detector(
         options.folder,
         options.workdir,
         options.recipe,
@@ -63,5 +64,7 @@ def run(options: argparse.Namespace) -> int:
         fields=given_fields(options),
         mlflow=options.mlflow,
     )
+    if detector.puad is not None:
+        print_line(f"PUAD {puad_summary(detector)}")
     print_line(f"detector: {options.workdir.rstrip('/')}/{Workdir(Path()).detector.name}")
     return 0
