@@ -110,7 +110,8 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     columns = np.array(pairs, np.float64).reshape(-1, 2)
     if len(columns) < _FEWEST or np.ptp(columns, axis=0).min() == 0:
         return None
-    return float(spearmanr(columns[:, 0], columns[:, 1]).statistic)
+    found = spearmanr(columns[:, 0], columns[:, 1])
+    return float(found.statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def ranking_table(ranked: Mapping[str, Ranking]) -> str:

@@ -86,7 +86,7 @@ def test_a_stopped_training_and_its_evaluation_are_one_run(files: Workdir, uri: 
     history = client.get_metric_history(run.info.run_id, "loss/total")
     assert {point.step: point.value for point in history} == {i: 1 / i for i in range(1, 6)}
     params = again.data.params
-    assert (params["config.train.steps"], params["config.calibration.score"]) == ("8000", "top20")
+    assert (params["config.train.steps"], params["config.calibration.score"]) == ("8000", "top5")
     assert names(client, again) == {"config.json", "detector"}
     assert names(client, again, "detector") == {"detector/detector.json"}
 
