@@ -119,9 +119,9 @@ def fit_detector(
         belongs to another configuration or cannot be written.
       DivergenceError: a loss or a parameter is no longer finite.
     """
-    measured, calibrating = split_validation(dataset.validation, config)
-    proxy = None
+    proxy, calibrating = None, dataset.validation
     if config.train.proxy_every:
+        measured, calibrating = split_validation(dataset.validation, config)
         proxy = draw_proxy_images(measured, *suited_to(config, dataset))
     inputs = _prepare(config, dataset, workdir, disk_cache_gb=disk_cache_gb)
     config = inputs.config
