@@ -162,7 +162,7 @@ def test_the_command_chooses_a_rule_from_images_and_another_rate_from_scores(
 def test_the_command_says_what_it_needs(changed, detector, tmp_path):
     detector.save(tmp_path / "detector")
     for arguments, named in (
-        ((), "--region-false-positive-rate, --defects: none is given"),
+        ((), "--region-false-positive-rate, --defects, --puad: none is given"),
         (("--false-alarm-rate=0.1", "--images=a"), "--images: is of regions"),
         (("--false-alarm-rate=0.1", "--smallest-region=3"), "--smallest-region: is of regions"),
         (("--region-false-positive-rate=0.1", "--smallest-region=0"), "0: expected 1 to"),
