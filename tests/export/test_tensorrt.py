@@ -14,6 +14,8 @@ import onnx
 import pytest
 
 from efficientad_jax.data.framing import Framing
+from efficientad_jax.detection.puad.distance import PuadStatistics
+from efficientad_jax.detection.puad.standardization import PuadScale
 from efficientad_jax.export.onnx_graph import OPSET
 from efficientad_jax.export.onnx_model import onnx_model
 from tests.helpers.command import REPOSITORY
@@ -32,8 +34,10 @@ SUPPORTED: dict[str, tuple[int, ...]] = {
     "MatMul": (),
     "Mul": (),
     "Pad": (1,),
+    "ReduceL2": (),
     "ReduceMax": (),
     "ReduceMean": (),
+    "ReduceSum": (1,),
     "Relu": (),
     "Split": (),
     "Squeeze": (1,),
@@ -52,11 +56,15 @@ MASK[:30] = True
 
 def models():
     """Programs that together have every operator that an exported program can have."""
-    masked = random_detector(SMALL._replace(autoencoder=True), score_values=20, upsample_first=True)
-    return {
-        "plain": random_detector(SMALL),
-        "all": replace(masked, framing=Framing(ignored=MASK)),
-    }
+    other = random_detector(SMALL._replace(autoencoder=True), score_values=20, upsample_first=True)
+    statistics = PuadStatistics(np.zeros(4, np.float32), np.eye(4, dtype=np.float32))
+    with_all = replace(
+        other,
+        framing=Framing(ignored=MASK),
+        params=other.params._replace(puad=statistics),
+        calibration=other.calibration._replace(puad=PuadScale(1.0, 0.5)),
+    )
+    return {"plain": random_detector(SMALL), "all": with_all}
 
 
 @pytest.fixture(scope="module")
