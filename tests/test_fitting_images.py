@@ -93,7 +93,8 @@ def test_tiles(autoencoder, config, tmp_path) -> None:
     changes = {"model.fit": "tile", "losses.autoencoder": autoencoder}
     if not autoencoder:
         changes["train.proxy_every"] = 2
-    detector = fit(replace(config, changes), tmp_path / "run")
+    config = replace(config, changes)
+    detector = fit(config, tmp_path / "run")
     assert detector.framing.fit == "tile"
     loaded = Detector.load(tmp_path / "run/detector")
     # The threshold is that of whole images, as they are scored later.
@@ -107,7 +108,7 @@ def test_tiles(autoencoder, config, tmp_path) -> None:
     if autoencoder:
         return
     measured, _ = split_validation(load_configured_dataset(config).validation, config)
-    proxy = draw_proxy_images(measured, replace(config, changes), loaded.framing)
+    proxy = draw_proxy_images(measured, config, loaded.framing)
     scores = np.array([detection.score for detection in loaded(proxy.images)])
     stored = json.loads((tmp_path / "run/proxy.json").read_text())
     # Without an autoencoder, no calibration changes the order of scores.

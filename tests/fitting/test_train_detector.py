@@ -102,7 +102,7 @@ def test_the_commands_train_evaluate_and_describe(
     assert f"data        folder {place / 'part'}; 1 validation images\n" in described
     assert "input       128 x 128 pixels\n" in described
     assert "steps       3\n" in described
-    assert "score       mean of the map's 20 highest values\n" in described
+    assert "score       mean of the map's 5 highest values\n" in described
     assert re.search(r"format      version 3, \d+\.\d MB\n", described)
 
     # The detector and the images may both have moved.

@@ -7,18 +7,21 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Imports libraries and nothing of the package, then forks for each line: `python -m MODULE` with
-# these arguments. It prints the id of the process and how that process ended.
+# Imports libraries and the modules that are named, then forks for each line: `python -m MODULE`
+# with these arguments. It prints the id of the process and how that process ended.
 _SERVER = """
-import json, os, runpy, sys
+import importlib, json, os, runpy, sys
 import absl.app, flax.linen, grain, jax, ml_collections, optax, orbax.checkpoint
 import scipy.ndimage, sklearn.metrics
+
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 
 for line in sys.stdin:
     task = json.loads(line)
@@ -66,10 +69,17 @@ class Fork(NamedTuple):
 
 
 @contextlib.contextmanager
-def fork_server(environment: Mapping[str, str] | None = None) -> Iterator[ForkServer]:
-    """A server in the repository's root, with the environment of the tests unless given."""
+def fork_server(
+    environment: Mapping[str, str] | None = None, *, modules: Sequence[str] = ()
+) -> Iterator[ForkServer]:
+    """A server in the repository's root.
+
+    Args:
+      environment: None for that of the tests.
+      modules: of the package that it imports, besides the libraries.
+    """
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", _SERVER],
+        [sys.executable, "-u", "-c", _SERVER, *modules],
         cwd=REPOSITORY,
         env=environment,
         stdin=subprocess.PIPE,

@@ -30,7 +30,8 @@ def forking(tmp_path):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    with fork_server(environment) as server:
+    # A signal soon after the start finds a command that handles it.
+    with fork_server(environment, modules=["efficientad_jax.fitting.fit_detector"]) as server:
         yield server
 
 
