@@ -1,10 +1,12 @@
 """Converts a detector to an ONNX model with 8-bit convolutions, by ONNX Runtime's quantization.
 
 Kernels have one scale per output channel. Activations have one scale per layer, from their range
-on normal images and on disturbed copies of them. The ranges of normal images only would clip the
-activations of defects, which are larger, and with them their scores. The autoencoder, with at most
-6 % of the operations, stays in float32, and so does everything after the features: differences,
-means, and normalization by quantiles.
+on normal images and on disturbed copies of them: the activations of defects are larger, and ranges
+of normal images only would clip them, and with them their scores. But wide ranges are rounded
+coarsely. Where that changes the scores of normal images by more than these differ from each other,
+weak defects would be lost, and the ranges are those of normal images only. The autoencoder, with at
+most 6 % of the operations, stays in float32, and so does everything after the features:
+differences, means, and normalization by quantiles.
 """
 
 import tempfile
@@ -91,17 +93,14 @@ def int8_model(
             "int8: the detector's score has PUAD, whose statistics are of float32 features; export "
             "it without --int8, or leave PUAD out (`efficientad set-threshold DETECTOR --puad=off`)"
         )
-    calibration = detector.calibration
     measured = images[_evenly_spaced(len(images), _MOST_MEASURED)]
-    identity = calibration._replace(local=IDENTITY, global_=calibration.global_ and IDENTITY)
-    exact = onnx_model(replace(detector, calibration=identity))
-    rounded = _quantized(exact, measured)
-    before, after = (_raw_maps(model, detector, measured) for model in (exact, rounded))
-    local = _adjusted(calibration.local, before["local"], after["local"])
-    global_ = calibration.global_ and _adjusted(
-        calibration.global_, before["global"], after["global"]
+    model = _rounded(detector, measured, np.concatenate([measured, _disturbed(measured)]))
+    exact_scores, scores = (
+        run_in_batches(onnx_program(m.SerializeToString()), measured)["scores"]
+        for m in (onnx_model(detector), model)
     )
-    model = with_calibration(rounded, calibration._replace(local=local, global_=global_))
+    if (scores - exact_scores).std() > exact_scores.std():
+        model = _rounded(detector, measured, measured)
     threshold = rule = None
     if detector.threshold is not None or detector.region_rule is not None:
         outputs = run_in_batches(onnx_program(model.SerializeToString()), images)
@@ -112,6 +111,27 @@ def int8_model(
     properties = export_properties(replace(detector, region_rule=rule), "int8", threshold)
     onnx.helper.set_model_props(model, as_texts(properties))
     return model
+
+
+def _rounded(
+    detector: Detector,
+    measured: UInt8[np.ndarray, "n h w 3"],
+    shown: UInt8[np.ndarray, "m h w 3"],
+) -> onnx.ModelProto:
+    """The model with the ranges of activations on the images `shown`.
+
+    Its maps have the quantiles of the float32 maps on the images `measured`.
+    """
+    calibration = detector.calibration
+    identity = calibration._replace(local=IDENTITY, global_=calibration.global_ and IDENTITY)
+    exact = onnx_model(replace(detector, calibration=identity))
+    rounded = _quantized(exact, shown)
+    before, after = (_raw_maps(model, detector, measured) for model in (exact, rounded))
+    local = _adjusted(calibration.local, before["local"], after["local"])
+    global_ = calibration.global_ and _adjusted(
+        calibration.global_, before["global"], after["global"]
+    )
+    return with_calibration(rounded, calibration._replace(local=local, global_=global_))
 
 
 def _region_rule(
@@ -166,7 +186,7 @@ def _quantized(model: onnx.ModelProto, images: UInt8[np.ndarray, "n h w 3"]) -> 
         quantization.quantize_static(
             preprocessed,
             result,
-            _Images(iter(np.concatenate([images, _disturbed(images)]))),
+            _Images(iter(images)),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Relu", "AveragePool"],
             nodes_to_exclude=[

@@ -12,6 +12,7 @@ from efficientad_jax import InputError, __version__, commands
 from efficientad_jax.data.decoding import resize_map
 from efficientad_jax.detection.regions.components import find_regions
 from efficientad_jax.detection.threshold import RegionRule, Threshold, choose_threshold
+from efficientad_jax.export import int8 as int8_export
 from efficientad_jax.export.int8 import int8_model
 from efficientad_jax.export.onnx_model import onnx_model
 from efficientad_jax.export.programs import onnx_program, open_program, run_in_batches
@@ -179,6 +180,23 @@ def test_int8_does_not_clip_what_good_images_never_show(detector):
     for images in (checks, blot, good):
         expected = exact.run(images)["scores"]
         np.testing.assert_allclose(rounded.run(images)["scores"], expected, rtol=0.15)
+
+
+def test_int8_has_narrow_ranges_where_wide_ones_would_drown_the_scores(detector, monkeypatch):
+    shown = []
+
+    def recorded(model, images, quantized=int8_export._quantized):
+        shown.append(len(images))
+        return quantized(model, images)
+
+    monkeypatch.setattr(int8_export, "_quantized", recorded)
+    images = uint8_images(4, detector.spec.input_size, block=8)
+    int8_model(detector, images)
+    assert shown == [8]  # the images and their disturbed copies
+    # The scores of images that are nearly the same differ by less than rounding changes them.
+    noise = np.random.default_rng(0).integers(0, 2, images.shape, np.uint8)
+    int8_model(detector, images[:1] // 2 + noise)
+    assert shown[1:] == [8, 4]
 
 
 def test_openvino_runs_an_int8_file(int8, images):
