@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -34,6 +35,11 @@ else:
     # those under test.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_caches}/compiled"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # Images of containers often forbid bytecode next to the sources. Then each of the hundreds of
+    # processes of the tests would compile all that it imports.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = f"{_caches}/bytecode"
+        sys.dont_write_bytecode = False
 
 os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 

@@ -50,9 +50,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     mask[50:90, 40:120] = 255
     (folder / "ground_truth/defect").mkdir(parents=True)
     Image.fromarray(mask).save(folder / "ground_truth/defect/0_mask.png")
-    network = PatchDescriptionNetwork("small", 4)
+    network = PatchDescriptionNetwork("small", 32)
     params = random_params(network, (128, 128))
-    save_teacher(folder / "teacher.safetensors", Teacher("small", 4, params, {}))
+    save_teacher(folder / "teacher.safetensors", Teacher("small", 32, params, {}))
     changes = {
         "dataset.root": str(folder),
         "teacher": str(folder / "teacher.safetensors"),

@@ -55,9 +55,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     for noise in (1, 2):
         write_images(folder / f"noise{noise}", noise)
     Image.fromarray(~ignore_mask()).save(folder / "mask.png")
-    network = PatchDescriptionNetwork("small", 4)
+    network = PatchDescriptionNetwork("small", 32)
     params = random_params(network, (128, 128))
-    save_teacher(folder / "teacher.safetensors", Teacher("small", 4, params, {}))
+    save_teacher(folder / "teacher.safetensors", Teacher("small", 32, params, {}))
     changes = {
         "dataset.root": str(folder / "noise1"),
         "dataset.ignore_mask": str(folder / "mask.png"),

@@ -83,7 +83,8 @@ class Conv(nn.Module):
             stride=self.stride,
             padding=self.padding,
             epilogue=epilogue,
-            method=self.convolution,
+            # Nothing but the shape matters then, and this one is traced in no time.
+            method="direct" if self.is_initializing() else self.convolution,
         )
 
 

@@ -30,8 +30,8 @@ def config(tmp_path):
     photograph = image_set(1, 2).images[0]
     (tmp_path / "photographs").mkdir()
     Image.fromarray(photograph).save(tmp_path / "photographs" / "0.png")
-    params = random_params(PatchDescriptionNetwork("small", 4), (SIDE, SIDE))
-    save_teacher(tmp_path / "teacher.safetensors", Teacher("small", 4, params, {}))
+    params = random_params(PatchDescriptionNetwork("small", 32), (SIDE, SIDE))
+    save_teacher(tmp_path / "teacher.safetensors", Teacher("small", 32, params, {}))
     return Config(
         model=ModelConfig(input_height=SIDE, input_width=SIDE),
         train=TrainConfig(steps=2, steps_per_dispatch=1),

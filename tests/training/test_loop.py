@@ -27,7 +27,7 @@ from efficientad_jax.training.session import image_indices
 from tests.helpers.detectors import random_params
 
 SIZE = (128, 128)
-NETWORKS = create_networks("small", 4, SIZE)
+NETWORKS = create_networks("small", 32, SIZE)
 
 
 def config(**train):

@@ -33,7 +33,7 @@ from efficientad_jax.training.session import open_training
 from efficientad_jax.training.step import TrainState
 
 SIZE = (128, 128)
-NETWORKS = create_networks("small", 4, SIZE)
+NETWORKS = create_networks("small", 32, SIZE)
 
 
 def config(**train: object) -> Config:
