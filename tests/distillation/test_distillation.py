@@ -37,7 +37,7 @@ SMALL = {
     "backbone": "lite0",
     "backbone_size": 256,
     "target_reduction": "average",
-    "channels": 8,
+    "channels": 32,
     "held_out_fraction": 0.2,
     "statistics_images": 2,
     "steps": 6,
@@ -233,7 +233,7 @@ def test_it_starts_from_a_teacher_of_the_same_kind(photographs, tmp_path):
     process = start(photographs, tmp_path / "other", start_from=str(given), channels=16)
     _, errors = process.communicate()
     assert process.returncode == 2
-    assert "a teacher of 8 channels, expected 16" in errors.splitlines()[-1]
+    assert "a teacher of 32 channels, expected 16" in errors.splitlines()[-1]
     assert not (tmp_path / "other").exists()
 
 

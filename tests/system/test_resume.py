@@ -24,14 +24,9 @@ KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "2"))
 
 
 @pytest.fixture
-def forking(tmp_path):
-    environment = os.environ | {
-        # The runs of one test compile the same program.
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def forking():
     # A signal soon after the start finds a command that handles it.
-    with fork_server(environment, modules=["efficientad_jax.fitting.fit_detector"]) as server:
+    with fork_server(modules=["efficientad_jax.fitting.fit_detector"]) as server:
         yield server
 
 
@@ -46,10 +41,10 @@ def start(forking, tmp_path):
             pixels = rng.integers(90, 130, (100 + i, 120), np.uint8)
             Image.fromarray(pixels).save(folder / f"{i}.png")
 
-    # Few features keep checkpoints small; 32 is what the student needs for the C++ convolutions.
+    # Few features keep checkpoints small; 32 is what the C++ convolutions need.
     teacher = tmp_path / "teacher.safetensors"
-    params = random_params(PatchDescriptionNetwork("small", 16), (64, 64))
-    save_teacher(teacher, Teacher("small", 16, params, {}))
+    params = random_params(PatchDescriptionNetwork("small", 32), (64, 64))
+    save_teacher(teacher, Teacher("small", 32, params, {}))
 
     def start(workdir, steps):
         arguments = [
