@@ -215,6 +215,8 @@ class TrainConfig(_Checked):
       crop: largest height and width in pixels that a step takes of each of its images, at a random
         place, so that a step takes no longer for larger images; 0 takes whole images, as the paper
         does. The autoencoder always gets whole ones.
+      penalty_crop: the same for the photograph of the pretraining penalty, which then costs less;
+        0 takes as much of it as of the image, as the paper does.
       poses: 'upright' for the images as they are, as in the paper; 'all' turns them by quarter
         turns and mirrors them, for parts that lie in any pose; 'auto' takes the poses in which the
         images look like each other.
@@ -240,6 +242,9 @@ class TrainConfig(_Checked):
     minutes: float = _at_least(0, 0.0)
     batch_size: int = _at_least(1, 1)  # line 14
     crop: int = _value(
+        0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0)
+    )
+    penalty_crop: int = _value(
         0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0)
     )
     poses: Literal["upright", "auto", "all"] = "upright"
@@ -370,6 +375,13 @@ class Config(_Checked):
         if self.model.fit == "tile":  # the autoencoder needs whole tiles
             return size if self.train.crop and not self.losses.autoencoder else (height, width)
         return size if self.train.crop and size != (height, width) else None
+
+    @property
+    def penalty_crop_size(self) -> tuple[int, int] | None:
+        """Height and width of the part of a photograph that a step takes, None for `crop_size`."""
+        height, width = self.model.input_shape
+        size = min(self.train.penalty_crop, height), min(self.train.penalty_crop, width)
+        return size if self.train.penalty_crop else None
 
 
 @dataclass(frozen=True, kw_only=True)

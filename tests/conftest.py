@@ -52,12 +52,16 @@ install_import_hook("efficientad_jax", "beartype.beartype")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts slow tests first, so that no worker is left with one at the end.
 
+    Those that mostly wait for other processes, marked `slow(waits=True)`, come before the others:
+    they take minutes and next to no processor time.
+
     Each of the workers begins with an equal part of the list and later takes over tests from the
     end of another's part. So the files of slow tests are dealt out to the parts, which are then
     filled up with the other tests.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     slow = [item for item in items if item.get_closest_marker("slow")]
+    slow.sort(key=lambda item: not any("waits" in m.kwargs for m in item.iter_markers("slow")))
     files = sorted({item.path for item in slow}, reverse=True)
     parts = [
         [item for item in slow if files.index(item.path) % workers == worker]

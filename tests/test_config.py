@@ -43,6 +43,7 @@ OUT_OF_RANGE = {
     "train.decay_factor": 0.0,
     "train.weight_decay": -1e-5,
     "train.crop": 130,
+    "train.penalty_crop": 32,
     "train.steps_per_dispatch": 0,
     "train.checkpoint_every": 0,
     "train.checkpoints_kept": 0,
@@ -158,6 +159,9 @@ def test_crops_are_no_larger_than_the_input_and_need_networks_without_padding():
     assert size(256, 128, 192) is None
     assert size(256, 256, 640) == (256, 256)
     assert size(256, 128, 640) == (128, 256)
+    photograph = replace(Config(), {"train.penalty_crop": 96, "model.input_width": 640})
+    assert (photograph.crop_size, photograph.penalty_crop_size) == (None, (96, 96))
+    assert Config().penalty_crop_size is None
     padded = replace(Config(), {"train.crop": 256, "model.padding": True})
     assert padded.crop_size is None
     with pytest.raises(InputError, match=r"config\.train\.crop = 256: expected 0, whole images"):

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     Attributes:
       images: the training images or their crops.
       teacher_features: of them, or None.
-      pretraining_images: as large as they are, or None.
+      pretraining_images: as large as they are or smaller, or None.
       whole_images: the training images for the autoencoder if `images` are crops, otherwise None.
       ignored: what is ignored of `images`, None for nothing.
       whole_ignored: what is ignored of `whole_images`.
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
     images: UInt8[Array, "b h w 3"]
     teacher_features: Float16[Array, "b oh ow c"] | None
-    pretraining_images: UInt8[Array, "b h w 3"] | None
+    pretraining_images: UInt8[Array, "b ph pw 3"] | None
     whole_images: UInt8[Array, "b fh fw 3"] | None = None
     ignored: Ignored | None = None
     whole_ignored: Ignored | None = None
@@ -59,6 +59,7 @@ def take_batch(
     crop: tuple[int, int] | None,
     key: jax.Array,
     whole: bool,
+    penalty_crop: tuple[int, int] | None = None,
 ) -> Batch:
     """The batch of these training images and photographs.
 
@@ -70,22 +71,27 @@ def take_batch(
         whole images.
       key: random key of the step.
       whole: whether a batch of crops has the whole training images as well.
+      penalty_crop: as `crop`, of the photographs; None takes as much of them as of the images.
     """
+    # Another key than those of the losses, which are split off this one.
+    crop_key = jax.random.fold_in(key, 0)
     if crop:
-        # Another key than those of the losses, which are split off this one.
-        crop_key = jax.random.fold_in(key, 0)
         batch = random_crops(data, images, photographs, crop=crop, key=crop_key)
-        if not whole:
-            return batch
-        ignored = None if data.ignored is None else data.ignored.of(images)
-        return batch._replace(whole_images=data.images[images], whole_ignored=ignored)
-    features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
-    return Batch(
-        data.images[images],
-        None if features is None else features[images],
-        None if pretraining is None else pretraining[photographs],
-        ignored=None if ignored is None else ignored.of(images),
-    )
+        if whole:
+            ignored = None if data.ignored is None else data.ignored.of(images)
+            batch = batch._replace(whole_images=data.images[images], whole_ignored=ignored)
+    else:
+        features, ignored = data.teacher_features, data.ignored
+        batch = Batch(
+            data.images[images],
+            None if features is None else features[images],
+            None if data.pretraining_images is None else data.pretraining_images[photographs],
+            ignored=None if ignored is None else ignored.of(images),
+        )
+    if penalty_crop and data.pretraining_images is not None:
+        parts = _crop_photographs(data.pretraining_images, photographs, penalty_crop, key=crop_key)
+        batch = batch._replace(pretraining_images=parts)
+    return batch
 
 
 def random_crops(
@@ -101,44 +107,63 @@ def random_crops(
     The places are multiples of the stride of an unpadded PDN. The teacher's features of a part are
     then exactly those of the whole image there.
     """
-    (height, width), batch = data.images.shape[1:3], len(images)
+    height, width = data.images.shape[1:3]
     keys = jax.random.split(key, 4)
-
-    def positions(key: jax.Array, side: int | Array, part: int) -> Int[Array, " b"]:
-        return jax.random.randint(key, (batch,), 0, (side - part) // STRIDE + 1)
-
-    def cut(
-        whole: Array | np.ndarray,
-        indices: Array,
-        places: tuple[Array, Array],
-        size: tuple[int, int],
-    ) -> Array:
-        def part(index: Array, top: Array, left: Array) -> Array:
-            start = (index, top, left, 0)
-            return jax.lax.dynamic_slice(whole, start, (1, *size, whole.shape[-1]))[0]
-
-        return jax.vmap(part)(indices, *places)
-
     if data.sizes is not None:
         height, width = data.sizes[images, 0], data.sizes[images, 1]
-    rows, columns = positions(keys[0], height, crop[0]), positions(keys[1], width, crop[1])
+    rows = _random_places(keys[0], height, crop[0], count=len(images))
+    columns = _random_places(keys[1], width, crop[1], count=len(images))
     pixels = (STRIDE * rows, STRIDE * columns)
     features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
-    others = data.images if pretraining is None else pretraining
-    elsewhere = (
-        STRIDE * positions(keys[2], others.shape[1], crop[0]),
-        STRIDE * positions(keys[3], others.shape[2], crop[1]),
-    )
     outputs = (rows, columns), output_size(*crop)
     if ignored is not None:
         which = images if len(ignored.values) > 1 else jnp.zeros_like(images)
         ignored = Ignored(
-            cut(jnp.asarray(ignored.pixels)[..., None], which, pixels, crop)[..., 0],
-            cut(jnp.asarray(ignored.values)[..., None], which, *outputs)[..., 0],
+            _cut(jnp.asarray(ignored.pixels)[..., None], which, pixels, crop)[..., 0],
+            _cut(jnp.asarray(ignored.values)[..., None], which, *outputs)[..., 0],
         )
     return Batch(
-        cut(data.images, images, pixels, crop),
-        None if features is None else cut(features, images, *outputs),
-        None if pretraining is None else cut(pretraining, photographs, elsewhere, crop),
+        _cut(data.images, images, pixels, crop),
+        None if features is None else _cut(features, images, *outputs),
+        None if pretraining is None else _crop_photographs(pretraining, photographs, crop, key=key),
         ignored=ignored,
     )
+
+
+def _crop_photographs(
+    all_of_them: UInt8[Array | np.ndarray, "m h w 3"],
+    photographs: Int[Array, " b"],
+    crop: tuple[int, int],
+    *,
+    key: jax.Array,
+) -> UInt8[Array, "b ch cw 3"]:
+    """Parts of these photographs; `random_crops` with this key takes parts elsewhere."""
+    keys, count = jax.random.split(key, 4), len(photographs)
+    height, width = all_of_them.shape[1:3]
+    places = (
+        STRIDE * _random_places(keys[2], height, crop[0], count=count),
+        STRIDE * _random_places(keys[3], width, crop[1], count=count),
+    )
+    return _cut(all_of_them, photographs, places, crop)
+
+
+def _random_places(
+    key: jax.Array, side: int | Int[Array, " b"], part: int, *, count: int
+) -> Int[Array, " b"]:
+    """Where parts of `part` pixels begin in sides of `side` pixels, in units of the stride."""
+    return jax.random.randint(key, (count,), 0, (side - part) // STRIDE + 1)
+
+
+def _cut(
+    whole: Array | np.ndarray,
+    indices: Int[Array, " b"],
+    places: tuple[Int[Array, " b"], Int[Array, " b"]],
+    size: tuple[int, int],
+) -> Array:
+    """Cuts parts of one size out of images or maps: `[b, *size, c]`."""
+
+    def part(index: Array, top: Array, left: Array) -> Array:
+        start = (index, top, left, 0)
+        return jax.lax.dynamic_slice(whole, start, (1, *size, whole.shape[-1]))[0]
+
+    return jax.vmap(part)(indices, *places)

@@ -79,7 +79,7 @@ def run_training(
         report(run.step, math.nan)
         _make_steps(
             run,
-            _compiled_steps(run, networks, teacher_params, crop=config.crop_size),
+            _compiled_steps(run, networks, teacher_params, config=config),
             ((indices, data._replace(pretraining_images=images)) for indices, images in dispatches),
             ahead=is_for_accelerator(networks.student.convolution),
             interrupted=interrupted,
@@ -97,7 +97,7 @@ def _compiled_steps(
     networks: Networks,
     teacher_params: PyTree,
     *,
-    crop: tuple[int, int] | None,
+    config: Config,
 ) -> Callable[..., tuple[TrainState, Losses]]:
     """`train_steps` with all arguments that are the same in every dispatch."""
     return partial(
@@ -107,7 +107,8 @@ def _compiled_steps(
         run.optimizer,
         teacher_params=teacher_params,
         key=run.key,
-        crop=crop,
+        crop=config.crop_size,
+        penalty_crop=config.penalty_crop_size,
     )
 
 

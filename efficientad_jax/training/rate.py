@@ -100,6 +100,7 @@ def seconds_per_step(
             pretraining_indices=indices,
             key=jax.random.key(0),
             crop=config.crop_size,
+            penalty_crop=config.penalty_crop_size,
         )
         jax.block_until_ready(losses)
         if start is None:  # the first dispatch is compiled, and does not count

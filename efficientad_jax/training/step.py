@@ -77,7 +77,7 @@ class _StudentFeatures(NamedTuple):
     """
 
     normal: Float[Array, "b oh ow c"]
-    pretraining: Float[Array, "_b oh ow c"]
+    pretraining: Float[Array, "_b ph pw c"]
     augmented: Float[Array, "b ah aw c"] | None
 
 
@@ -150,7 +150,7 @@ def _values(ignored: Ignored | None) -> Bool[Array, "_b oh ow"] | None:
 
 def _pretraining_images(
     batch: Batch, objective: LossConfig, key: jax.Array
-) -> Float[Array, "b h w 3"] | None:
+) -> Float[Array, "b ph pw 3"] | None:
     """The pretraining images, some of them gray (Algorithm 1, lines 18-19); None if not needed."""
     if not objective.penalty:
         return None
@@ -165,26 +165,30 @@ def _student_features(
     params: PyTree,
     images: Float[Array, "b h w 3"],
     *,
-    pretraining: Float[Array, "b h w 3"] | None,
+    pretraining: Float[Array, "b ph pw 3"] | None,
     augmented: Float[Array, "b ah aw 3"] | None,
 ) -> _StudentFeatures:
-    """Applies the student to all images in one pass, to whole ones next to crops in another.
+    """Applies the student to all images of one size in one pass, to those of another in another.
 
     All layers but the last see every image at once; the last computes only the half of the channels
     that is used.
     """
+    student, half = partial(float32_features, network, params), network.out_channels // 2
     if augmented is not None and augmented.shape != images.shape:
         of_crops = _student_features(
             network, params, images, pretraining=pretraining, augmented=None
         )
-        half = network.out_channels // 2
-        second = float32_features(network, params, normalize_images(augmented), slice(half, None))
-        return of_crops._replace(augmented=second)
+        return of_crops._replace(augmented=student(normalize_images(augmented), slice(half, None)))
+    if pretraining is not None and pretraining.shape != images.shape:
+        of_images = _student_features(
+            network, params, images, pretraining=None, augmented=augmented
+        )
+        return of_images._replace(
+            pretraining=student(normalize_images(pretraining), slice(0, half))
+        )
     given = [x for x in (images, pretraining, augmented) if x is not None]
-    student = partial(float32_features, network, params)
     with jax.named_scope("student"):
         trunk = student(normalize_images(jnp.concatenate(given)), method="trunk")
-    half = network.out_channels // 2
     count = len(images)
     end = count if pretraining is None else count + len(pretraining)
     first = student(trunk[:end], slice(0, half), method="last_layer")
@@ -271,6 +275,7 @@ def scan_steps(
     pretraining_indices: Int[Array, "k b"],
     key: jax.Array,
     crop: tuple[int, int] | None = None,
+    penalty_crop: tuple[int, int] | None = None,
 ) -> tuple[TrainState, Losses]:
     """Makes `k` steps; returns the state and the losses of each. `train_steps` is compiled.
 
@@ -285,6 +290,7 @@ def scan_steps(
       pretraining_indices: which pretraining images each step takes, if the penalty is on.
       key: random key of the whole training; each step folds its number in.
       crop: see `take_batch`.
+      penalty_crop: likewise.
     """
     size = (data.images.shape[1], data.images.shape[2])
     teacher_params = with_transformed_kernels(networks.teacher, teacher_params, crop or size)
@@ -302,7 +308,9 @@ def scan_steps(
     def step(carried: _Carried, rows: tuple[Array, Array]) -> tuple[_Carried, Losses]:
         state, params = carried
         step_key = jax.random.fold_in(key, state.step)
-        batch = take_batch(shown, *rows, crop=crop, key=step_key, whole=whole)
+        batch = take_batch(
+            shown, *rows, crop=crop, key=step_key, whole=whole, penalty_crop=penalty_crop
+        )
         state, losses = train_step(
             networks,
             objective,
@@ -329,6 +337,6 @@ def _is_part(networks: Networks, crop: tuple[int, int] | None) -> bool:
 
 train_steps = jax.jit(
     scan_steps,
-    static_argnames=("networks", "objective", "optimizer", "crop"),
+    static_argnames=("networks", "objective", "optimizer", "crop", "penalty_crop"),
     donate_argnames=("state",),
 )

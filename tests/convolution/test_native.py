@@ -22,9 +22,15 @@ from efficientad_jax.convolution import (
 from efficientad_jax.convolution.native import Epilogue
 from efficientad_jax.convolution.native_build import _compiled, _compiler
 
-needs_compiler = pytest.mark.skipif(
-    not native_build.native_library(), reason="no C++ compiler here"
-)
+
+@pytest.fixture
+def compiler() -> None:
+    """Not asked for while tests are collected, as the answer takes the seconds of compiling."""
+    if not native_build.native_library():
+        pytest.skip("no C++ compiler here")
+
+
+needs_compiler = pytest.mark.usefixtures("compiler")
 
 
 def direct(x, kernel, stride=1, padding=0):

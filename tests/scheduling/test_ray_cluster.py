@@ -28,7 +28,7 @@ from efficientad_jax.sweep.plan import planned_trainings
 from tests.helpers.command import REPOSITORY
 from tests.helpers.dataset_trees import write_mvtec_ad
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(waits=True)
 
 SLOTS = int(os.environ.get("EFFICIENTAD_SLOTS", "1"))
 # One for each slot of the two machines, and at least two that run next to the one that fails.

@@ -21,7 +21,7 @@ from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.command import REPOSITORY, without_ray
 from tests.helpers.dataset_trees import write_mvtec_ad
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(waits=True)
 
 # So many that a training is far from its end when the signal comes after the first checkpoint.
 STEPS = 12

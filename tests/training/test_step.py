@@ -13,7 +13,7 @@ from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from efficientad_jax.optimizer import adam_with_l2
 from efficientad_jax.training.augmentation import jitter, random_grayscale
-from efficientad_jax.training.batch import Batch, TrainData, random_crops
+from efficientad_jax.training.batch import Batch, TrainData, random_crops, take_batch
 from efficientad_jax.training.step import TrainState, compute_losses, train_steps
 from tests.helpers.detectors import random_params
 from tests.helpers.images import uint8_images
@@ -223,6 +223,60 @@ def test_a_step_on_crops_has_their_losses():
     expected = compute_losses(
         NETWORKS, objective, teacher_params(), params=student_params(), batch=batch, key=step_key
     )
+    np.testing.assert_allclose(losses.hard, [expected.hard], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_penalty_may_see_a_part_of_the_photograph():
+    images, photographs, key = noise(3, 0), noise(2, 1), jax.random.key(0)
+    data, chosen, others = TrainData(images, None, photographs), jnp.array([2]), jnp.array([1])
+    given = {"key": key, "whole": False}
+    whole = take_batch(data, chosen, others, crop=None, **given)
+    batch = take_batch(data, chosen, others, crop=None, penalty_crop=(40, 64), **given)
+    np.testing.assert_array_equal(batch.images, whole.images)
+    part = np.asarray(batch.pretraining_images)[0]
+    places = product(range(0, SIZE[0] - 39, 4), range(0, SIZE[1] - 63, 4))
+    photograph = np.asarray(photographs[1])
+    found = [
+        (top, left)
+        for top, left in places
+        if np.array_equal(photograph[top : top + 40, left : left + 64], part)
+    ]
+    assert len(found) == 1
+    objective = LossConfig(autoencoder=False, grayscale_probability=0.0)
+    of_whole, of_part = (
+        compute_losses(
+            NETWORKS, objective, teacher_params(), params=student_params(), batch=b, key=key
+        )
+        for b in (whole, batch)
+    )
+    assert of_part.hard == pytest.approx(float(of_whole.hard), rel=1e-5)
+    x = (part[None] / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+    features = NETWORKS.student.apply(student_params()["student"], jnp.asarray(x, jnp.float32))
+    expected = np.mean(np.square(features[..., :CHANNELS], dtype=np.float64))
+    assert of_part.penalty == pytest.approx(expected, rel=1e-4)
+    # And in the compiled steps, whose images may be crops of another size.
+    optimizer, params = adam_with_l2(1e-4, 1e-5), student_params()
+    _, losses = train_steps(
+        NETWORKS,
+        objective,
+        optimizer,
+        teacher_params=teacher_params(),
+        data=data,
+        state=TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32)),
+        indices=chosen[None],
+        pretraining_indices=others[None],
+        key=key,
+        crop=(64, 64),
+        penalty_crop=(40, 64),
+    )
+    step_key = jax.random.fold_in(key, 0)
+    sizes = {"crop": (64, 64), "penalty_crop": (40, 64)}
+    batch = take_batch(data, chosen, others, key=step_key, whole=False, **sizes)
+    expected = compute_losses(
+        NETWORKS, objective, teacher_params(), params=student_params(), batch=batch, key=step_key
+    )
+    np.testing.assert_allclose(losses.penalty, [expected.penalty], rtol=1e-3)
     np.testing.assert_allclose(losses.hard, [expected.hard], rtol=1e-3)
 
 
