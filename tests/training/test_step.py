@@ -255,7 +255,13 @@ def test_the_penalty_may_see_a_part_of_the_photograph():
     features = NETWORKS.student.apply(student_params()["student"], jnp.asarray(x, jnp.float32))
     expected = np.mean(np.square(features[..., :CHANNELS], dtype=np.float64))
     assert of_part.penalty == pytest.approx(expected, rel=1e-4)
-    # And in the compiled steps, whose images may be crops of another size.
+
+
+@pytest.mark.slow
+def test_steps_on_crops_have_the_penalty_of_parts_of_another_size():
+    data, chosen, others = TrainData(noise(3, 0), None, noise(2, 1)), jnp.array([2]), jnp.array([1])
+    objective = LossConfig(autoencoder=False)
+    sizes = {"crop": (64, 64), "penalty_crop": (40, 64)}
     optimizer, params = adam_with_l2(1e-4, 1e-5), student_params()
     _, losses = train_steps(
         NETWORKS,
@@ -266,12 +272,10 @@ def test_the_penalty_may_see_a_part_of_the_photograph():
         state=TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32)),
         indices=chosen[None],
         pretraining_indices=others[None],
-        key=key,
-        crop=(64, 64),
-        penalty_crop=(40, 64),
+        key=jax.random.key(0),
+        **sizes,
     )
-    step_key = jax.random.fold_in(key, 0)
-    sizes = {"crop": (64, 64), "penalty_crop": (40, 64)}
+    step_key = jax.random.fold_in(jax.random.key(0), 0)
     batch = take_batch(data, chosen, others, key=step_key, whole=False, **sizes)
     expected = compute_losses(
         NETWORKS, objective, teacher_params(), params=student_params(), batch=batch, key=step_key
