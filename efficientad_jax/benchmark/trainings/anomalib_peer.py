@@ -61,7 +61,7 @@ def train_anomalib(
         its number of steps if `minutes` is 0.
       dataset: its images, at 256x256 pixels.
       minutes: time for the steps; 0 for `config.train.steps`.
-      result: the file of the result. What the process prints is written to the same name with the
+      result: the file of the result. The output of the process is written to the same name with the
         suffix .log.
 
     Raises:
@@ -129,7 +129,7 @@ def run_task(python: str, task: dict[str, Any], log: Path) -> None:
     Args:
       python: path of an interpreter that has anomalib.
       task: as the script expects it.
-      log: a file for what the process prints.
+      log: a file for the output of the process.
 
     Raises:
       InputError: the process failed; the message ends with its last line.
