@@ -56,14 +56,18 @@ from ml_collections import config_flags
 
 from efficientad_jax.benchmark.implementations import processor
 from efficientad_jax.benchmark.trainings.anomalib_peer import anomalib_version, train_anomalib
-from efficientad_jax.benchmark.trainings.comparison import table_row, write_comparison
+from efficientad_jax.benchmark.trainings.comparison import (
+    comparable,
+    table_row,
+    write_comparison,
+)
 from efficientad_jax.benchmark.trainings.measured import (
     MeasuredTraining,
     read_measured,
     write_measured,
 )
 from efficientad_jax.benchmark.trainings.own_training import train_own
-from efficientad_jax.config import Config, as_dict, read_config, replace
+from efficientad_jax.config import Config, as_dict, read_config
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
 from efficientad_jax.errors import InputError
 from efficientad_jax.networks.teacher import load_teacher
@@ -83,7 +87,7 @@ _INPUT = (256, 256)
 
 def main() -> int:
     """Trains both, measures both and writes the table."""
-    config = _configured()
+    config = comparable(read_config(_CONFIG.value), _MINUTES.value, _STEPS.value)
     peer = anomalib_version(_PYTHON.value)
     dataset = load_configured_dataset(config)
     if not dataset.test.names:
@@ -111,43 +115,6 @@ def main() -> int:
     print(write_comparison(output, rows, _facts(config, dataset, list(trainings.values()))))
     print(f"results: {output}")
     return 0
-
-
-def _configured() -> Config:
-    """The configuration of our training, with the time or the number of steps.
-
-    Raises:
-      InputError: not exactly one of `--minutes` and `--steps` is given, or anomalib has nothing
-        that corresponds to a field.
-    """
-    if bool(_MINUTES.value) == bool(_STEPS.value):
-        raise InputError(
-            f"--minutes={_MINUTES.value:g} --steps={_STEPS.value}: expected one of them above 0"
-        )
-    if jax.default_backend() != "cpu":
-        raise InputError(
-            f"device {jax.default_backend()}: anomalib trains on the CPU, expected JAX to do so as "
-            "well; set JAX_PLATFORMS=cpu"
-        )
-    config = read_config(_CONFIG.value)
-    if _MINUTES.value:
-        config = replace(config, {"train.minutes": _MINUTES.value})
-    else:
-        config = replace(config, {"train.minutes": 0.0, "train.steps": _STEPS.value})
-    model = config.model
-    found: dict[str, tuple[Any, Any]] = {
-        "model.input_size": (model.input_size or "x".join(map(str, model.input_shape)), "256x256"),
-        "model.fit": (model.fit, "resize"),
-        "model.padding": (model.padding, False),
-        "train.batch_size": (config.train.batch_size, 1),
-        "dataset.ignore_mask": (config.dataset.ignore_mask, ""),
-    }
-    for name, (value, expected) in found.items():
-        if value != expected:
-            raise InputError(
-                f"config.{name} = {value!r}: expected {expected!r}, as anomalib gets the same"
-            )
-    return config
 
 
 def _identity(config: Config, dataset: Dataset) -> dict[str, Any]:

@@ -1,16 +1,58 @@
-"""The table that compares trainings."""
+"""Which trainings are compared, and the table that compares them."""
 
 import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from efficientad_jax.benchmark.trainings.measured import MeasuredTraining
+from efficientad_jax.config import Config, replace
 from efficientad_jax.data.loading import ImageSet
+from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.lazy_maps import Enlarged
 from efficientad_jax.evaluation.metrics import evaluate
 from efficientad_jax.storage.atomic import write_atomically
+
+
+def comparable(config: Config, minutes: float, steps: int) -> Config:
+    """The configuration of our training, with the time for its steps or with their number.
+
+    Args:
+      config: of a training.
+      minutes: see `config.train.minutes`; 0 for a number of steps.
+      steps: their number; 0 for a time.
+
+    Raises:
+      InputError: not exactly one of `minutes` and `steps` is above 0, a field has a value for which
+        anomalib has no equivalent, or JAX does not use the CPU.
+    """
+    if bool(minutes) == bool(steps):
+        raise InputError(f"--minutes={minutes:g} --steps={steps}: expected one of them above 0")
+    if jax.default_backend() != "cpu":
+        raise InputError(
+            f"device {jax.default_backend()}: anomalib trains on the CPU, expected JAX to do so as "
+            "well; set JAX_PLATFORMS=cpu"
+        )
+    model = config.model
+    size = model.input_size or "x".join(map(str, model.input_shape))
+    found: dict[str, tuple[Any, Any]] = {
+        "model.input_size": (size, "256x256"),
+        "model.fit": (model.fit, "resize"),
+        "model.padding": (model.padding, False),
+        "train.batch_size": (config.train.batch_size, 1),
+        "dataset.ignore_mask": (config.dataset.ignore_mask, ""),
+    }
+    for name, (value, expected) in found.items():
+        if value != expected:
+            raise InputError(
+                f"config.{name} = {value!r}: expected {expected!r}, as anomalib trains with that"
+            )
+    if minutes:
+        return replace(config, {"train.minutes": minutes})
+    return replace(config, {"train.minutes": 0.0, "train.steps": steps})
 
 
 class Row(NamedTuple):

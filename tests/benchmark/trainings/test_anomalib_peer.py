@@ -20,6 +20,7 @@ from efficientad_jax.config import Config, replace
 from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.errors import InputError, StoppedError
 from efficientad_jax.networks.teacher import load_teacher
+from tests.helpers.command import command
 from tests.helpers.images import uint8_images, write_image
 
 SIDE = 256
@@ -75,6 +76,24 @@ def test_a_python_without_anomalib_is_refused_in_one_line(tmp_path):
 def test_a_python_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none: cannot be started \(No such file .*pip install"):
         anomalib_version(str(tmp_path / "none"))
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_one_line_without_anomalib(tmp_path):
+    output = tmp_path / "output"
+    python = interpreter(tmp_path, "echo 'No module named anomalib' >&2; exit 1")
+    result = command(
+        "benchmark_anomalib",
+        "--config=configs/paper.py",
+        "--steps=1",
+        f"--anomalib_python={python}",
+        f"--output={output}",
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: --anomalib_python={python}: cannot import anomalib (No module")
+    assert not output.exists()
 
 
 def test_the_version_is_that_of_the_python_without_our_paths(tmp_path, monkeypatch):

@@ -7,13 +7,16 @@ import pytest
 
 from efficientad_jax.benchmark.trainings.comparison import (
     Row,
+    comparable,
     csv_table,
     markdown_table,
     table_row,
     write_comparison,
 )
 from efficientad_jax.benchmark.trainings.measured import MeasuredTraining
+from efficientad_jax.config import Config, replace
 from efficientad_jax.data.loading import ImageSet
+from efficientad_jax.errors import InputError
 
 
 def images_with_a_defect():
@@ -46,6 +49,35 @@ def test_a_row_has_the_metrics_of_maps_that_are_resized_to_their_images():
     inverted = table_row(training([0.9, 0.1], 1 - maps), images_with_a_defect())
     assert inverted.image_auroc == 0.0
     assert inverted.pixel_auroc == pytest.approx(0.0, abs=0.01)
+
+
+def test_our_training_has_the_time_or_the_steps():
+    timed = comparable(Config(), 15.0, 0).train
+    assert timed == replace(Config(), {"train.minutes": 15.0}).train
+    counted = comparable(replace(Config(), {"train.minutes": 3.0}), 0.0, 20).train
+    assert (counted.minutes, counted.steps) == (0.0, 20)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(0.0, 0), (1.0, 1)])
+def test_either_a_time_or_steps_are_given(minutes, steps):
+    with pytest.raises(InputError, match=rf"--minutes={minutes:g} --steps={steps}: expected one"):
+        comparable(Config(), minutes, steps)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.input_height", 288, "model.input_size = '288x256': expected '256x256'"),
+        ("model.input_size", "auto", "model.input_size = 'auto': expected '256x256'"),
+        ("model.fit", "pad", "model.fit = 'pad': expected 'resize'"),
+        ("model.padding", True, "model.padding = True: expected False"),
+        ("train.batch_size", 2, "train.batch_size = 2: expected 1"),
+        ("dataset.ignore_mask", "a.png", "dataset.ignore_mask = 'a.png': expected ''"),
+    ],
+)
+def test_settings_that_anomalib_does_not_have_are_refused(field, value, message):
+    with pytest.raises(InputError, match=message):
+        comparable(replace(Config(), {field: value}), 0.0, 20)
 
 
 def test_tables_have_a_line_per_training(tmp_path):
