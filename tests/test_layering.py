@@ -47,6 +47,7 @@ PACKAGES = [
     "serving",
     "watching",
     "benchmark",
+    "benchmark.trainings",
     "scheduling",
     "reproduction",
     "sweep",

@@ -1,0 +1,1 @@
+"""Trains this package and anomalib on the same images and compares the detectors."""
