@@ -289,8 +289,7 @@ def scan_steps(
       indices: which images each step takes.
       pretraining_indices: which pretraining images each step takes, if the penalty is on.
       key: random key of the whole training; each step folds its number in.
-      crop: see `take_batch`.
-      penalty_crop: likewise.
+      crop, penalty_crop: see `take_batch`.
     """
     size = (data.images.shape[1], data.images.shape[2])
     teacher_params = with_transformed_kernels(networks.teacher, teacher_params, crop or size)
@@ -301,6 +300,7 @@ def scan_steps(
         teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
     shown = data if objective.penalty else data._replace(pretraining_images=None)
     whole = objective.autoencoder and _is_part(networks, crop)
+    take = partial(take_batch, crop=crop, penalty_crop=penalty_crop, whole=whole)
 
     def unflatten(state: TrainState) -> PyTree | None:
         return None if flat is None else flat.unflatten(state.params, dtype)
@@ -308,9 +308,7 @@ def scan_steps(
     def step(carried: _Carried, rows: tuple[Array, Array]) -> tuple[_Carried, Losses]:
         state, params = carried
         step_key = jax.random.fold_in(key, state.step)
-        batch = take_batch(
-            shown, *rows, crop=crop, key=step_key, whole=whole, penalty_crop=penalty_crop
-        )
+        batch = take(shown, *rows, key=step_key)
         state, losses = train_step(
             networks,
             objective,
