@@ -289,21 +289,18 @@ def scan_steps(
       indices: which images each step takes.
       pretraining_indices: which pretraining images each step takes, if the penalty is on.
       key: random key of the whole training; each step folds its number in.
-      crop, penalty_crop: see `take_batch`.
+      crop: see `take_batch`.
+      penalty_crop: likewise.
     """
     size = (data.images.shape[1], data.images.shape[2])
     teacher_params = with_transformed_kernels(networks.teacher, teacher_params, crop or size)
-    dtype, flat = networks.student.dtype, None
-    if chosen_method(networks.student.convolution) == "gpu":  # on a TPU slices cost more
-        flat = flat_layout(state.params)
-        state = flat.map(flat.flatten, state)
-        teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
+    flat, state, teacher_params = _flatten_on_gpu(networks.student, state, teacher_params)
     shown = data if objective.penalty else data._replace(pretraining_images=None)
     whole = objective.autoencoder and _is_part(networks, crop)
     take = partial(take_batch, crop=crop, penalty_crop=penalty_crop, whole=whole)
 
     def unflatten(state: TrainState) -> PyTree | None:
-        return None if flat is None else flat.unflatten(state.params, dtype)
+        return None if flat is None else flat.unflatten(state.params, networks.student.dtype)
 
     def step(carried: _Carried, rows: tuple[Array, Array]) -> tuple[_Carried, Losses]:
         state, params = carried
@@ -325,6 +322,20 @@ def scan_steps(
     rows = indices, pretraining_indices
     (state, _), losses = jax.lax.scan(step, (state, unflatten(state)), rows)
     return state if flat is None else flat.map(flat.unflatten, state), losses
+
+
+def _flatten_on_gpu(
+    student: PatchDescriptionNetwork, state: TrainState, teacher_params: PyTree
+) -> tuple[FlatLayout | None, TrainState, PyTree]:
+    """On a GPU a state of vectors with their layout, and the teacher in the computation's dtype.
+
+    Elsewhere both as they are: on a TPU slices cost more than they save.
+    """
+    if chosen_method(student.convolution) != "gpu":
+        return None, state, teacher_params
+    flat = flat_layout(state.params)
+    cast = jax.tree.map(lambda leaf: leaf.astype(student.dtype), teacher_params)
+    return flat, flat.map(flat.flatten, state), cast
 
 
 def _is_part(networks: Networks, crop: tuple[int, int] | None) -> bool:
