@@ -45,7 +45,6 @@ The differences, apart from the implementation:
 """
 
 import hashlib
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,11 +60,7 @@ from efficientad_jax.benchmark.trainings.comparison import (
     table_row,
     write_comparison,
 )
-from efficientad_jax.benchmark.trainings.measured import (
-    MeasuredTraining,
-    read_measured,
-    write_measured,
-)
+from efficientad_jax.benchmark.trainings.measured import MeasuredTraining, measure_once
 from efficientad_jax.benchmark.trainings.own_training import train_own
 from efficientad_jax.config import Config, as_dict, read_config
 from efficientad_jax.data.loading import Dataset, load_configured_dataset
@@ -82,8 +77,6 @@ _PYTHON = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", "runs/benchmark_anomalib", "folder for the results")
 
-_INPUT = (256, 256)
-
 
 def main() -> int:
     """Trains both, measures both and writes the table."""
@@ -95,17 +88,18 @@ def main() -> int:
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     identity = _identity(config, dataset)
+    maps_shape = (len(dataset.test.names), *config.model.input_shape)
     trainings = {
-        f"efficientad_jax {version('efficientad-jax')}": _measured(
+        f"efficientad_jax {version('efficientad-jax')}": measure_once(
             output / "efficientad_jax.npz",
             identity,
-            dataset,
+            maps_shape,
             train=lambda file: train_own(config, dataset),
         ),
-        f"anomalib {peer}": _measured(
+        f"anomalib {peer}": measure_once(
             output / "anomalib.npz",
             identity | {"anomalib": peer},
-            dataset,
+            maps_shape,
             train=lambda file: train_anomalib(
                 _PYTHON.value, config, dataset, minutes=_MINUTES.value, result=file
             ),
@@ -127,27 +121,6 @@ def _identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "images": pixels.hexdigest(),
         "teacher": load_teacher(config.teacher, config.model.size).sha256,
     }
-
-
-def _measured(
-    file: Path,
-    identity: dict[str, Any],
-    dataset: Dataset,
-    *,
-    train: Callable[[Path], MeasuredTraining],
-) -> MeasuredTraining:
-    """The training in a file if it is of this comparison; otherwise it is made and written."""
-    expected = len(dataset.test.names), _INPUT
-    if file.exists():
-        training = read_measured(file, *expected)
-        if training.facts.get("identity") == identity:
-            print(f"{file}: is measured already; remove the file to measure again")
-            return training
-    print(f"{file.stem}: trains", flush=True)
-    training = train(file)
-    training = training._replace(facts=training.facts | {"identity": identity})
-    write_measured(file, training)
-    return read_measured(file, *expected)
 
 
 def _facts(config: Config, dataset: Dataset, trainings: list[MeasuredTraining]) -> dict[str, str]:

@@ -84,7 +84,7 @@ def train_anomalib(
             "result": str(result.absolute()),
         }
         run_task(python, task, log)
-    return read_measured(result, len(dataset.test.names), config.model.input_shape)
+    return read_measured(result, (len(dataset.test.names), *config.model.input_shape))
 
 
 def write_inputs(folder: Path, dataset: Dataset, teacher: Teacher) -> dict[str, str]:

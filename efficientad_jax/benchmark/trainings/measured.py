@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,13 +70,43 @@ def write_measured(path: Path, training: MeasuredTraining) -> None:
     write_atomically(path, content.getvalue())
 
 
-def read_measured(path: Path, test_images: int, image_size: tuple[int, int]) -> MeasuredTraining:
+def measure_once(
+    path: Path,
+    identity: dict[str, Any],
+    maps_shape: tuple[int, int, int],
+    *,
+    train: Callable[[Path], MeasuredTraining],
+) -> MeasuredTraining:
+    """The training in a file if it is the same one; otherwise it is made and written.
+
+    Args:
+      path: of the file.
+      identity: of the training, as JSON has it; a file with another one is replaced.
+      maps_shape: see `read_measured`.
+      train: is called with the path to make the training.
+
+    Raises:
+      InputError: see `read_measured`; and the errors of `train`.
+      OSError: the file cannot be written.
+    """
+    if path.exists():
+        training = read_measured(path, maps_shape)
+        if training.facts.get("identity") == identity:
+            print(f"{path}: is measured already; remove the file to measure again", flush=True)
+            return training
+    print(f"{path.stem}: trains", flush=True)
+    training = train(path)
+    training = training._replace(facts=training.facts | {"identity": identity})
+    write_measured(path, training)
+    return read_measured(path, maps_shape)
+
+
+def read_measured(path: Path, maps_shape: tuple[int, int, int]) -> MeasuredTraining:
     """Reads the file of a training.
 
     Args:
       path: of the file.
-      test_images: their number.
-      image_size: height and width of the maps.
+      maps_shape: number of test images, and height and width of the maps.
 
     Raises:
       InputError: the file cannot be read, or its content does not suit the test images.
@@ -90,7 +120,7 @@ def read_measured(path: Path, test_images: int, image_size: tuple[int, int]) -> 
             f"results {path}: cannot be read ({first_line(error)}); remove the file to measure "
             "again"
         ) from error
-    _check(path, arrays, facts, shape=(test_images, *image_size))
+    _check(path, arrays, facts, shape=maps_shape)
     return MeasuredTraining(**arrays, facts=facts)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from efficientad_jax.benchmark.trainings.measured import (
     MeasuredTraining,
+    measure_once,
     read_measured,
     write_measured,
 )
@@ -44,7 +45,7 @@ def test_the_time_per_step_leaves_out_the_first_ones(marks, seconds):
 def test_a_training_is_read_as_it_was_written(tmp_path):
     made = training()
     write_measured(tmp_path / "a.npz", made)
-    read = read_measured(tmp_path / "a.npz", 3, (4, 5))
+    read = read_measured(tmp_path / "a.npz", (3, 4, 5))
     assert read.facts == made.facts
     for name in ("scores", "maps", "marks"):
         np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
@@ -63,10 +64,28 @@ def test_a_training_is_read_as_it_was_written(tmp_path):
 def test_results_that_do_not_suit_are_refused(tmp_path, changes, message):
     write_measured(tmp_path / "a.npz", training(**changes))
     with pytest.raises(InputError, match=message):
-        read_measured(tmp_path / "a.npz", 3, (4, 5))
+        read_measured(tmp_path / "a.npz", (3, 4, 5))
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"a\.npz: cannot be read .*; remove the file"):
-        read_measured(tmp_path / "a.npz", 3, (4, 5))
+        read_measured(tmp_path / "a.npz", (3, 4, 5))
+
+
+def test_a_training_is_made_once_and_again_if_it_is_another(tmp_path):
+    calls = []
+
+    def measure(identity):
+        def train(path):
+            calls.append(path)
+            return training()
+
+        return measure_once(tmp_path / "a.npz", identity, (3, 4, 5), train=train)
+
+    first = measure({"seed": 0})
+    assert first.facts == training().facts | {"identity": {"seed": 0}}
+    assert measure({"seed": 0}).facts == first.facts
+    assert calls == [tmp_path / "a.npz"]
+    assert measure({"seed": 1}).facts["identity"] == {"seed": 1}
+    assert len(calls) == 2
