@@ -38,7 +38,7 @@ else:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     # Ray lowers the priority of its workers: next to other tests, one that waits for them would
     # take minutes.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (as Ray spells it)
     # Images of containers often forbid bytecode next to the sources. Then each of the hundreds of
     # processes of the tests would compile all that it imports.
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
