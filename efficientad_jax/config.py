@@ -46,6 +46,10 @@ def _above(low: int, default: Any) -> Any:
     return _value(default, f"above {low}", lambda x: x > low)
 
 
+def _crop_side() -> int:
+    return _value(0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0))
+
+
 def _fraction(default: float, interval: str = "[0, 1]") -> Any:
     """A field for a fraction or a probability in `interval`."""
     low = (lambda x: x >= 0) if interval[0] == "[" else (lambda x: x > 0)
@@ -241,12 +245,8 @@ class TrainConfig(_Checked):
     steps: int = _at_least(1, 70_000)  # line 13
     minutes: float = _at_least(0, 0.0)
     batch_size: int = _at_least(1, 1)  # line 14
-    crop: int = _value(
-        0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0)
-    )
-    penalty_crop: int = _value(
-        0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0)
-    )
+    crop: int = _crop_side()
+    penalty_crop: int = _crop_side()
     poses: Literal["upright", "auto", "all"] = "upright"
     learning_rate: float = _above(0, 1e-4)  # line 12
     decay_at: float = _fraction(0.95, "(0, 1]")  # line 33: after 66,500 of 70,000 steps

@@ -131,7 +131,7 @@ def random_crops(
 
 
 def _crop_photographs(
-    all_of_them: UInt8[Array | np.ndarray, "m h w 3"],
+    pretraining: UInt8[Array | np.ndarray, "m h w 3"],
     photographs: Int[Array, " b"],
     crop: tuple[int, int],
     *,
@@ -139,12 +139,12 @@ def _crop_photographs(
 ) -> UInt8[Array, "b ch cw 3"]:
     """Parts of these photographs; `random_crops` with this key takes parts elsewhere."""
     keys, count = jax.random.split(key, 4), len(photographs)
-    height, width = all_of_them.shape[1:3]
+    height, width = pretraining.shape[1:3]
     places = (
         STRIDE * _random_places(keys[2], height, crop[0], count=count),
         STRIDE * _random_places(keys[3], width, crop[1], count=count),
     )
-    return _cut(all_of_them, photographs, places, crop)
+    return _cut(pretraining, photographs, places, crop)
 
 
 def _random_places(
