@@ -46,7 +46,7 @@ def _above(low: int, default: Any) -> Any:
     return _value(default, f"above {low}", lambda x: x > low)
 
 
-def _crop_side() -> int:
+def _crop_side() -> Any:
     return _value(0, "0, or a multiple of 4 from 36", lambda x: x == 0 or (x >= 36 and x % 4 == 0))
 
 
