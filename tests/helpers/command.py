@@ -1,15 +1,12 @@
 """Runs commands in separate processes, as a user does."""
 
-import atexit
-import contextlib
-import functools
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.helpers.forking import REPOSITORY, ForkServer, fork, fork_server
+from tests.helpers.forking import REPOSITORY, fork
 
 
 def command(name, *arguments, **variables):
@@ -25,27 +22,6 @@ def efficientad(*arguments, **variables):
     return _run("efficientad_jax", *arguments, **variables)
 
 
-# As where Ray is not installed.
-_WITHOUT_RAY = """
-import importlib.util, runpy
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name == "ray" else find_spec(name, *a)
-runpy.run_module("experiments.{name}", run_name="__main__", alter_sys=True)
-"""
-
-
-def without_ray(name):
-    """Arguments of Python that run `experiments.NAME` as where Ray is not installed."""
-    return ["-c", _WITHOUT_RAY.format(name=name)]
-
-
-@functools.cache
-def _server() -> ForkServer:
-    stack = contextlib.ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(fork_server())
-
-
 def _run(module, *arguments, **variables):
     arguments = [str(argument) for argument in arguments]
     if variables:  # libraries read some of them when they are imported
@@ -59,7 +35,7 @@ def _run(module, *arguments, **variables):
         )
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
-        status = fork(_server(), module, arguments, output=output, errors=errors).wait()
+        status = fork(module, arguments, output=output, errors=errors).wait()
         return subprocess.CompletedProcess(
             [module, *arguments], status, output.read_text(), errors.read_text()
         )

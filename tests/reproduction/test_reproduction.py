@@ -4,8 +4,6 @@ import csv
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,8 +23,9 @@ from efficientad_jax.reproduction.plan import (
 )
 from efficientad_jax.reproduction.results import Results
 from efficientad_jax.scheduling.job import Event, last_event
-from tests.helpers.command import REPOSITORY, command, without_ray
+from tests.helpers.command import command
 from tests.helpers.dataset_trees import write_mvtec_ad
+from tests.helpers.forking import Fork, fork
 from tests.helpers.images import write_image
 
 METRICS = {"detector": {"image_auroc": 0.5}}
@@ -156,28 +155,31 @@ def test_a_killed_reproduction_resumes_and_repeats_nothing(tmp_path: Path) -> No
         tmp_path / "results" / Run("mvtec_ad", category, "small", FULL, 0).name
         for category in ("bottle", "cable")
     ]
-    reproduce = [sys.executable, *without_ray("reproduce"), *arguments(tmp_path)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(reproduce, cwd=REPOSITORY, stdout=log, stderr=log)
-        try:
-            while process.poll() is None and not (folders[1] / "checkpoints" / "1").is_dir():
-                time.sleep(0.02)
-        finally:
-            process.kill()
-            process.wait()
-    assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
+    log = tmp_path / "log"
+
+    def start() -> Fork:
+        reproduce = ["reproduce", *arguments(tmp_path)]
+        return fork("tests.helpers.without_ray", reproduce, output=log, errors=log)
+
+    process = start()
+    while process.is_alive() and not (folders[1] / "checkpoints" / "1").is_dir():
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, log.read_text()
     assert not (folders[1] / "metrics.json").exists()
     before = states(folders[0])
     assert folders[0] / "metrics.json" in before
     assert not (folders[0] / "checkpoints").exists()
 
-    result = subprocess.run(reproduce, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    log.unlink()
+    status = start().wait()
+    errors = log.read_text()
+    assert status == 0, errors
     assert states(folders[0]) == before
-    assert re.search(r"cable/small/full/seed0: training from step [1-9]", result.stderr)
-    assert "bottle/small" not in result.stderr
-    assert "absent: VisA" in result.stderr
-    assert "absent: MVTec AD: no folder capsule" in result.stderr
+    assert re.search(r"cable/small/full/seed0: training from step [1-9]", errors)
+    assert "bottle/small" not in errors
+    assert "absent: VisA" in errors
+    assert "absent: MVTec AD: no folder capsule" in errors
 
     values = [
         json.loads((folder / "metrics.json").read_text())["detector"]["image_auroc"]

@@ -16,7 +16,7 @@ from PIL import Image
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from tests.helpers.detectors import random_params
-from tests.helpers.forking import fork, fork_server
+from tests.helpers.forking import fork
 
 pytestmark = pytest.mark.slow
 
@@ -24,14 +24,7 @@ KILLS = int(os.environ.get("EFFICIENTAD_KILLS", "2"))
 
 
 @pytest.fixture
-def forking():
-    # A signal soon after the start finds a command that handles it.
-    with fork_server(modules=["efficientad_jax.fitting.fit_detector"]) as server:
-        yield server
-
-
-@pytest.fixture
-def start(forking, tmp_path):
+def start(tmp_path):
     """Starts a training of few steps in a given work directory, a checkpoint after every step."""
     rng = np.random.default_rng(0)
     for split in ("train/good", "test/good"):
@@ -61,7 +54,7 @@ def start(forking, tmp_path):
             f"--workdir={workdir}",
         ]
         output = start.output
-        return fork(forking, "experiments.train", arguments, output=output, errors=output)
+        return fork("experiments.train", arguments, output=output, errors=output)
 
     start.output = tmp_path / "output"
     return start
@@ -125,7 +118,7 @@ def test_sigterm_saves_and_exits_with_a_status_of_its_own(start, tmp_path):
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
     (line,) = [x for x in start.output.read_text().splitlines() if x.startswith("stopped by")]
     assert line == f"stopped by SIGTERM after step {newest}; the same command resumes from there"
-    # Also while it is starting, when there is nothing new to save.
+    # Also while it is starting, when there is nothing new to save. A fork handles signals by then.
     process = start(workdir, 1000)
     time.sleep(0.5)
     process.kill(signal.SIGTERM)

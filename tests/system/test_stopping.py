@@ -18,7 +18,7 @@ import pytest
 
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
-from tests.helpers.command import REPOSITORY, without_ray
+from tests.helpers.command import REPOSITORY
 from tests.helpers.dataset_trees import write_mvtec_ad
 
 pytestmark = pytest.mark.slow(waits=True)
@@ -46,9 +46,7 @@ class Trainings:
     """
 
     def __init__(self, name: str, folder: Path, *, with_ray: bool) -> None:
-        command = ["-m", f"experiments.{name}"]
-        if not with_ray:
-            command = without_ray(name)
+        command = [f"experiments.{name}"] if with_ray else ["tests.helpers.without_ray", name]
         root = folder / "data" / "mvtec_ad"
         for category in ("bottle", "cable"):
             write_mvtec_ad(root, category)
@@ -70,7 +68,7 @@ class Trainings:
             own += [f"--config.teacher={teacher}", f"--workdir={results}"]
             categories = [results / f"{c}/seed0" for c in ("bottle", "cable")]
             self.summary = results / "figures.csv"
-        self.arguments = [sys.executable, *command, *own]
+        self.arguments = [sys.executable, "-m", *command, *own]
         self.folders = categories
         self.log = folder / "log"
 
