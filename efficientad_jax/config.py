@@ -399,7 +399,8 @@ class DistillationConfig(_Checked):
       size: of the PDN, 'small' or 'medium'.
       channels: number of the teacher's features per patch.
       dtype: of the computation of backbone and PDN; parameters are float32.
-      start_from: a teacher's file with the initial parameters, '' for random parameters.
+      start_from: a teacher's file with the initial parameters, '' for random parameters. A PDN-M
+        may start from a PDN-S, which is widened.
       backbone: names of the backbones, each with the height and width in pixels to which its views
         are resized, joined by `+`, such as 'lite2@256+resnet18@512'.
       backbone_weights: file of torchvision, for a ResNet that is not in the package.

@@ -48,6 +48,7 @@ from efficientad_jax.distillation.view_pool import ViewPool, allocate_pool, inse
 from efficientad_jax.distillation.views import TARGET_SIZE, VIEW_SIZE
 from efficientad_jax.errors import InputError, StoppedError
 from efficientad_jax.networks.teacher import Teacher, load_teacher
+from efficientad_jax.networks.widening import medium_from_small
 from efficientad_jax.runs.processes import any_process, is_first_process, wait_for_processes
 from efficientad_jax.runs.profile import Profile, profiling
 from efficientad_jax.runs.signals import interruption
@@ -250,12 +251,15 @@ def _split(
 
 
 def _load_start(config: DistillationConfig) -> Teacher:
-    teacher = load_teacher(config.start_from, config.size)
+    teacher = load_teacher(config.start_from, *dict.fromkeys((config.size, "small")))
     if teacher.out_channels != config.channels:
         raise InputError(
             f"config.start_from = {config.start_from!r}: a teacher of {teacher.out_channels} "
             f"channels, expected {config.channels}"
         )
+    if teacher.size != config.size:
+        params = medium_from_small(teacher.params, jax.random.key(config.seed))
+        teacher = teacher._replace(size=config.size, params=params)
     return teacher
 
 

@@ -6,7 +6,7 @@ Layers are named as in the paper (`conv1.kernel`, `conv1.bias`, ...). Kernels ar
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,12 +71,13 @@ def packaged_teacher(size: Size) -> Path:
     )
 
 
-def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
+def load_teacher(path: str | Path = "", size: Size = "small", *more_sizes: Size) -> Teacher:
     """Reads a teacher.
 
     Args:
       path: the file; "" for the teacher of this size that comes with the package.
       size: of the packaged teacher; with a path, the size that the file must have.
+      *more_sizes: other sizes that the file may have.
 
     Raises:
       InputError: there is no such teacher, or the file has another format or size.
@@ -89,13 +90,13 @@ def load_teacher(path: str | Path = "", size: Size = "small") -> Teacher:
                 "`experiments.distill` in a checkout) and give its file as config.teacher"
             )
     path = Path(path)
+    sizes: tuple[Size, ...] = (size, *more_sizes)
 
     def expected(metadata: Mapping[str, str]) -> Mapping[str, tuple[int, ...]]:
-        out_channels, _ = _read_metadata(path, metadata, size)
-        return layer_shapes(size, out_channels)
+        return layer_shapes(*_read_metadata(path, metadata, sizes)[:2])
 
     metadata, tensors = read_safetensors(path, f"teacher {path}", expected, dtypes=("F16", "F32"))
-    out_channels, record = _read_metadata(path, metadata, size)
+    size, out_channels, record = _read_metadata(path, metadata, sizes)
     flat = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
     params = {"params": unflatten_dict(flat, sep=".")}
     with path.open("rb") as file:
@@ -130,14 +131,17 @@ def check_shapes(path: Path, params: PyTree, size: Size, *, out_channels: int) -
 
 
 def _read_metadata(
-    path: Path, metadata: Mapping[str, str], size: Size
-) -> tuple[int, dict[str, Any]]:
-    """Reads the number of channels and the record."""
+    path: Path, metadata: Mapping[str, str], sizes: Sequence[Size]
+) -> tuple[Size, int, dict[str, Any]]:
+    """Reads the size, which must be one of these, the number of channels and the record."""
     if metadata.get("format") != FORMAT:
         raise InputError(f"teacher {path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
-    if metadata.get("size") != size:
+    named = metadata.get("size")
+    found: list[Size] = [size for size in sizes if named == size]
+    if not found:
+        expected = " or ".join(map(repr, sizes))
         raise InputError(
-            f"teacher {path}: a PDN of size {metadata.get('size')!r}, expected {size!r}"
+            f"teacher {path}: a PDN of size {metadata.get('size')!r}, expected {expected}"
         )
     try:
         out_channels, record = int(metadata["out_channels"]), json.loads(metadata["record"])
@@ -148,7 +152,7 @@ def _read_metadata(
             f"teacher {path}: {out_channels} channels and a record of type "
             f"{type(record).__name__}, expected 1 to {MOST_CHANNELS} and a dict"
         )
-    return out_channels, record
+    return found[0], out_channels, record
 
 
 def normalize_teacher(params: PyTree, size: Size, statistics: ChannelStatistics) -> PyTree:

@@ -226,7 +226,7 @@ def test_two_processes_share_the_whole_photographs_of_a_batch(photographs):
 
 
 @pytest.mark.slow
-def test_it_starts_from_a_teacher_of_the_same_kind(photographs, tmp_path):
+def test_it_starts_from_a_teacher_of_its_size_or_a_smaller_one(photographs, tmp_path):
     network = PatchDescriptionNetwork("small", SMALL["channels"])
     params = network.init(jax.random.key(7), jnp.zeros((1, 64, 64, 3)))
     given = tmp_path / "given.safetensors"
@@ -237,6 +237,12 @@ def test_it_starts_from_a_teacher_of_the_same_kind(photographs, tmp_path):
     for ours, theirs in zip(leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert teacher(tmp_path / "still").record["config"]["start_from"] == given.name
+
+    distill(photographs, tmp_path / "widened", size="medium", **still)
+    widened = load_teacher(tmp_path / "widened" / "teacher.safetensors", "medium")
+    image = jax.random.normal(jax.random.key(8), (1, 64, 64, 3))
+    medium = PatchDescriptionNetwork("medium", SMALL["channels"]).apply(widened.params, image)
+    np.testing.assert_allclose(medium, network.apply(params, image), atol=0.01)
 
     line = refusal(photographs, tmp_path / "other", start_from=str(given), channels=16)
     assert "a teacher of 32 channels, expected 16" in line
