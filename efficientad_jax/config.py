@@ -221,6 +221,9 @@ class TrainConfig(_Checked):
         does. The autoencoder always gets whole ones.
       penalty_crop: the same for the photograph of the pretraining penalty, which then costs less;
         0 takes as much of it as of the image, as the paper does.
+      autoencoder_crop: the same for the part of an image in which the losses compare the
+        autoencoder's output with teacher and student, which cost most of its time; 0 compares all
+        of it, as the paper does. The autoencoder itself sees the whole image.
       poses: 'upright' for the images as they are, as in the paper; 'all' turns them by quarter
         turns and mirrors them, for parts that lie in any pose; 'auto' takes the poses in which the
         images look like each other.
@@ -247,6 +250,7 @@ class TrainConfig(_Checked):
     batch_size: int = _at_least(1, 1)  # line 14
     crop: int = _crop_side()
     penalty_crop: int = _crop_side()
+    autoencoder_crop: int = _crop_side()
     poses: Literal["upright", "auto", "all"] = "upright"
     learning_rate: float = _above(0, 1e-4)  # line 12
     decay_at: float = _fraction(0.95, "(0, 1]")  # line 33: after 66,500 of 70,000 steps
@@ -361,11 +365,13 @@ class Config(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop_size and self.model.padding:
-            raise InputError(
-                f"config.train.crop = {self.train.crop}: expected 0, whole images, with "
-                "config.model.padding = True, as padded features change at the borders of a crop"
-            )
+        for name in ("crop", "autoencoder_crop"):
+            if self.model.padding and getattr(self, f"{name}_size"):
+                raise InputError(
+                    f"config.train.{name} = {getattr(self.train, name)}: expected 0, whole images, "
+                    "with config.model.padding = True, as padded features change at the borders of "
+                    "a crop"
+                )
 
     @property
     def crop_size(self) -> tuple[int, int] | None:
@@ -379,9 +385,18 @@ class Config(_Checked):
     @property
     def penalty_crop_size(self) -> tuple[int, int] | None:
         """Height and width of the part of a photograph that a step takes, None for `crop_size`."""
+        return self._part(self.train.penalty_crop)
+
+    @property
+    def autoencoder_crop_size(self) -> tuple[int, int] | None:
+        """Height and width of the part in which the autoencoder is compared, None for all of it."""
+        size = self._part(self.train.autoencoder_crop)
+        return None if size == self.model.input_shape else size
+
+    def _part(self, side: int) -> tuple[int, int] | None:
+        """A square of this side, as far as it fits into the networks' input; None for no side."""
         height, width = self.model.input_shape
-        size = min(self.train.penalty_crop, height), min(self.train.penalty_crop, width)
-        return size if self.train.penalty_crop else None
+        return (min(side, height), min(side, width)) if side else None
 
 
 @dataclass(frozen=True, kw_only=True)

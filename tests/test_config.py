@@ -44,6 +44,7 @@ OUT_OF_RANGE = {
     "train.weight_decay": -1e-5,
     "train.crop": 130,
     "train.penalty_crop": 32,
+    "train.autoencoder_crop": 98,
     "train.steps_per_dispatch": 0,
     "train.checkpoint_every": 0,
     "train.checkpoints_kept": 0,
@@ -162,6 +163,11 @@ def test_crops_are_no_larger_than_the_input_and_need_networks_without_padding():
     photograph = replace(Config(), {"train.penalty_crop": 96, "model.input_width": 640})
     assert (photograph.crop_size, photograph.penalty_crop_size) == (None, (96, 96))
     assert Config().penalty_crop_size is None
+    compared = replace(Config(), {"train.autoencoder_crop": 128, "model.input_width": 640})
+    assert (compared.crop_size, compared.autoencoder_crop_size) == (None, (128, 128))
+    assert replace(Config(), {"train.autoencoder_crop": 256}).autoencoder_crop_size is None
+    with pytest.raises(InputError, match=r"config\.train\.autoencoder_crop = 128: expected 0"):
+        replace(compared, {"model.padding": True})
     padded = replace(Config(), {"train.crop": 256, "model.padding": True})
     assert padded.crop_size is None
     with pytest.raises(InputError, match=r"config\.train\.crop = 256: expected 0, whole images"):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float16, Int, UInt8
+from jaxtyping import Array, Bool, Float, Float16, Int, UInt8
 
 from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.pdn import STRIDE, output_size
@@ -145,6 +145,52 @@ def _crop_photographs(
         STRIDE * _random_places(keys[3], width, crop[1], count=count),
     )
     return _cut(pretraining, photographs, places, crop)
+
+
+class Parts(NamedTuple):
+    """A part of each image of a batch, whose place in its outputs is known.
+
+    Attributes:
+      rows: where the parts begin, in outputs.
+      columns: likewise.
+      size: height and width in pixels.
+    """
+
+    rows: Int[Array, " b"]
+    columns: Int[Array, " b"]
+    size: tuple[int, int]
+
+    def of_images(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b ch cw 3"]:
+        """The parts of the images."""
+        places = STRIDE * self.rows, STRIDE * self.columns
+        return _cut(images, jnp.arange(len(images)), places, self.size)
+
+    def of_outputs(self, outputs: Float[Array, "b oh ow c"]) -> Float[Array, "b ph pw c"]:
+        """The parts of what an unpadded PDN computes from the whole images."""
+        places = self.rows, self.columns
+        return _cut(outputs, jnp.arange(len(outputs)), places, output_size(*self.size))
+
+    def of_ignored(self, values: Bool[Array, "_b oh ow"] | None) -> Bool[Array, "b ph pw"] | None:
+        """The parts of what is ignored, of one map for all images or one for each."""
+        if values is None:
+            return None
+        indices = jnp.arange(len(self.rows)) if len(values) > 1 else jnp.zeros_like(self.rows)
+        places = self.rows, self.columns
+        return _cut(values[..., None], indices, places, output_size(*self.size))[..., 0]
+
+
+def random_parts(
+    images: Float[Array, "b h w 3"] | None, crop: tuple[int, int] | None, key: jax.Array
+) -> Parts | None:
+    """Parts at random places, None for whole images."""
+    if images is None or crop is None:
+        return None
+    keys, (count, height, width, _) = jax.random.split(key), images.shape
+    return Parts(
+        _random_places(keys[0], height, crop[0], count=count),
+        _random_places(keys[1], width, crop[1], count=count),
+        crop,
+    )
 
 
 def _random_places(

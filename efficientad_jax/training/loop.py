@@ -109,6 +109,7 @@ def _compiled_steps(
         key=run.key,
         crop=config.crop_size,
         penalty_crop=config.penalty_crop_size,
+        autoencoder_crop=config.autoencoder_crop_size,
     )
 
 

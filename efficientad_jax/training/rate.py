@@ -101,6 +101,7 @@ def seconds_per_step(
             key=jax.random.key(0),
             crop=config.crop_size,
             penalty_crop=config.penalty_crop_size,
+            autoencoder_crop=config.autoencoder_crop_size,
         )
         jax.block_until_ready(losses)
         if start is None:  # the first dispatch is compiled, and does not count

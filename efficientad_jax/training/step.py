@@ -19,7 +19,7 @@ from efficientad_jax.networks.model import Networks
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork, output_size
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.training.augmentation import jitter, random_grayscale
-from efficientad_jax.training.batch import Batch, TrainData, take_batch
+from efficientad_jax.training.batch import Batch, TrainData, random_parts, take_batch
 from efficientad_jax.training.flat import FlatLayout, flat_layout
 from efficientad_jax.training.losses import (
     Losses,
@@ -89,6 +89,7 @@ def compute_losses(
     params: dict[str, PyTree],
     batch: Batch,
     key: jax.Array,
+    autoencoder_crop: tuple[int, int] | None = None,
 ) -> Losses:
     """Computes the losses of one step (Algorithm 1, lines 12-32).
 
@@ -99,6 +100,9 @@ def compute_losses(
       params: parameters of 'student' and 'autoencoder'.
       batch: the uint8 images of the step.
       key: random key of augmentation, grayscale and dropout.
+      autoencoder_crop: height and width in pixels of the part of an image, at a random place, in
+        which the autoencoder's output is compared; None compares all of it. Teacher and student
+        then only see that part, and have to be without padding.
 
     Raises:
       ValueError: the penalty is on, but the batch has no pretraining images.
@@ -106,21 +110,20 @@ def compute_losses(
     jitter_key, gray_key, dropout_key = jax.random.split(key, 3)
     images = to_unit_range(batch.images)
     pretraining = _pretraining_images(batch, objective, gray_key)
-    augmented = ignored = None
+    augmented, ignored = None, None
     if objective.autoencoder:
-        whole = batch.whole_images
-        augmented = jitter(jitter_key, images if whole is None else to_unit_range(whole))
-        ignored = batch.ignored if whole is None else batch.whole_ignored
-        augmented = fill_ignored(augmented, ignored)  # also where brightness has changed
+        augmented, ignored = _augmented_images(batch, images, jitter_key)
+    parts = random_parts(augmented, autoencoder_crop, jax.random.fold_in(key, 1))
+    compared = augmented if parts is None or augmented is None else parts.of_images(augmented)
     student = _student_features(
-        networks.student, params["student"], images, pretraining=pretraining, augmented=augmented
+        networks.student, params["student"], images, pretraining=pretraining, augmented=compared
     )
     with jax.named_scope("teacher"):
         target, augmented_target = _teacher_features(
             networks.teacher,
             teacher_params,
             images,
-            augmented=augmented,
+            augmented=compared,
             cached=batch.teacher_features,
         )
     zero, mined = jnp.zeros(()), _values(batch.ignored)
@@ -128,18 +131,38 @@ def compute_losses(
     penalty = pretraining_penalty(student.pretraining) if objective.penalty else zero
     if augmented is None or augmented_target is None or student.augmented is None:
         return Losses(hard, penalty, zero, zero)
-    predicted = float32_features(
-        networks.autoencoder,
-        params["autoencoder"],
-        normalize_images(augmented),
-        deterministic=False,
-        rngs={"dropout": dropout_key},
-    )
+    predicted = _predicted(networks, params, augmented, dropout_key)
+    left_out = _values(ignored)
+    if parts is not None:
+        predicted, left_out = parts.of_outputs(predicted), parts.of_ignored(left_out)
     return Losses(
         hard,
         penalty,
-        mean_squared_difference(augmented_target, predicted, _values(ignored)),
-        mean_squared_difference(predicted, student.augmented, _values(ignored)),
+        mean_squared_difference(augmented_target, predicted, left_out),
+        mean_squared_difference(predicted, student.augmented, left_out),
+    )
+
+
+def _augmented_images(
+    batch: Batch, images: Float[Array, "b h w 3"], key: jax.Array
+) -> tuple[Float[Array, "b fh fw 3"], Ignored | None]:
+    """The augmented whole images (Algorithm 1, lines 24-27), and what is ignored of them."""
+    whole = batch.whole_images
+    augmented = jitter(key, images if whole is None else to_unit_range(whole))
+    ignored = batch.ignored if whole is None else batch.whole_ignored
+    return fill_ignored(augmented, ignored), ignored  # also where brightness has changed
+
+
+def _predicted(
+    networks: Networks, params: dict[str, PyTree], images: Float[Array, "b h w 3"], key: jax.Array
+) -> Float[Array, "b oh ow c"]:
+    """The autoencoder's output with dropout."""
+    return float32_features(
+        networks.autoencoder,
+        params["autoencoder"],
+        normalize_images(images),
+        deterministic=False,
+        rngs={"dropout": key},
     )
 
 
@@ -230,6 +253,7 @@ def train_step(
     key: jax.Array,
     flat: FlatLayout | None = None,
     params: PyTree | None = None,
+    autoencoder_crop: tuple[int, int] | None = None,
 ) -> tuple[TrainState, Losses]:
     """One step of Algorithm 1: losses, gradients, optimizer (lines 12-34).
 
@@ -243,11 +267,18 @@ def train_step(
       key: random key of the step.
       flat: of the vectors in `state`; None for a state of trees.
       params: with `flat`, the parameters as a tree, in the dtype of the computation.
+      autoencoder_crop: see `compute_losses`.
     """
 
     def total_loss(params: dict[str, PyTree]) -> tuple[Float[Array, ""], Losses]:
         losses = compute_losses(
-            networks, objective, teacher_params, params=params, batch=batch, key=key
+            networks,
+            objective,
+            teacher_params,
+            params=params,
+            batch=batch,
+            key=key,
+            autoencoder_crop=autoencoder_crop,
         )
         return losses.total, losses
 
@@ -276,8 +307,9 @@ def scan_steps(
     key: jax.Array,
     crop: tuple[int, int] | None = None,
     penalty_crop: tuple[int, int] | None = None,
+    autoencoder_crop: tuple[int, int] | None = None,
 ) -> tuple[TrainState, Losses]:
-    """Makes `k` steps; returns the state and the losses of each. `train_steps` is compiled.
+    """Makes `k` steps; returns the state and the losses of each.
 
     Args:
       networks: the modules.
@@ -291,11 +323,11 @@ def scan_steps(
       key: random key of the whole training; each step folds its number in.
       crop: see `take_batch`.
       penalty_crop: likewise.
+      autoencoder_crop: see `compute_losses`.
     """
-    size = (data.images.shape[1], data.images.shape[2])
-    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, crop or size)
+    size = crop or (data.images.shape[1], data.images.shape[2])
+    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, size)
     flat, state, teacher_params = _flatten_on_gpu(networks.student, state, teacher_params)
-    shown = data if objective.penalty else data._replace(pretraining_images=None)
     whole = objective.autoencoder and _is_part(networks, crop)
     take = partial(take_batch, crop=crop, penalty_crop=penalty_crop, whole=whole)
 
@@ -305,22 +337,22 @@ def scan_steps(
     def step(carried: _Carried, rows: tuple[Array, Array]) -> tuple[_Carried, Losses]:
         state, params = carried
         step_key = jax.random.fold_in(key, state.step)
-        batch = take(shown, *rows, key=step_key)
         state, losses = train_step(
             networks,
             objective,
             optimizer,
             teacher_params=teacher_params,
             state=state,
-            batch=batch,
+            batch=take(data, *rows, key=step_key),
             key=step_key,
             flat=flat,
             params=params,
+            autoencoder_crop=autoencoder_crop,
         )
         return (state, unflatten(state)), losses
 
-    rows = indices, pretraining_indices
-    (state, _), losses = jax.lax.scan(step, (state, unflatten(state)), rows)
+    start, rows = (state, unflatten(state)), (indices, pretraining_indices)
+    (state, _), losses = jax.lax.scan(step, start, rows)
     return state if flat is None else flat.map(flat.unflatten, state), losses
 
 
@@ -346,6 +378,9 @@ def _is_part(networks: Networks, crop: tuple[int, int] | None) -> bool:
 
 train_steps = jax.jit(
     scan_steps,
-    static_argnames=("networks", "objective", "optimizer", "crop", "penalty_crop"),
+    static_argnames=(
+        *("networks", "objective", "optimizer"),
+        *("crop", "penalty_crop", "autoencoder_crop"),
+    ),
     donate_argnames=("state",),
 )

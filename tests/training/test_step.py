@@ -9,6 +9,7 @@ import pytest
 
 from efficientad_jax.config import LossConfig
 from efficientad_jax.networks import autoencoder
+from efficientad_jax.networks.ignored import Ignored
 from efficientad_jax.networks.model import create_networks
 from efficientad_jax.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from efficientad_jax.optimizer import adam_with_l2
@@ -297,6 +298,51 @@ def test_the_autoencoder_gets_whole_images_next_to_crops():
     for name in ("autoencoder", "student_autoencoder"):
         assert getattr(crops, name) == pytest.approx(float(getattr(whole, name)), rel=1e-4)
     assert crops.hard != whole.hard
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_ignored", [False, True])
+def test_the_autoencoder_may_be_compared_in_parts(has_ignored):
+    images, key = noise(2, 0), jax.random.key(3)
+    values = np.zeros((24, 24), bool)
+    values[:, ::3] = has_ignored
+    params, pixels = student_params(), np.zeros(SIZE, bool)
+    ignored = Ignored(pixels[None], values[None]) if has_ignored else None
+    losses = compute_losses(
+        NETWORKS,
+        LossConfig(penalty=False),
+        teacher_params(),
+        params=params,
+        batch=Batch(images, None, None, ignored=ignored),
+        key=key,
+        autoencoder_crop=(64, 96),
+    )
+    jitter_key, _, dropout_key = jax.random.split(key, 3)
+    augmented = jitter(jitter_key, images / 255.0)
+    x = ((augmented - IMAGENET_MEAN) / IMAGENET_STD).astype(jnp.float32)
+    rngs = {"dropout": dropout_key}
+    target = NETWORKS.teacher.apply(teacher_params(), x)
+    predicted = NETWORKS.autoencoder.apply(params["autoencoder"], x, deterministic=False, rngs=rngs)
+    second = NETWORKS.student.apply(params["student"], x)[..., CHANNELS:]
+    # 64x96 pixels have 8x16 outputs. Each of the two images has one part.
+    places = list(product(range(24 - 8 + 1), range(24 - 16 + 1)))
+
+    def sums_of_parts(array):
+        return np.array([array[i : i + 8, j : j + 16].sum() for i, j in places])
+
+    def means_of_two_parts(differences):
+        counted = np.square(differences, dtype=np.float64).sum(-1) * ~values
+        first, other = (sums_of_parts(image) for image in counted)
+        count = CHANNELS * sums_of_parts(~values)
+        return (first[:, None] + other) / (count[:, None] + count)
+
+    expected = means_of_two_parts(target - predicted), means_of_two_parts(predicted - second)
+    found = losses.autoencoder, losses.student_autoencoder
+    fits = [
+        np.isclose(e, float(f), rtol=1e-5, atol=0) for e, f in zip(expected, found, strict=True)
+    ]
+    assert np.sum(fits[0] & fits[1]) == 1
+    assert fits[0].sum() < fits[0].size / 100
 
 
 @pytest.mark.slow
