@@ -33,7 +33,7 @@ def test_round_trip_keeps_parameters_to_float16(tmp_path):
 def test_the_packaged_teacher_is_small_and_says_how_it_was_made():
     teacher = load_teacher()
     assert sum(leaf.size for leaf in jax.tree.leaves(teacher.params)) * 2 <= 6e6
-    assert teacher.record["config"]["backbone"] == "lite2"
+    assert teacher.record["config"]["backbone"] == "lite2@256"
     assert teacher.record["held_out_loss"] < 1
     assert "/" not in json.dumps(teacher.record["config"])
 
