@@ -57,7 +57,7 @@ class Target(NamedTuple):
 
 def _plane(name: str) -> dict[int, str]:
     """Topologies of a two-dimensional torus of chips."""
-    sides = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
+    sides = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
     return {count: f"{name}:{side}" for count, side in sides.items()}
 
 
