@@ -23,7 +23,6 @@ from efficientad_jax.data.files import list_images
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.paper_results import RUNS, SPEED_MEASURED_ON
 from efficientad_jax.networks.pdn import NAMES, SIZES, Size
-from efficientad_jax.networks.teacher import load_teacher
 from efficientad_jax.reproduction.collections_on_disk import (
     COLLECTIONS,
     categories_of,
@@ -93,13 +92,10 @@ def main() -> int:  # long: reads every flag of the command
         collections = {name: find_collection(_data(), name, categories) for name in COLLECTIONS}
         roots = {name: f.root for name, f in collections.items() if f.root is not None}
         inputs = Inputs(roots, teachers)
-        lacking = {size: _lacking_teacher(size) for size in sizes if not teachers[size]}
-        possible = [d for d in detectors if not lacking.get(d[0])]
         present = {name: f.categories for name, f in collections.items()}
-        planned = planned_runs(present, possible, seeds)
+        planned = planned_runs(present, detectors, seeds)
         _check_photographs(planned, base, inputs)
         absent = [line for f in collections.values() for line in f.absent]
-        absent += filter(None, lacking.values())
         for line in absent:
             print(f"absent: {line}", file=sys.stderr)
         failed = _carry_out(planned, Results(folder, base, inputs, others=others))
@@ -181,15 +177,6 @@ def _data() -> Path:
             f"{', '.join(COLLECTIONS)}; --notrain makes the table from the runs that are done"
         )
     return data
-
-
-def _lacking_teacher(size: Size) -> str:
-    """Returns why networks of a size cannot be trained, '' if they can."""
-    try:
-        load_teacher("", size)
-    except InputError as error:
-        return f"{NAMES[size]}: {error}; in this command as --teacher_{size}"
-    return ""
 
 
 def _check_photographs(planned: Sequence[Run], base: Config, inputs: Inputs) -> None:

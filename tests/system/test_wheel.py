@@ -33,9 +33,10 @@ import efficientad_jax
 from efficientad_jax.distillation.backbones.resnet import load_packaged_resnet18
 from efficientad_jax.networks.teacher import load_teacher
 
-teacher = load_teacher()
 print(efficientad_jax.__file__)
-print(teacher.size, teacher.params["params"]["conv4"]["kernel"].shape)
+for size in ("small", "medium"):
+    teacher = load_teacher(size=size)
+    print(teacher.size, teacher.params["params"]["conv4"]["kernel"].shape)
 print(load_packaged_resnet18()["params"]["layer3_1"]["conv2"]["kernel"].shape)
 print(resources.files("efficientad_jax.evaluation").joinpath("report.html.jinja").is_file())
 print(resources.files("efficientad_jax.convolution").joinpath("native.cc").is_file())
@@ -127,9 +128,10 @@ def test_the_documentation_is_followed_with_the_wheel(installed: Path, tmp_path:
     )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[:5] == [
+    assert lines[:6] == [
         str(installed / "efficientad_jax" / "__init__.py"),
         "small (4, 4, 256, 384)",
+        "medium (3, 3, 512, 512)",
         "(3, 3, 256, 256)",
         "True",
         "True",
