@@ -82,9 +82,7 @@ def load_teacher(path: str | Path = "", size: Size = "small", *more_sizes: Size)
     Raises:
       InputError: there is no such teacher, or the file has another format or size.
     """
-    if not path:
-        path = packaged_teacher(size)
-    path = Path(path)
+    path = Path(path) if path else packaged_teacher(size)
     sizes: tuple[Size, ...] = (size, *more_sizes)
 
     def expected(metadata: Mapping[str, str]) -> Mapping[str, tuple[int, ...]]:

@@ -17,10 +17,11 @@ from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from processing import enlarge, load_image, network_input
 from scipy import ndimage
 
-# Stay in float32: the autoencoder, and what follows the features of the networks. Small differences
-# of large features would be lost in 8 bits, and scores of defects would be cut off at the highest
-# one of the good images. So do the first convolutions, which have few operations: NNCF gives their
-# weights 7 bits only, for processors without VNNI.
+# These stay in float32:
+# - the autoencoder, and what follows the features of the networks. Small differences of large
+#   features would be lost in 8 bits. Scores would be cut off at the highest one of the good images.
+# - the first convolutions. NNCF gives their weights only 7 bits, for processors without VNNI, and
+#   they have few operations.
 EXACT = nncf.IgnoredScope(
     patterns=[
         *("autoencoder/.*", "local/.*", "global/.*", "combined/.*", "puad/.*", "scores.*"),
