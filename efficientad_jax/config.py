@@ -117,7 +117,7 @@ class DatasetConfig(_Checked):
       white_level: value of 16-bit pixels that becomes 255. Cameras of 10, 12 and 14 bits write
         files of 16 bits whose values end at 1023, 4095 and 16383.
       ignore_mask: an image file that is black where all images are ignored, and as large as they
-        are; '' to ignore nothing.
+        are; or a folder with such a file for each image; '' to ignore nothing.
       region_of_interest: 'LEFT,TOP,WIDTH,HEIGHT' in pixels, the part of each image that is cut out
         before it is resized; '' for the whole image.
     """

@@ -16,7 +16,8 @@ from efficientad_jax import Detector, InputError, detect_tiled, recipes
 from efficientad_jax.config import Config, ModelConfig, replace
 from efficientad_jax.data.framing import FILL, Framing, place_in_input
 from efficientad_jax.data.loading import load_configured_dataset
-from efficientad_jax.detection.predict_files import plan_pictures, predict_files
+from efficientad_jax.detection.heatmap import plan_pictures
+from efficientad_jax.detection.predict_files import predict_files
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.export.properties import check_exportable
 from efficientad_jax.fitting.fit_detector import fit_detector

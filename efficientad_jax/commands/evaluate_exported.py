@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from efficientad_jax.commands.command_line import add_detector
 from efficientad_jax.config import read_config
+from efficientad_jax.data.framing_file import has_own_masks
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
@@ -38,9 +39,15 @@ def run(options: argparse.Namespace) -> int:
             f"detector {options.detector}: cuts images into tiles, expected one that resizes or "
             "pads them, as exported files take"
         )
+    config = read_config(detector.config)
+    if has_own_masks(config.dataset, detector.framing):
+        raise InputError(
+            f"detector {options.detector}: its images have an ignore mask each, expected none or "
+            "one for all; exported files take no masks"
+        )
     programs: dict[str, Program] = {options.detector: detector_program(detector)}
     programs |= {name: open_program(Path(name)) for name in options.files}
-    test = load_configured_dataset(read_config(detector.config), detector.framing).test
+    test = load_configured_dataset(config, detector.framing).test
     if not test.names:
         raise InputError(f"detector {options.detector}: its dataset has no test images")
     exported_from = programs[options.detector].arrays_sha256

@@ -1,10 +1,12 @@
 """Describes a detector.
 
     efficientad info runs/mine/detector
+    efficientad info runs/mine/detector --validation-images
 
 Prints the size of its networks, its input, the data and the steps of its training, its teacher with
 the licenses, its thresholds with the intervals of their rates, its last metrics and its format. The
-folder may come from anyone: see SECURITY.md.
+folder may come from anyone: see SECURITY.md. With --validation-images it prints the paths of the
+good images that the detector was not trained on, one a line, for programs that need some.
 """
 
 import argparse
@@ -13,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from efficientad_jax.commands.command_line import add_detector
+from efficientad_jax.config import read_config
+from efficientad_jax.data.datasets.folder import resolve_category
 from efficientad_jax.data.framing import Framing
+from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.file import read_record
 from efficientad_jax.detection.threshold import percent, region_summary, summary
-from efficientad_jax.errors import printable
+from efficientad_jax.errors import InputError, printable
 from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.networks.pdn import NAMES
 
@@ -32,12 +37,22 @@ _METRICS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the arguments."""
     add_detector(parser)
+    parser.add_argument(
+        "--validation-images",
+        action="store_true",
+        help="print the paths of the validation images only, which are read where they were at the "
+        "training",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the description."""
     folder = Path(options.detector)
     detector = Detector.load(folder)
+    if options.validation_images:
+        for path in _validation_images(detector):
+            print(path)
+        return 0
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     version = read_record(folder)["version"]
     facts = [("format", f"version {version}, {size / 1e6:.1f} MB"), *_facts(detector)]
@@ -46,13 +61,32 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _validation_images(detector: Detector) -> list[Path]:
+    """The files of the validation images.
+
+    Raises:
+      InputError: the images cannot be read, or are not in a folder.
+    """
+    config = read_config(detector.config)
+    if config.dataset.name != "folder":
+        raise InputError(
+            f"dataset {config.dataset.name!r}: is read from a copy, expected a dataset 'folder'"
+        )
+    root = resolve_category(config.dataset.root, config.category)
+    validation = load_configured_dataset(config, detector.framing).validation
+    return [root / name for name in validation.names]
+
+
 def _facts(detector: Detector) -> Iterator[tuple[str, str]]:
     """Name and value of each line but the first."""
     spec, config, teacher = detector.spec, detector.config, detector.teacher
     branch = "with" if spec.autoencoder else "without"
     name = NAMES[spec.size]  # pyright: ignore[reportArgumentType]
     yield "networks", f"{name} {branch} autoencoder, {spec.out_channels} channels, {spec.dtype}"
-    yield "input", f"{spec.input_size[0]} x {spec.input_size[1]} pixels{_framing(detector.framing)}"
+    framing = _framing(detector.framing)
+    if detector.framing.ignored is None and _text(config, "dataset", "ignore_mask"):
+        framing += ", trained with an ignore mask for each image"
+    yield "input", f"{spec.input_size[0]} x {spec.input_size[1]} pixels{framing}"
     yield "score", _score(detector.calibration.score_values)
     if detector.puad is not None:
         yield "PUAD", puad_summary(detector)

@@ -114,7 +114,8 @@ def _good_images(detector: Detector, folder: str) -> Inputs:
         raise InputError(
             f"{error}; to compare scores, give good images as --images=FOLDER"
         ) from error
-    return Inputs(dataset.validation.images, dataset.validation.sizes)
+    good = dataset.validation
+    return Inputs(good.images, good.sizes, good.own_masks)
 
 
 def _load(detector: Detector, paths: Sequence[Path]) -> Inputs:

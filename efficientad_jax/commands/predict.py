@@ -25,9 +25,10 @@ from PIL import Image
 
 from efficientad_jax.commands.command_line import add_detector, print_error, whole_number
 from efficientad_jax.data.files import is_heat_map
+from efficientad_jax.data.framing_file import list_own_masks
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.detection.heatmap import HIGH, LOW
-from efficientad_jax.detection.predict_files import plan_pictures, predict_files
+from efficientad_jax.detection.heatmap import HIGH, LOW, plan_pictures
+from efficientad_jax.detection.predict_files import predict_files
 from efficientad_jax.detection.regions.files import FORMATS, RegionFiles
 from efficientad_jax.detection.threshold import (
     RegionRule,
@@ -75,18 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="choose the threshold for this rate, in (0, 1) (default: the detector's threshold)",
     )
+    _add_region_arguments(parser)
     add(
-        "--regions",
-        metavar="FORMATS",
-        type=_formats,
-        help=f"write the anomalous regions of each image as some of {','.join(FORMATS)}",
-    )
-    add(
-        "--region-false-positive-rate",
-        metavar="RATE",
-        type=float,
-        help="choose the pixel threshold of --regions for this rate of good images with a region, "
-        "in (0, 1) (default: the detector's pixel threshold)",
+        "--ignore-masks",
+        metavar="FOLDER",
+        type=Path,
+        help="masks that are black where an image is ignored: A/7.png for the image A/7.jpg of a "
+        "folder",
     )
     add("--tile", action="store_true", help="cut images into tiles instead of resizing them")
     add("--overlap", metavar="PIXELS", type=int, help="overlap of tiles")
@@ -100,6 +96,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_region_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--regions",
+        metavar="FORMATS",
+        type=_formats,
+        help=f"write the anomalous regions of each image as some of {','.join(FORMATS)}",
+    )
+    add(
+        "--region-false-positive-rate",
+        metavar="RATE",
+        type=float,
+        help="choose the pixel threshold of --regions for this rate of good images with a region, "
+        "in (0, 1) (default: the detector's pixel threshold)",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Scores the images; returns 1 if some could not be read, else 0."""
     if not options.low < options.high:
@@ -109,6 +122,9 @@ def run(options: argparse.Namespace) -> int:
     is_tiled = options.tile or detector.framing.fit == "tile"
     if options.overlap is not None and not is_tiled:
         raise InputError(f"--overlap={options.overlap}: is of tiles, expected --tile with it")
+    own_masks = None if options.ignore_masks is None else list_own_masks(options.ignore_masks)
+    if own_masks is not None and is_tiled:
+        raise InputError("--ignore-masks: is not of tiles, expected images that are not cut")
     if options.false_alarm_rate is not None:
         detector = detector.with_threshold(options.false_alarm_rate)
     if options.region_false_positive_rate is not None:
@@ -130,6 +146,7 @@ def run(options: argparse.Namespace) -> int:
             complain=print_error,
             overlap=overlap,
             region_files=region_files,
+            own_masks=own_masks,
         )
     if detector.threshold is not None:
         of_tile = is_tiled and detector.framing.fit != "tile"

@@ -3,7 +3,8 @@
 The region of interest is cut out before the image is resized, padded or cut into tiles. Ignored
 pixels get one constant color after that, and with them every pixel of the resized image that
 depends on one of them: nothing that is computed from the resized image depends on the ignored
-pixels. Padding has that color too, and is ignored.
+pixels. Padding has that color too, and is ignored. A framing may have a mask for all images, and
+each image may have its own in addition.
 """
 
 import math
@@ -189,7 +190,12 @@ def proportional_size(seen: Sequence[tuple[int, int]], like: tuple[int, int]) ->
 
 
 def network_input(
-    framing: Framing, image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], *, name: str = ""
+    framing: Framing,
+    image: UInt8[np.ndarray, "h w 3"],
+    size: tuple[int, int],
+    *,
+    name: str = "",
+    own_mask: Bool[np.ndarray, "_h _w"] | None = None,
 ) -> UInt8[np.ndarray, "_h _w 3"]:
     """Cuts out the region of interest, resizes or pads it and fills ignored pixels.
 
@@ -198,6 +204,8 @@ def network_input(
       image: the whole image.
       size: height and width of the networks' input.
       name: of the image, for messages.
+      own_mask: True on the pixels of the input that the image's own mask ignores, of
+        `own_mask_in_input`; None without one.
 
     Returns:
       The input, or what is cut into tiles.
@@ -206,7 +214,7 @@ def network_input(
       InputError: the image has another size than the mask, or does not contain the region.
     """
     if framing.is_plain:
-        return resize_image(image, *size)
+        return fill(resize_image(image, *size), own_mask)
     check_image_size(framing, image.shape[:2], name)
     part = cut_out(framing, image)
     seen = part.shape[:2]
@@ -217,7 +225,7 @@ def network_input(
         canvas[:] = FILL
         canvas[place.window] = resized
         resized = canvas
-    return fill(resized, ignored_pixels(framing, size, seen))
+    return fill(fill(resized, ignored_pixels(framing, size, seen)), own_mask)
 
 
 def fill(
@@ -256,10 +264,32 @@ def masked_pixels(
     None where there is no mask.
     """
     ignored = framing.ignored_in_box
-    if ignored is None or ignored.shape == size:
+    return None if ignored is None else _resized(ignored, size)
+
+
+def _resized(ignored: Bool[np.ndarray, "_h _w"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """The pixels that depend on an ignored one after an image was resized to this size."""
+    if ignored.shape == size:
         return ignored
     # No weight of bilinear resizing is negative: all that depends on an ignored pixel is above 0.
     return resize_map(np.asarray(ignored, np.float32), size) > 0
+
+
+def own_mask_in_input(
+    framing: Framing, own_mask: Bool[np.ndarray, "h w"], size: tuple[int, int]
+) -> Bool[np.ndarray, "{size[0]} {size[1]}"]:
+    """The pixels of the input that an image's own mask ignores; the framing's are not among them.
+
+    Args:
+      framing: of the detector or the dataset; images are resized or padded.
+      own_mask: True on the pixels to ignore, at the size of the whole image.
+      size: height and width of the networks' input.
+    """
+    part = cut_out(framing, own_mask)
+    place = place_in_input(framing, (part.shape[0], part.shape[1]), size)
+    in_input = np.zeros(size, bool)
+    in_input[place.window] = _resized(part, (place.height, place.width))
+    return in_input
 
 
 def seen_rows(framing: Framing, image: ImageRows, name: str = "") -> ImageRows:

@@ -11,7 +11,7 @@ from efficientad_jax.config import Config
 from efficientad_jax.data.decoding import ImageSource, decode_image_and_peak
 from efficientad_jax.data.examples import GOOD
 from efficientad_jax.data.framing import network_input, seen_size, stack_images
-from efficientad_jax.data.framing_file import read_framing
+from efficientad_jax.data.framing_file import has_own_masks, read_framing
 from efficientad_jax.data.loading import (
     Dataset,
     ImageSet,
@@ -49,8 +49,14 @@ def load_given_images(
     if len(named) < 2:
         raise InputError(f"images: {len(named)}, expected at least 2 good images")
     model, white_level = config.model, config.dataset.white_level
+    framing = read_framing(config)
+    if has_own_masks(config.dataset, framing):
+        raise InputError(
+            f"config.dataset.ignore_mask = {config.dataset.ignore_mask!r}: a folder of masks, "
+            "expected one mask for all images, or the images in a folder"
+        )
     reading = Reading(
-        model.input_shape, read_framing(config), white_level, model.input_size == "auto"
+        model.input_shape, framing, white_level, model.input_size == "auto"
     ).suited_to(source for _, source in named)
     inputs, sizes, peaks = [], [], []
     for name, source in named:

@@ -1,7 +1,7 @@
 """Datasets as arrays: read with grain, each image decoded and resized once."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +25,18 @@ from efficientad_jax.data.framing import (
     Framing,
     cut_out,
     network_input,
+    own_mask_in_input,
     proportional_size,
     seen_size,
     stack_images,
 )
-from efficientad_jax.data.framing_file import read_framing
-from efficientad_jax.errors import InputError, printable
+from efficientad_jax.data.framing_file import (
+    has_own_masks,
+    list_own_masks,
+    own_mask_of,
+    read_framing,
+)
+from efficientad_jax.errors import printable
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +59,9 @@ class ImageSet(NamedTuple):
       sizes: original height and width of each image.
       regions: the defects of each image one by one: a mask and the area in pixels that has to be
         found of it (see `data/saturation.py`); None for a dataset that does not define such areas.
+      own_masks: True on the pixels of `images` that each image's own mask ignores; None without
+        such masks.
+      ignored: the same at the images' original sizes, of test images; None of others.
     """
 
     images: UInt8[np.ndarray, "n h w 3"]
@@ -62,6 +71,8 @@ class ImageSet(NamedTuple):
     masks: list[Bool[np.ndarray, "_h _w"] | None]
     sizes: list[tuple[int, int]]
     regions: list[list[tuple[Bool[np.ndarray, "_h _w"], float]]] | None = None
+    own_masks: Bool[np.ndarray, "n h w"] | None = None
+    ignored: list[Bool[np.ndarray, "_h _w"]] | None = None
 
 
 class Dataset(NamedTuple):
@@ -83,6 +94,7 @@ def load_dataset(
     seed: int,
     white_level: int = WHITE_LEVEL,
     framing: Framing = PLAIN,
+    own_masks: Mapping[str, Path] | None = None,
     proportional: bool = False,
 ) -> Dataset:
     """Loads a dataset into memory.
@@ -105,17 +117,20 @@ def load_dataset(
       white_level: see `decode_image`. If it is far above all values of the training images, a line
         in the log says so.
       framing: which part of each image counts, and how it becomes the networks' input.
+      own_masks: of `list_own_masks`, None without masks for each image.
       proportional: whether only the number of pixels of `image_size` counts, with the proportions
         of the training images; see `proportional_size`.
 
     Raises:
       InputError: dataset, category, a folder or an image cannot be used.
     """
-    reading = Reading(image_size, framing, white_level, proportional)
+    reading = Reading(image_size, framing, white_level, proportional, own_masks)
     if name == "folder":
         splits = _load_folder(category, root, reading)
     else:
-        builder = _builder(name, category, root, data_dir or None)
+        from efficientad_jax.data.datasets import builder_of
+
+        builder = builder_of(name, category, root, data_dir=data_dir or None)
         splits = _load_copy(builder, reading)
     train = splits["train"]
     test = splits.get("test", subset(train, np.arange(0)))
@@ -136,6 +151,11 @@ def load_configured_dataset(config: Config, framing: Framing | None = None) -> D
     Raises:
       InputError: it cannot be loaded.
     """
+    if framing is None:
+        framing = read_framing(config)
+    own_masks = None
+    if has_own_masks(config.dataset, framing):
+        own_masks = list_own_masks(Path(config.dataset.ignore_mask).expanduser())
     return load_dataset(
         config.dataset.name,
         config.category,
@@ -146,28 +166,9 @@ def load_configured_dataset(config: Config, framing: Framing | None = None) -> D
         validation_fraction=config.dataset.validation_fraction,
         seed=config.seed,
         white_level=config.dataset.white_level,
-        framing=framing or read_framing(config),
+        framing=framing,
+        own_masks=own_masks,
     )
-
-
-def categories_of(name: str, root: str) -> list[str]:
-    """The categories of a dataset; of a folder that is not divided into any, `['']`.
-
-    Raises:
-      InputError: there is no such dataset, or no such folder.
-    """
-    if name == "folder":
-        from efficientad_jax.data.datasets.folder import categories_in
-
-        return categories_in(root)
-    if name == "elpv":
-        from efficientad_jax.data.datasets import elpv
-
-        return list(elpv.CATEGORIES)
-    published = _published()
-    if name in published:
-        return list(published[name].dataset.categories)
-    raise _no_dataset(name)
 
 
 def load_images(
@@ -187,39 +188,6 @@ def load_images(
     return np.stack(list(dataset.to_iter_dataset(_READ)))
 
 
-def _builder(name: str, category: str, root: str, data_dir: str | None) -> Any:
-    from efficientad_jax.data.datasets import elpv
-
-    published = _published()
-    if name in published:
-        return published[name](category=category, root=root, data_dir=data_dir)
-    if name == "elpv":
-        if category not in elpv.CATEGORIES:
-            raise InputError(
-                f"category {category!r}: no such category of elpv, "
-                f"expected one of: {', '.join(elpv.CATEGORIES)}"
-            )
-        return elpv.Elpv(config=category, data_dir=data_dir)
-    raise _no_dataset(name)
-
-
-def _published() -> dict[str, Any]:
-    from efficientad_jax.data.datasets import btad, mvtec_ad, mvtec_ad2, mvtec_loco, visa
-
-    return {
-        "mvtec_ad": mvtec_ad.MvtecAd,
-        "mvtec_loco": mvtec_loco.MvtecLoco,
-        "mvtec_ad2": mvtec_ad2.MvtecAd2,
-        "visa": visa.Visa,
-        "btad": btad.Btad,
-    }
-
-
-def _no_dataset(name: str) -> InputError:
-    known = ", ".join([*_published(), "elpv", "folder"])
-    return InputError(f"dataset {name!r}: no such dataset, expected one of: {known}")
-
-
 class Reading(NamedTuple):
     """How images are read; see `load_dataset`."""
 
@@ -227,6 +195,7 @@ class Reading(NamedTuple):
     framing: Framing
     white_level: int
     proportional: bool = False
+    own_masks: Mapping[str, Path] | None = None
 
     def suited_to(self, images: Iterable[ImageSource]) -> "Reading":
         """With the size that suits the training images, if it depends on them."""
@@ -246,11 +215,12 @@ def _load_folder(category: str, root: str, reading: Reading) -> dict[str, ImageS
 
     examples = folder.list_examples(folder.resolve_category(root, category))
     reading = reading.suited_to(example.image for example in examples["train"])
-    read = partial(_read_example, reading=reading)
-    return {
-        split: _collect(grain.MapDataset.source(listed).map(read), white_level=reading.white_level)
-        for split, listed in examples.items()
-    }
+    splits = {}
+    for split, listed in examples.items():
+        read = partial(_read_example, reading=reading, split=split)
+        images = grain.MapDataset.source(listed).map(read)
+        splits[split] = _collect(images, white_level=reading.white_level)
+    return splits
 
 
 def _load_copy(builder: Any, reading: Reading) -> dict[str, ImageSet]:
@@ -267,7 +237,7 @@ def _load_copy(builder: Any, reading: Reading) -> dict[str, ImageSet]:
     reading = reading.suited_to(example["image"] for example in sources["train"])
     splits = {}
     for split, source in sources.items():
-        read = partial(_decode_example, reading=reading)
+        read = partial(_decode_example, reading=reading, split=split)
         splits[split] = _collect(
             grain.MapDataset.source(source).map(read),
             white_level=reading.white_level,
@@ -276,15 +246,23 @@ def _load_copy(builder: Any, reading: Reading) -> dict[str, ImageSet]:
     return splits
 
 
+class _Framed(NamedTuple):
+    """An image as the networks get it; the fields are those of an `ImageSet`."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    size: tuple[int, int]
+    own_mask: Bool[np.ndarray, "h w"] | None
+    ignored: Bool[np.ndarray, "_h _w"] | None
+
+
 class _Loaded(NamedTuple):
-    """The fields of one image in an `ImageSet`."""
+    """One image; the fields are those of an `ImageSet`."""
 
     name: str
-    image: UInt8[np.ndarray, "h w 3"]
+    framed: _Framed
     label: int
     defect: str
     mask: Bool[np.ndarray, "_h _w"] | None
-    size: tuple[int, int]
     regions: list[tuple[Bool[np.ndarray, "_h _w"], float]]
     peak: int | None
 
@@ -292,14 +270,19 @@ class _Loaded(NamedTuple):
 def _collect(dataset: grain.MapDataset, *, white_level: int, has_areas: bool = False) -> ImageSet:
     loaded: list[_Loaded] = sorted(dataset.to_iter_dataset(_READ), key=lambda image: image.name)
     check_white_level([image.peak for image in loaded], white_level)
+    framed = [image.framed for image in loaded]
+    own_masks = [image.own_mask for image in framed if image.own_mask is not None]
+    ignored = [image.ignored for image in framed if image.ignored is not None]
     return ImageSet(
-        images=stack_images([image.image for image in loaded]),
+        images=stack_images([image.image for image in framed]),
         labels=np.array([image.label for image in loaded], np.int64),
         names=[image.name for image in loaded],
         defects=[image.defect for image in loaded],
         masks=[image.mask for image in loaded],
-        sizes=[image.size for image in loaded],
+        sizes=[image.size for image in framed],
         regions=[image.regions for image in loaded] if has_areas else None,
+        own_masks=np.stack(own_masks) if own_masks else None,
+        ignored=ignored or None,
     )
 
 
@@ -317,21 +300,34 @@ def check_white_level(peaks: Sequence[int | None], white_level: int) -> None:
         )
 
 
-def _read_example(example: Example, reading: Reading) -> _Loaded:
+def _framed(
+    image: UInt8[np.ndarray, "_h _w 3"], name: str, source: str, *, reading: Reading, split: str
+) -> _Framed:
+    """Frames an image of a dataset; `source` is its name for messages."""
+    framing, size = reading.framing, (image.shape[0], image.shape[1])
+    seen, own_mask, ignored = seen_size(framing, size), None, None
+    if reading.own_masks is not None:
+        whole = own_mask_of(reading.own_masks, framing, name, size=size)
+        own_mask = own_mask_in_input(framing, whole, reading.size)
+        ignored = cut_out(framing, whole) if split == "test" else None  # for the metrics
+    pixels = network_input(framing, image, reading.size, name=source, own_mask=own_mask)
+    return _Framed(pixels, seen, own_mask, ignored)
+
+
+def _read_example(example: Example, reading: Reading, split: str) -> _Loaded:
     image, masks, peak = read_files(example, reading.white_level)
     return _Loaded(
         example.name,
-        network_input(reading.framing, image, reading.size, name=str(example.image)),
+        _framed(image, example.name, str(example.image), reading=reading, split=split),
         int(example.defect != GOOD),
         example.defect,
         _union([cut_out(reading.framing, mask) for mask in masks]),
-        seen_size(reading.framing, (image.shape[0], image.shape[1])),
         [],
         peak,
     )
 
 
-def _decode_example(example: dict[str, Any], reading: Reading) -> _Loaded:
+def _decode_example(example: dict[str, Any], reading: Reading, split: str) -> _Loaded:
     name = example["name"].decode()
     image, peak = decode_image_and_peak(example["image"], name, white_level=reading.white_level)
     masks = [cut_out(reading.framing, decode_mask(mask, name)) for mask in example["masks"]]
@@ -343,11 +339,10 @@ def _decode_example(example: dict[str, Any], reading: Reading) -> _Loaded:
         regions = [(mask, min(area, float(mask.sum()))) for mask, area in regions if mask.any()]
     return _Loaded(
         name,
-        network_input(reading.framing, image, reading.size, name=name),
+        _framed(image, name, name, reading=reading, split=split),
         int(example["label"]),
         example["defect"].decode(),
         _union(masks),
-        seen_size(reading.framing, (image.shape[0], image.shape[1])),
         regions,
         peak,
     )
@@ -395,6 +390,8 @@ def subset(images: ImageSet, chosen: Int[np.ndarray, " m"]) -> ImageSet:
     return ImageSet(
         images.images[chosen],
         images.labels[chosen],
-        *([field[i] for i in chosen] for field in images[2:-1]),
+        *([field[i] for i in chosen] for field in images[2:6]),
         regions=None if images.regions is None else [images.regions[i] for i in chosen],
+        own_masks=None if images.own_masks is None else images.own_masks[chosen],
+        ignored=None if images.ignored is None else [images.ignored[i] for i in chosen],
     )

@@ -1,3 +1,4 @@
+# long: one class, whose methods are all ways to detect and the thresholds of a detector
 """A trained, calibrated detector."""
 
 import hashlib
@@ -10,7 +11,7 @@ from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from efficientad_jax.convolution import is_for_accelerator
 from efficientad_jax.data.decoding import WHITE_LEVEL, ImageSource, decode_image
@@ -22,6 +23,7 @@ from efficientad_jax.data.framing import (
     network_input,
     seen_size,
 )
+from efficientad_jax.data.framing_file import own_masks_in_input
 from efficientad_jax.detection.accelerated import AcceleratedDetection
 from efficientad_jax.detection.file import (
     SavedArrays,
@@ -98,34 +100,56 @@ class Detector:
     saved_arrays: SavedArrays | None = field(default=None, repr=False, compare=False)
 
     @overload
-    def __call__(self, images: ImageSource) -> Detection: ...
+    def __call__(
+        self, images: ImageSource, ignore_masks: ImageSource | None = None
+    ) -> Detection: ...
 
     @overload
-    def __call__(self, images: list[_Source] | tuple[_Source, ...]) -> list[Detection]: ...
+    def __call__(
+        self,
+        images: list[_Source] | tuple[_Source, ...],
+        ignore_masks: Sequence[ImageSource | None] | None = None,
+    ) -> list[Detection]: ...
 
-    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Detection | list[Detection]:
+    def __call__(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        ignore_masks: ImageSource | Sequence[ImageSource | None] | None = None,
+    ) -> Detection | list[Detection]:
         """Detects anomalies in one image or in a list of images.
 
         Args:
           images: each a path, encoded bytes, a PIL image or a NumPy array (`[h, w]`, or
             `[h, w, c]` with 1 to 4 channels) of any size; grayscale, RGB, RGBA or 16-bit.
+          ignore_masks: the mask of each image, as large as it and black where it is ignored, in
+            addition to that of the detector; None to ignore nothing more.
 
         Returns:
           A `Detection` for one image, a list of them for a list or tuple.
 
         Raises:
-          InputError: an image cannot be decoded, or its size does not suit the mask or the region
-            of interest; the message names it.
+          InputError: an image or a mask cannot be decoded, or its size does not suit the mask or
+            the region of interest; the message names it.
         """
         if not isinstance(images, list | tuple):
-            return self([images])[0]  # pyright: ignore
+            masks = None if ignore_masks is None else [ignore_masks]
+            return self([images], masks)[0]  # pyright: ignore
         decoded = [self.decode(image) for image in images]
         if not decoded:
             return []
+        sizes, size = [image.shape[:2] for image in decoded], self.spec.input_size
+        own_masks = None
+        if ignore_masks is not None:
+            given: Any = ignore_masks
+            own_masks = own_masks_in_input(self.framing, given, sizes, input_size=size)
         if self.framing.fit == "tile":
             return [detect_tiled(self, image) for image in decoded]
-        resized = np.stack([self.network_input(image) for image in decoded])
-        return self.detect_resized(resized, [image.shape[:2] for image in decoded])
+        each = [None] * len(decoded) if own_masks is None else own_masks
+        inputs = [
+            self.network_input(image, own_mask=own_mask)
+            for image, own_mask in zip(decoded, each, strict=True)
+        ]
+        return self.detect_resized(np.stack(inputs), sizes, own_masks=own_masks)
 
     def decode(
         self, image: ImageSource, name: str = "", most_pixels: int | None = None
@@ -144,10 +168,15 @@ class Detector:
         return pixels
 
     def network_input(
-        self, image: UInt8[np.ndarray, "h w 3"], name: str = ""
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        name: str = "",
+        *,
+        own_mask: Bool[np.ndarray, "_h _w"] | None = None,
     ) -> UInt8[np.ndarray, "_h _w 3"]:
         """A decoded image at `spec.input_size`: its region of interest, ignored pixels filled."""
-        return network_input(self.framing, image, self.spec.input_size, name=name)
+        size = self.spec.input_size
+        return network_input(self.framing, image, size, name=name, own_mask=own_mask)
 
     @property
     def white_level(self) -> int:
@@ -165,6 +194,7 @@ class Detector:
         sizes: Sequence[tuple[int, int] | None] | None = None,
         *,
         seen: Sequence[tuple[int, int]] | None = None,
+        own_masks: Bool[np.ndarray, "n h w"] | None = None,
     ) -> list[Detection]:
         """Detects in images that are already resized to the input size.
 
@@ -173,6 +203,7 @@ class Detector:
           sizes: height and width of each whole image, and so of its maps in the result; None leaves
             maps at the size at which the detector computes them.
           seen: see `detect`; None takes it from `sizes`.
+          own_masks: see `detect`.
         """
         size = self.batch_size(len(images))
         if seen is None and sizes is not None and None not in sizes:
@@ -181,7 +212,8 @@ class Detector:
         for start in range(0, len(images), size):
             rows = [min(i, len(images) - 1) for i in range(start, start + size)]
             of_batch = None if seen is None else [seen[i] for i in rows]
-            anomalies = jax.device_get(self.detect(images[rows], of_batch))
+            masks = None if own_masks is None else own_masks[rows]
+            anomalies = jax.device_get(self.detect(images[rows], of_batch, masks))
             for i in range(min(size, len(images) - start)):
                 size_of_image = None if sizes is None else sizes[start + i]
                 detection = self._at_own_size(anomalies, i, size_of_image)
@@ -221,6 +253,7 @@ class Detector:
         self,
         images: UInt8[np.ndarray, "n h w 3"],
         seen: Sequence[tuple[int, int]] | None = None,
+        own_masks: Bool[np.ndarray, "n h w"] | None = None,
     ) -> Anomalies:
         """Scores and maps of images that already have the input size; see `inference.detect`.
 
@@ -228,9 +261,11 @@ class Detector:
           images: as `network_input` returns them.
           seen: height and width of the region of interest of each image, of which padding depends;
             None for those of the training images.
+          own_masks: see `ignored_in_images`.
         """
-        weights = self.output_weights(seen)
-        return self._detect(self.calibration, images, self.ignored_in(seen), weights=weights)
+        weights = self.output_weights(seen, own_masks)
+        ignored = self.ignored_in(seen, own_masks)
+        return self._detect(self.calibration, images, ignored, weights=weights)
 
     def detect_tiles(
         self,
@@ -261,10 +296,14 @@ class Detector:
             return self._accelerated(calibration, images, ignored, weights)
         return jitted_detect(self.networks, self._prepared, calibration, images, ignored, weights)
 
-    def ignored_in(self, seen: Sequence[tuple[int, int]] | None = None) -> Ignored | None:
+    def ignored_in(
+        self,
+        seen: Sequence[tuple[int, int]] | None = None,
+        own_masks: Bool[np.ndarray, "n h w"] | None = None,
+    ) -> Ignored | None:
         """The ignored parts of the networks' input and of the maps; None for none.
 
-        `seen` and errors are those of `ignored_in_images`.
+        Arguments and errors are those of `ignored_in_images`.
         """
         return ignored_in_images(
             self.framing,
@@ -272,19 +311,22 @@ class Detector:
             self.spec.input_size,
             padding=self.spec.padding,
             upsample_first=self.calibration.upsample_first,
+            own_masks=own_masks,
         )
 
     def output_weights(
-        self, seen: Sequence[tuple[int, int]] | None = None
+        self,
+        seen: Sequence[tuple[int, int]] | None = None,
+        own_masks: Bool[np.ndarray, "n h w"] | None = None,
     ) -> Float32[np.ndarray, "m oh ow"] | None:
         """The weights of the networks' outputs in the mean features of PUAD; see `mean_features`.
 
-        None for equal ones, and without PUAD's statistics. `seen` is that of `ignored_in`.
+        None for equal ones, and without PUAD's statistics. Arguments are those of `ignored_in`.
         """
         if self.params.puad is None:
             return None
         size, padding = self.spec.input_size, self.spec.padding
-        ignored = ignored_in_images(self.framing, seen, size, padding=padding)
+        ignored = ignored_in_images(self.framing, seen, size, padding=padding, own_masks=own_masks)
         return None if ignored is None else output_weights(np.asarray(ignored.values))
 
     @cached_property

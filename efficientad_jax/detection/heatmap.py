@@ -1,15 +1,18 @@
-"""Anomaly maps as colors over the image."""
+"""Anomaly maps as colors over the image, and which file each picture goes to."""
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from efficientad_jax.data.files import is_heat_map, list_images
 from efficientad_jax.errors import InputError
 from efficientad_jax.storage.atomic import write_atomically
 
@@ -25,6 +28,9 @@ LINE_COLOR = (0, 229, 255)
 _SIDES_PER_LINE = 300
 
 _STRIP = 64  # Rows of an image that are colored at a time.
+
+# Takes a line for people, of an image that cannot be used.
+Complain = Callable[[str], None]
 
 
 @cache
@@ -175,3 +181,78 @@ def save_picture(
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, format="PNG")
     write_atomically(path, encoded.getvalue())
+
+
+class Task(NamedTuple):
+    """An image to score.
+
+    Attributes:
+      image: its file.
+      picture: file for its heat map, None for no picture.
+      name: its path inside the folder that the user named; None for only its file name.
+    """
+
+    image: Path
+    picture: Path | None
+    name: Path | None = None
+
+
+def plan_pictures(
+    sources: Sequence[Path],
+    output: Path | None,
+    complain: Complain,
+    *,
+    draws_pictures: bool = True,
+) -> tuple[list[Task], int]:
+    """The images named or found in folders, and where the picture of each goes.
+
+    `photo.jpg` gets `photo_heatmap.png`; where two images of a folder have that name but for its
+    ending, the second gets `photo.png_heatmap.png`.
+
+    Args:
+      sources: files and folders. Pictures of an earlier run are passed over.
+      output: folder for the pictures, below it as the images are below the folders named; None
+        for next to the images.
+      complain: takes a line for each source that cannot be used.
+      draws_pictures: whether images get pictures at all.
+
+    Returns:
+      The tasks, and how many sources or images were complained of.
+    """
+    tasks: list[Task] = []
+    taken: dict[Path, Path] = {}
+    failed = 0
+    for source in sources:
+        try:
+            is_folder = source.is_dir()
+            images = list_images(source) if is_folder else [source]
+        except (InputError, ValueError) as error:  # ValueError: a zero byte in the name
+            complain(str(InputError(str(error))))
+            failed += 1
+            continue
+        root = source if is_folder else source.parent
+        for image in images:
+            if is_heat_map(image):
+                continue
+            if not draws_pictures:
+                tasks.append(Task(image, None, image.relative_to(root)))
+                continue
+            for stem in (image.stem, image.name):
+                picture = image.with_name(stem + PICTURE_SUFFIX)
+                if output is not None:
+                    picture = output / picture.relative_to(root)
+                if picture not in taken:
+                    break
+            if taken.setdefault(picture, image) != image:
+                complain(
+                    str(
+                        InputError(
+                            f"image {image}: its picture would replace {picture}, that of "
+                            f"{taken[picture]}; give another --output for one of them"
+                        )
+                    )
+                )
+                failed += 1
+                continue
+            tasks.append(Task(image, picture, image.relative_to(root)))
+    return tasks, failed

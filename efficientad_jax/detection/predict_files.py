@@ -1,18 +1,18 @@
 """Detection in image files: writes a heat map of each image and a table of all scores."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
-from efficientad_jax.data.files import is_heat_map, list_images
-from efficientad_jax.data.framing import seen_size
+from efficientad_jax.data.framing import own_mask_in_input, seen_size
+from efficientad_jax.data.framing_file import own_mask_of
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
-from efficientad_jax.detection.heatmap import PICTURE_SUFFIX, save_picture
+from efficientad_jax.detection.heatmap import Complain, Task, save_picture
 from efficientad_jax.detection.regions.components import Region, region_mask
 from efficientad_jax.detection.regions.files import ImageRegions, RegionFiles
 from efficientad_jax.detection.threshold import (
@@ -30,83 +30,6 @@ _MOST_PIXELS = 1 << 25
 
 _COLUMNS = ("image", "score", "heatmap", "anomalous")
 
-Complain = Callable[[str], None]
-
-
-class Task(NamedTuple):
-    """An image to score.
-
-    Attributes:
-      image: its file.
-      picture: file for its heat map, None for no picture.
-      name: its path inside the folder that the user named; None for only its file name.
-    """
-
-    image: Path
-    picture: Path | None
-    name: Path | None = None
-
-
-def plan_pictures(
-    sources: Sequence[Path],
-    output: Path | None,
-    complain: Complain,
-    *,
-    draws_pictures: bool = True,
-) -> tuple[list[Task], int]:
-    """The images named or found in folders, and where the picture of each goes.
-
-    `photo.jpg` gets `photo_heatmap.png`; where two images of a folder have that name but for its
-    ending, the second gets `photo.png_heatmap.png`.
-
-    Args:
-      sources: files and folders. Pictures of an earlier run are passed over.
-      output: folder for the pictures, below it as the images are below the folders named; None
-        for next to the images.
-      complain: takes a line for each source that cannot be used.
-      draws_pictures: whether images get pictures at all.
-
-    Returns:
-      The tasks, and how many sources or images were complained of.
-    """
-    tasks: list[Task] = []
-    taken: dict[Path, Path] = {}
-    failed = 0
-    for source in sources:
-        try:
-            is_folder = source.is_dir()
-            images = list_images(source) if is_folder else [source]
-        except (InputError, ValueError) as error:  # ValueError: a zero byte in the name
-            complain(str(InputError(str(error))))
-            failed += 1
-            continue
-        root = source if is_folder else source.parent
-        for image in images:
-            if is_heat_map(image):
-                continue
-            if not draws_pictures:
-                tasks.append(Task(image, None, image.relative_to(root)))
-                continue
-            for stem in (image.stem, image.name):
-                picture = image.with_name(stem + PICTURE_SUFFIX)
-                if output is not None:
-                    picture = output / picture.relative_to(root)
-                if picture not in taken:
-                    break
-            if taken.setdefault(picture, image) != image:
-                complain(
-                    str(
-                        InputError(
-                            f"image {image}: its picture would replace {picture}, that of "
-                            f"{taken[picture]}; give another --output for one of them"
-                        )
-                    )
-                )
-                failed += 1
-                continue
-            tasks.append(Task(image, picture, image.relative_to(root)))
-    return tasks, failed
-
 
 def predict_files(
     detector: Detector,
@@ -118,6 +41,7 @@ def predict_files(
     complain: Complain,
     overlap: int | None = None,
     region_files: RegionFiles | None = None,
+    own_masks: Mapping[str, Path] | None = None,
 ) -> int:
     """Detects in images, writes their pictures, and their scores to a CSV file as it goes.
 
@@ -135,8 +59,8 @@ def predict_files(
         written; the latter has its line in the CSV file all the same.
       overlap: of the tiles that images are cut into, in pixels (see `detect_tiled`); None resizes
         images to the detector's input instead, unless the detector itself cuts them into tiles.
-      region_files: open, for the regions of the images; pictures then show their boxes. The
-        detector needs a pixel threshold. None for no regions.
+      region_files: open, for the regions of images, which pictures then show; None for none.
+      own_masks: of `list_own_masks`, for images that are not cut into tiles; None for none.
 
     Returns:
       The number of images that were complained of.
@@ -144,8 +68,7 @@ def predict_files(
     Raises:
       OSError: the scores cannot be written, or no picture can as the disk is full or read-only.
     """
-    if detector.framing.fit == "tile":
-        overlap = chosen_overlap(detector.spec, overlap)
+    overlap = chosen_overlap(detector.spec, overlap) if detector.framing.fit == "tile" else overlap
     write_rows = row_writer(scores, _COLUMNS)
     failed = 0
 
@@ -154,7 +77,8 @@ def predict_files(
         failed += 1
         complain(line)
 
-    for chunk in _opened(detector, tasks, note, most_images=BATCH_SIZE if overlap is None else 1):
+    most = BATCH_SIZE if overlap is None else 1
+    for chunk in _opened(detector, tasks, note, most_images=most, own_masks=own_masks):
         _predict_chunk(
             detector,
             chunk,
@@ -167,6 +91,14 @@ def predict_files(
         )
     write_rows([])
     return failed
+
+
+class _Opened(NamedTuple):
+    """An image, and the pixels of the networks' input that its own mask ignores, if it has one."""
+
+    task: Task
+    rows: ImageRows
+    own_mask: Bool[np.ndarray, "_ _"] | None
 
 
 class _Scored(NamedTuple):
@@ -182,7 +114,7 @@ _Row = tuple[str, str, str, str]
 
 def _predict_chunk(
     detector: Detector,
-    chunk: list[tuple[Task, ImageRows]],
+    chunk: list[_Opened],
     write_rows: Callable[[list[_Row]], None],
     *,
     note: Complain,
@@ -215,8 +147,13 @@ def _predict_chunk(
 
 
 def _opened(
-    detector: Detector, tasks: Sequence[Task], complain: Complain, *, most_images: int
-) -> Iterator[list[tuple[Task, ImageRows]]]:
+    detector: Detector,
+    tasks: Sequence[Task],
+    complain: Complain,
+    *,
+    most_images: int,
+    own_masks: Mapping[str, Path] | None,
+) -> Iterator[list[_Opened]]:
     """The readable images, in chunks of at most so many.
 
     A chunk is emptied when the next one is asked for: images of two are never in memory.
@@ -224,19 +161,18 @@ def _opened(
     chunk, pixels = [], 0
     for task in tasks:
         # An image that is scored by itself and not drawn need not be in memory as a whole.
-        rows = _open(
-            detector, task, complain, in_memory=most_images > 1 or task.picture is not None
-        )
-        if rows is None:
+        in_memory = most_images > 1 or task.picture is not None
+        opened = _open(detector, task, complain, in_memory=in_memory, own_masks=own_masks)
+        if opened is None:
             continue
-        size = rows.size[0] * rows.size[1]
+        size = opened.rows.size[0] * opened.rows.size[1]
         if chunk and pixels + size > _MOST_PIXELS:
             yield chunk
             chunk.clear()
             pixels = 0
-        chunk.append((task, rows))
+        chunk.append(opened)
         pixels += size
-        del rows
+        del opened
         if len(chunk) == most_images or pixels >= _MOST_PIXELS:
             yield chunk
             chunk.clear()
@@ -246,12 +182,22 @@ def _opened(
 
 
 def _open(
-    detector: Detector, task: Task, complain: Complain, *, in_memory: bool
-) -> ImageRows | None:
-    """An image, decoded or to be read in parts; None if it cannot be read."""
+    detector: Detector,
+    task: Task,
+    complain: Complain,
+    *,
+    in_memory: bool,
+    own_masks: Mapping[str, Path] | None,
+) -> _Opened | None:
+    """An image, decoded or to be read in parts; None if it or its mask cannot be read."""
     try:
         rows = None if in_memory else rows_of_file(task.image)
-        return rows or rows_of_array(detector.decode(task.image))
+        rows = rows or rows_of_array(detector.decode(task.image))
+        if own_masks is None:
+            return _Opened(task, rows, None)
+        name, framing = _name_of(task).as_posix(), detector.framing
+        whole = own_mask_of(own_masks, framing, name, size=rows.size)
+        return _Opened(task, rows, own_mask_in_input(framing, whole, detector.spec.input_size))
     except TooManyPixelsError as error:
         complain(f"{error}; --max-pixels accepts larger ones")
     except InputError as error:
@@ -263,7 +209,7 @@ def _open(
 
 def _scored(
     detector: Detector,
-    chunk: list[tuple[Task, ImageRows]],
+    chunk: list[_Opened],
     complain: Complain,
     *,
     overlap: int | None,
@@ -286,15 +232,22 @@ def _scored(
         return _Scored(task, rows, score, anomaly_map, regions)
 
     if overlap is None:
-        resized = [detector.network_input(rows.read(0, rows.size[0])) for _, rows in chunk]
-        sizes = [rows.size if is_map_needed(task) else None for task, rows in chunk]
-        seen = [seen_size(detector.framing, rows.size) for _, rows in chunk]
-        detections = detector.detect_resized(np.stack(resized), sizes, seen=seen)
-        for (task, rows), detection in zip(chunk, detections, strict=True):
+        resized = [
+            detector.network_input(rows.read(0, rows.size[0]), own_mask=own_mask)
+            for _, rows, own_mask in chunk
+        ]
+        sizes = [rows.size if is_map_needed(task) else None for task, rows, _ in chunk]
+        seen = [seen_size(detector.framing, rows.size) for _, rows, _ in chunk]
+        masks = [own_mask for _, _, own_mask in chunk if own_mask is not None]
+        own_masks = np.stack(masks) if masks else None
+        detections = detector.detect_resized(
+            np.stack(resized), sizes, seen=seen, own_masks=own_masks
+        )
+        for (task, rows, _), detection in zip(chunk, detections, strict=True):
             needed = detection.anomaly_map if is_map_needed(task) else None
             yield finished(task, rows, detection.score, needed)
         return
-    for task, rows in chunk:
+    for task, rows, _ in chunk:
         try:
             tiled = compute_tiled_maps(detector, rows, overlap, name=str(task.image))
         except InputError as error:  # of a file that is cut off and read tile by tile

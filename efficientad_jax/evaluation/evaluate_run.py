@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from sklearn.metrics import roc_auc_score
 
 from efficientad_jax.config import Config, read_config, replace
 from efficientad_jax.data.framing import Framing
+from efficientad_jax.data.framing_file import has_own_masks
 from efficientad_jax.data.loading import Dataset, ImageSet, load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.detection.threshold import (
@@ -99,7 +100,12 @@ def evaluate_workdir(
 
 
 def evaluate_saved(
-    folder: Path, output: Path, dataset: Dataset | None = None, *, root: str = ""
+    folder: Path,
+    output: Path,
+    dataset: Dataset | None = None,
+    *,
+    root: str = "",
+    ignore_masks: str = "",
 ) -> Evaluation:
     """Evaluates the detector of a folder; see `evaluate_workdir`.
 
@@ -108,12 +114,14 @@ def evaluate_saved(
       output: folder for `metrics.json` and `report.html`; it is created if needed.
       dataset: see `evaluate_workdir`.
       root: see `evaluate_workdir`.
+      ignore_masks: folder of the images' own ignore masks, '' for that in the detector's
+        configuration.
 
     Raises:
       InputError, OSError: see `evaluate_workdir`.
     """
     detector = Detector.load(folder)
-    dataset = dataset or _load_dataset(detector, root)
+    dataset = dataset or _load_dataset(detector, root, ignore_masks)
     evaluation = evaluate_detector(detector, dataset, output)
     if root:
         evaluation = evaluation._replace(dataset_root=root)
@@ -123,8 +131,15 @@ def evaluate_saved(
     return evaluation
 
 
-def _load_dataset(detector: Detector, root: str) -> Dataset:
+def _load_dataset(detector: Detector, root: str, ignore_masks: str) -> Dataset:
     config = read_config(detector.config)
+    if ignore_masks and not has_own_masks(config.dataset, detector.framing):
+        raise InputError(
+            f"ignore masks {ignore_masks}: the detector was not trained with a mask for each "
+            "image, expected none"
+        )
+    if ignore_masks:
+        config = replace(config, {"dataset.ignore_mask": ignore_masks})
     if root:
         config = replace(config, {"dataset.root": root})
         return load_configured_dataset(config, detector.framing)
@@ -166,7 +181,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         masks=test.masks,
         defects=test.defects,
         regions=test.regions,
-        ignored=detector.framing.ignored_in_box,
+        ignored=_ignored_pixels(detector.framing, test),
     )
     rule, region_counts, boxes = detector.region_rule, None, None
     if rule is not None:
@@ -183,7 +198,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     )
     content = json.dumps(evaluation.as_dict(), indent=2) + "\n"
     write_atomically(Workdir(workdir).metrics, content.encode())
-    facts = _facts(config, dataset, threshold, rule=rule) | _framing_facts(detector.framing)
+    facts = _facts(config, dataset, threshold, rule=rule) | _framing_facts(detector.framing, test)
     write_report(
         Workdir(workdir).report,
         _scored_images(detector, test, maps, boxes=boxes),
@@ -195,6 +210,14 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         regions=region_counts,
     )
     return evaluation
+
+
+def _ignored_pixels(framing: Framing, test: ImageSet) -> list[Bool[np.ndarray, "_ _"]] | None:
+    """The pixels of each region of interest that no metric counts; None where all count."""
+    common = framing.ignored_in_box
+    if test.ignored is not None:
+        return test.ignored if common is None else [common | own for own in test.ignored]
+    return None if common is None else [common] * len(test.names)
 
 
 def _scored_images(
@@ -237,7 +260,7 @@ def _facts(
     return facts
 
 
-def _framing_facts(framing: Framing) -> dict[str, str]:
+def _framing_facts(framing: Framing, test: ImageSet) -> dict[str, str]:
     """Facts about the part of the images that counts, none if they count as a whole."""
     facts = {}
     if framing.fit != "resize":
@@ -249,6 +272,9 @@ def _framing_facts(framing: Framing) -> dict[str, str]:
         )
     if framing.ignored is not None:
         facts["ignored"] = f"{percent(framing.ignored_fraction)} of the pixels, gray in the images"
+    elif test.ignored is not None:
+        fraction = float(np.mean([own.mean() for own in test.ignored]))
+        facts["ignored"] = f"{percent(fraction)} of the pixels on average, gray in the images"
     return facts
 
 

@@ -83,7 +83,7 @@ def evaluate(  # long: lists every metric once
     masks: Sequence[Bool[np.ndarray, "_ _"] | None] | None = None,
     defects: Sequence[str] | None = None,
     regions: Sequence[MaskedRegions] | None = None,
-    ignored: Bool[np.ndarray, "_ _"] | None = None,
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None = None,
 ) -> Metrics:
     """Computes all metrics of one test split. `docs/metrics.md` defines them.
 
@@ -96,8 +96,8 @@ def evaluate(  # long: lists every metric once
         all) without a mask.
       defects: kind of defect of each image; None treats all defects as one kind.
       regions: as `ImageSet.regions`, None where the dataset does not define saturation areas.
-      ignored: True on the pixels that no pixel metric counts, whether defect or not, the same of
-        all images and of their size.
+      ignored: True on the pixels of each map that no pixel metric counts, whether defect or not;
+        None where all count.
 
     Returns:
       The metrics. Undefined ones (only one class, no masks) are None, with a reason.
@@ -121,7 +121,8 @@ def evaluate(  # long: lists every metric once
         all_masks = [None] * len(maps) if masks is None else list(masks)
         _check_pixels(labels, maps, all_masks)
         if ignored is not None:
-            all_masks = [None if mask is None else mask & ~ignored for mask in all_masks]
+            pairs = zip(all_masks, ignored, strict=True)
+            all_masks = [None if mask is None else mask & ~out for mask, out in pairs]
         pixel_metrics = _pixel_metrics(labels, maps, all_masks, ignored=ignored)
     au_spros, au_spro_reason = {}, NO_SATURATION_AREAS
     if maps is not None and regions is not None:
@@ -191,7 +192,7 @@ def _pixel_metrics(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
     *,
-    ignored: Bool[np.ndarray, "_ _"] | None,
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None,
 ) -> _PixelMetrics:
     marked = [mask is not None and bool(mask.any()) for mask in masks]
     without_mask = int(np.sum((labels == 1) & ~np.array(marked, bool)))
@@ -201,10 +202,11 @@ def _pixel_metrics(
     counted = [i for i, has_defect in enumerate(marked) if has_defect or labels[i] == 0]
     counted_maps = Chosen(maps, counted)
     counted_masks = [masks[i] if marked[i] else None for i in counted]
-    auroc = pixel_auroc(counted_maps, counted_masks, ignored)
+    left_out = None if ignored is None else [ignored[i] for i in counted]
+    auroc = pixel_auroc(counted_maps, counted_masks, left_out)
     return _PixelMetrics(
         auroc,
-        pro_curve(counted_maps, counted_masks, ignored=ignored),
+        pro_curve(counted_maps, counted_masks, ignored=left_out),
         "every pixel is marked as a defect" if auroc is None else None,
         len(counted),
         without_mask,
@@ -228,14 +230,15 @@ def _au_spro_by_defect(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     *,
     regions: Sequence[MaskedRegions],
-    ignored: Bool[np.ndarray, "_ _"] | None,
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None,
 ) -> dict[str, float]:
     areas = {}
     if ignored is not None:
-        regions = [_counted_regions(of_image, ignored) for of_image in regions]
+        regions = [_counted_regions(*pair) for pair in zip(regions, ignored, strict=True)]
     for kind, members in _with_good(labels, kinds).items():
         counted = [int(i) for i in members if labels[i] == 0 or regions[i]]
-        curve = spro_curve(Chosen(maps, counted), [regions[i] for i in counted], ignored=ignored)
+        left_out = None if ignored is None else [ignored[i] for i in counted]
+        curve = spro_curve(Chosen(maps, counted), [regions[i] for i in counted], ignored=left_out)
         if curve is not None:
             areas[kind] = curve.area
     return areas
@@ -252,7 +255,7 @@ def _counted_regions(
 def pixel_auroc(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
-    ignored: Bool[np.ndarray, "_ _"] | None = None,
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None = None,
 ) -> float | None:
     """Exact area under the ROC curve over the pixels of all maps.
 
@@ -264,8 +267,7 @@ def pixel_auroc(
     Args:
       maps: float32 anomaly maps, of any sizes.
       masks: True on defects, of the maps' shapes; None for an image without defect.
-      ignored: True on pixels that do not count, the same of all images; the masks mark none of
-        them.
+      ignored: True on the pixels of each map that do not count; the masks mark none of them.
 
     Returns:
       The area in [0, 1], or None where there is no defect pixel or no normal one.
@@ -274,9 +276,8 @@ def pixel_auroc(
     defects = np.sort(np.concatenate(marked)) if marked else np.empty(0, np.float32)
     normal_pixels = 0
     twice_wins = 0  # Integers stay exact where a float would round after 2^53 pairs.
-    for scores, mask in zip(maps, masks, strict=True):
-        # Sorted keys keep the binary searches in cache.
-        normal = np.sort(scores_of_normal_pixels(scores, mask, ignored))
+    for scores in scores_of_normal_pixels(maps, masks, ignored):
+        normal = np.sort(scores)  # Sorted keys keep the binary searches in cache.
         normal_pixels += normal.size
         below = np.searchsorted(defects, normal, side="left")
         not_above = np.searchsorted(defects, normal, side="right")

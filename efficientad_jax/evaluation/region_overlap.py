@@ -57,7 +57,7 @@ def pro_curve(
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
     limit: float = PRO_LIMIT,
     *,
-    ignored: Bool[np.ndarray, "_ _"] | None = None,
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None = None,
 ) -> OverlapCurve | None:
     """Per-region overlap against false positive rate; its area is AU-PRO.
 
@@ -71,8 +71,7 @@ def pro_curve(
       maps: anomaly maps, of any sizes; finite.
       masks: True on defects, of the maps' shapes; None for an image without defect.
       limit: of the false positive rate, in (0, 1].
-      ignored: True on pixels that do not count, the same of all images; the masks mark none of
-        them.
+      ignored: True on the pixels of each map that do not count; the masks mark none of them.
 
     Returns:
       The curve, or None where there is no defect pixel or no other.
@@ -90,7 +89,7 @@ def spro_curve(
     regions: Sequence[MaskedRegions],
     limit: float = SPRO_LIMIT,
     *,
-    ignored: Bool[np.ndarray, "_ _"] | None = None,
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None = None,
 ) -> OverlapCurve | None:
     """Saturated per-region overlap against false positive rate; its area is AU-sPRO.
 
@@ -136,7 +135,7 @@ def _overlap_curve(  # long: one algorithm, whose comments are its proof
     found: Sequence[tuple[DefectPixels, int]],
     limit: float,
     *,
-    ignored: Bool[np.ndarray, "_ _"] | None,
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None,
 ) -> OverlapCurve | None:
     """The curve of some regions, without sorting the pixels outside them, by far the most.
 
@@ -224,22 +223,24 @@ def _sort_and_accumulate(found: Sequence[tuple[DefectPixels, int]]) -> _SortedDe
 def _normal_scores(
     maps: Sequence[Float32[np.ndarray, "_ _"]],
     masks: Sequence[Bool[np.ndarray, "_ _"] | None],
-    ignored: Bool[np.ndarray, "_ _"] | None,
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None,
 ) -> Iterator[Float32[np.ndarray, "_"]]:
-    """Scores of the pixels outside all defects, image by image; there is no -0.0 among them."""
-    for scores, mask in zip(maps, masks, strict=True):
-        yield scores_of_normal_pixels(scores, mask, ignored) + np.float32(0)
+    """As `scores_of_normal_pixels`, without -0.0 among them."""
+    for scores in scores_of_normal_pixels(maps, masks, ignored):
+        yield scores + np.float32(0)
 
 
 def scores_of_normal_pixels(
-    scores: Float32[np.ndarray, "h w"],
-    mask: Bool[np.ndarray, "h w"] | None,
-    ignored: Bool[np.ndarray, "h w"] | None,
-) -> Float32[np.ndarray, "_"]:
-    """Scores of the pixels that count outside of all defects of an image."""
-    if ignored is not None:
-        mask = ignored if mask is None else mask | ignored
-    return scores.ravel() if mask is None else scores[~mask]
+    maps: Sequence[Float32[np.ndarray, "_ _"]],
+    masks: Sequence[Bool[np.ndarray, "_ _"] | None],
+    ignored: Sequence[Bool[np.ndarray, "_ _"]] | None,
+) -> Iterator[Float32[np.ndarray, "_"]]:
+    """Scores of the pixels that count outside of all defects, image by image."""
+    left_out = [None] * len(maps) if ignored is None else ignored
+    for scores, mask, out in zip(maps, masks, left_out, strict=True):
+        if out is not None:
+            mask = out if mask is None else mask | out
+        yield scores.ravel() if mask is None else scores[~mask]
 
 
 def _keys(scores: Float32[np.ndarray, "s"]) -> UInt32[np.ndarray, "s"]:

@@ -37,7 +37,7 @@ def maps_of_split(detector: Detector, split: ImageSet) -> SplitMaps:
     """Detects in all images of a split; the images are those of its regions of interest."""
     if detector.framing.fit == "tile":
         return _tiled_maps(detector, split)
-    detections = detector.detect_resized(split.images, seen=split.sizes)
+    detections = detector.detect_resized(split.images, seen=split.sizes, own_masks=split.own_masks)
     enlarge = partial(map_of_region, detector.framing, input_size=detector.spec.input_size)
     globals_ = [d.global_map for d in detections if d.global_map is not None]
     return SplitMaps(

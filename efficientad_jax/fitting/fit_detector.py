@@ -156,9 +156,11 @@ def _prepare(
     config, framing = suited_to(config, dataset)
     teacher = load_teacher(config.teacher, config.model.size)
     spec = spec_of(config, teacher.out_channels)
-    is_tiled = config.model.fit == "tile"
-    images = dataset.train.images
-    ignored = ignored_parts(framing, spec, dataset.train.sizes)
+    is_tiled, images = config.model.fit == "tile", dataset.train.images
+    # Those of validation images too, so that bad masks are refused before the training.
+    ignored, _ = (
+        ignored_parts(framing, spec, part.sizes, own_masks=part.own_masks) for part in dataset[:2]
+    )
     photographs = None
     if config.losses.penalty:
         photographs = open_pretraining_images(config.pretraining_images, spec.input_size)
@@ -263,6 +265,13 @@ def _calibrate(
     """The calibration by the validation images, their scores, and their maps at their own sizes."""
     chosen, spec, framing = inputs.config.calibration, inputs.spec, inputs.framing
     sizes = dataset.validation.sizes
+    ignored = ignored_parts(
+        framing,
+        spec,
+        sizes,
+        upsample_first=chosen.upsample_first,
+        own_masks=dataset.validation.own_masks,
+    )
     calibration, scores, maps = calibrate(
         networks_of(spec),
         params,
@@ -272,7 +281,7 @@ def _calibrate(
         upsample_first=chosen.upsample_first,
         normalize=chosen.normalize,
         score_values=chosen.score_values,
-        ignored=ignored_parts(framing, spec, sizes, upsample_first=chosen.upsample_first),
+        ignored=ignored,
     )
     enlarged = (
         map_of_region(framing, cells, size, input_size=spec.input_size)

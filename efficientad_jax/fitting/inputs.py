@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import PyTree, UInt8
+from jaxtyping import Bool, PyTree, UInt8
 
 from efficientad_jax.config import Config, replace
 from efficientad_jax.data.files import list_images
@@ -53,8 +53,9 @@ def ignored_parts(
     sizes: list[tuple[int, int]],
     *,
     upsample_first: bool = False,
+    own_masks: Bool[np.ndarray, "n h w"] | None = None,
 ) -> Ignored | None:
-    """The ignored parts of images of these sizes, None for none; see `ignored_places`."""
+    """The ignored parts of images of these sizes, None for none; see `ignored_in_images`."""
     if framing.fit == "tile":
         return ignored_in_tiles(framing, input_sizes(framing, sizes[:1], spec.input_size)[0])
     return ignored_in_images(
@@ -63,6 +64,7 @@ def ignored_parts(
         spec.input_size,
         padding=spec.padding,
         upsample_first=upsample_first,
+        own_masks=own_masks,
     )
 
 
@@ -84,8 +86,14 @@ def tiles_of(
 def identities_of(config: Config, dataset: Dataset, framing: Framing) -> dict[str, DataIdentity]:
     """Identifies all that a training reads, by its name in messages."""
     used = dataset.train, dataset.validation
-    images = identity_of_images([part.names for part in used], [part.images for part in used])
-    identities = {"images": images}
+    identities = {}
+    own_masks = [part.own_masks for part in used if part.own_masks is not None]
+    if own_masks:  # first, as images with other masks are other images
+        packed = np.packbits(np.concatenate(own_masks)).tobytes()
+        identities["ignore masks"] = identity_of_bytes(packed)
+    identities["images"] = identity_of_images(
+        [part.names for part in used], [part.images for part in used]
+    )
     if config.losses.penalty:
         folder = Path(config.pretraining_images)
         names = [file.relative_to(folder).as_posix() for file in list_images(folder)]

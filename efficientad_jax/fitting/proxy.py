@@ -60,11 +60,13 @@ class ProxyImages(NamedTuple):
       images: RGB, as the networks see them; those that are cut into tiles at their own size.
       sizes: height and width of the region of interest of each.
       kinds: the kind of defect of each, '' for the good ones.
+      own_masks: see `ImageSet.own_masks`.
     """
 
     images: list[UInt8[np.ndarray, "_h _w 3"]]
     sizes: list[tuple[int, int]]
     kinds: list[str]
+    own_masks: Bool[np.ndarray, "n h w"] | None
 
     @property
     def good(self) -> int:
@@ -111,13 +113,13 @@ def draw_proxy_images(measured: ImageSet, config: Config, framing: Framing) -> P
     tile = config.model.input_shape
     sizes = input_sizes(framing, measured.sizes, tile)
     good = [image[:h, :w] for image, (h, w) in zip(measured.images, sizes, strict=True)]
-    images, seen, kinds = list(good), list(measured.sizes), [""] * len(good)
+    images, kinds, drawn_on = list(good), [""] * len(good), list(range(len(good)))
     for number, kind in enumerate(KINDS):
         order = np.random.default_rng((config.seed, _STREAM, number)).permutation(len(good))
         for i in order[:MOST_DEFECTS]:
             rng = np.random.default_rng((config.seed, _STREAM, number, i))
             size = measured.sizes[i]
-            ignored = _ignored_of(framing, good[i].shape[:2], size)
+            ignored = _ignored_of(framing, measured, int(i), shape=good[i].shape[:2])
             window = _window(framing, good[i].shape[:2], size, tile=tile, rng=rng)
             part = None if ignored is None else ignored[window]
             defect = draw_defect(good[i][window], kind, rng, ignored=part)
@@ -125,7 +127,7 @@ def draw_proxy_images(measured: ImageSet, config: Config, framing: Framing) -> P
                 image = good[i].copy()
                 image[window] = defect.image
                 images.append(image)
-                seen.append(size)
+                drawn_on.append(i)
                 kinds.append(kind)
     if len(images) == len(good):
         raise InputError(
@@ -133,16 +135,21 @@ def draw_proxy_images(measured: ImageSet, config: Config, framing: Framing) -> P
             f"{SMALLEST_CHANGE:g} gray levels, expected pixels that are not ignored; set "
             "config.train.proxy_every = 0"
         )
-    return ProxyImages(images, seen, kinds)
+    own_masks = None if measured.own_masks is None else measured.own_masks[drawn_on]
+    return ProxyImages(images, [measured.sizes[i] for i in drawn_on], kinds, own_masks)
 
 
 def _ignored_of(
-    framing: Framing, shape: tuple[int, int], seen: tuple[int, int]
+    framing: Framing, images: ImageSet, index: int, *, shape: tuple[int, int]
 ) -> Bool[np.ndarray, "_h _w"] | None:
     """The pixels that the networks do not see of an image of this shape; None for none."""
     if framing.fit == "tile":
         return masked_pixels(framing, shape)
-    return ignored_pixels(framing, shape, seen)
+    common = ignored_pixels(framing, shape, images.sizes[index])
+    if images.own_masks is None:
+        return common
+    own_mask = images.own_masks[index]
+    return own_mask if common is None else own_mask | common
 
 
 def _window(
@@ -219,7 +226,13 @@ def _scores(
     params: DetectorParams,
 ) -> Float[np.ndarray, " n"]:
     upsample_first = config.calibration.upsample_first
-    ignored = ignored_parts(framing, spec, proxy.sizes, upsample_first=upsample_first)
+    ignored = ignored_parts(
+        framing,
+        spec,
+        proxy.sizes,
+        upsample_first=upsample_first,
+        own_masks=proxy.own_masks,
+    )
     maps = collect_raw_maps(
         networks_of(spec),
         params,

@@ -92,7 +92,8 @@ def measure(detector: Detector, images: ImageSet) -> Measured:
     for start in range(0, len(images.names), size):
         rows = [min(i, len(images.names) - 1) for i in range(start, start + size)]
         seen = [images.sizes[i] for i in rows]
-        anomalies = jax.device_get(detector.detect(images.images[rows], seen))
+        own_masks = None if images.own_masks is None else images.own_masks[rows]
+        anomalies = jax.device_get(detector.detect(images.images[rows], seen, own_masks))
         scores.append(anomalies.scores)
         features.append(anomalies.features)
     count = len(images.names)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from scipy.stats import binomtest, norm
 
 from efficientad_jax.detection.calibration import collect_raw_maps, scores_of_maps
@@ -45,10 +45,12 @@ class Inputs(NamedTuple):
     Attributes:
       images: as `Detector.network_input` returns them, of a detector that cuts no tiles.
       seen: height and width of the region of interest of each.
+      own_masks: see `ImageSet.own_masks`.
     """
 
     images: UInt8[np.ndarray, "n h w 3"]
     seen: list[tuple[int, int]]
+    own_masks: Bool[np.ndarray, "n h w"] | None = None
 
 
 class Recall(NamedTuple):
@@ -218,14 +220,14 @@ class _Measured(NamedTuple):
 
 
 def _measure(detector: Detector, inputs: Inputs, tried: list[Candidate]) -> _Measured:
-    ignored = detector.ignored_in(inputs.seen)
+    ignored = detector.ignored_in(inputs.seen, inputs.own_masks)
     maps = collect_raw_maps(
         detector.networks,
         detector.params,
         inputs.images,
         upsample_first=detector.calibration.upsample_first,
         ignored=ignored,
-        weights=detector.output_weights(inputs.seen),
+        weights=detector.output_weights(inputs.seen, inputs.own_masks),
     )
     scores = [scores_of_maps(maps, c.calibration, ignored) for c in tried]
     if detector.params.puad is None:

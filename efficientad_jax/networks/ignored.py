@@ -43,6 +43,7 @@ def ignored_in_images(
     *,
     padding: bool,
     upsample_first: bool = False,
+    own_masks: Bool[np.ndarray, "n h w"] | None = None,
 ) -> Ignored | None:
     """The ignored parts of images that are resized or padded.
 
@@ -52,6 +53,8 @@ def ignored_in_images(
       input_size: of the networks.
       padding: see `ignored_places`.
       upsample_first: see `ignored_places`.
+      own_masks: True on the pixels of each input that its own mask ignores, of
+        `own_mask_in_input`; None without such masks.
 
     Returns:
       None if nothing is, and for images that are cut into tiles; one for all images if it is the
@@ -60,7 +63,7 @@ def ignored_in_images(
     Raises:
       InputError: no value of an image counts, or padding depends on sizes that are not given.
     """
-    if framing.is_plain or framing.fit == "tile":
+    if framing.fit == "tile" or (framing.is_plain and own_masks is None):
         return None
     if framing.fit == "pad" and seen is None:
         if framing.usual_size is None:
@@ -71,9 +74,14 @@ def ignored_in_images(
         seen = [framing.usual_size]
     seen = seen or [input_size]  # which does not matter where images are resized
     rule = (padding, upsample_first)
-    if framing.fit != "pad" or len(set(seen)) == 1:
+    is_same_of_all = framing.fit != "pad" or len(set(seen)) == 1
+    if own_masks is not None:
+        seen = list(seen[:1]) * len(own_masks) if is_same_of_all else seen
+        parts = _places_with_own_masks(framing, seen, own_masks, rule=rule)
+    elif is_same_of_all:
         return _places_of_size(framing, seen[0], input_size, rule=rule)
-    parts = [_places_of_size(framing, size, input_size, rule=rule) for size in seen]
+    else:
+        parts = [_places_of_size(framing, size, input_size, rule=rule) for size in seen]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
@@ -108,13 +116,32 @@ def _places_of_size(
     return ignored_places(pixels, padding=rule[0], upsample_first=rule[1])
 
 
+def _places_with_own_masks(
+    framing: Framing,
+    seen: Sequence[tuple[int, int]],
+    own_masks: Bool[np.ndarray, "n h w"],
+    *,
+    rule: tuple[bool, bool],
+) -> list[Ignored]:
+    """The ignored parts of each image. They are not kept, as the masks are as many as images."""
+    parts = []
+    for number, (own_mask, size) in enumerate(zip(own_masks, seen, strict=True), 1):
+        common = ignored_pixels(framing, own_mask.shape, size)
+        pixels = own_mask if common is None else own_mask | common
+        try:
+            parts.append(ignored_places(pixels, padding=rule[0], upsample_first=rule[1]))
+        except InputError as error:
+            raise InputError(f"image {number} of {len(own_masks)}, by name: {error}") from error
+    return parts
+
+
 def ignored_places(
     pixels: Bool[np.ndarray, "h w"], *, padding: bool, upsample_first: bool = False
 ) -> Ignored:
     """Finds the values of a map that count for nothing.
 
     Args:
-      pixels: True on the ignored pixels of the networks' input, the same of all images.
+      pixels: True on the ignored pixels of the networks' input.
       padding: whether the PDNs are padded.
       upsample_first: whether maps are resized to the input first. A value then also counts for
         nothing if it depends on such an output.

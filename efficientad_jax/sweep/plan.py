@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efficientad_jax.config import Config, as_dict, replace
-from efficientad_jax.data.loading import categories_of
+from efficientad_jax.data.datasets import categories_of
 from efficientad_jax.errors import InputError
 
 # A field of the configuration and the values that a sweep gives it, as text.

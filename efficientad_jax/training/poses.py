@@ -106,8 +106,8 @@ def images_in_poses(
     choice = config.train.poses
     if choice == "upright":
         return images, (UPRIGHT,)
-    if framing.fit != "resize" or framing.ignored is not None:
-        by = "an ignore mask" if framing.ignored is not None else f"model.fit = {framing.fit!r}"
+    if framing.fit != "resize" or config.dataset.ignore_mask:
+        by = "an ignore mask" if config.dataset.ignore_mask else f"model.fit = {framing.fit!r}"
         raise InputError(f"config.train.poses = {choice!r}: expected 'upright' with {by}")
     poses = chosen_poses(choice, images, compute, file=file)
     most = int(config.train.feature_cache_gb / features_gb)

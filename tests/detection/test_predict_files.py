@@ -10,7 +10,8 @@ from efficientad_jax.commands import predict
 from efficientad_jax.commands.command_line import Parser
 from efficientad_jax.detection import detector as detector_module
 from efficientad_jax.detection import predict_files as module
-from efficientad_jax.detection.predict_files import Task, plan_pictures, predict_files
+from efficientad_jax.detection.heatmap import Task, plan_pictures
+from efficientad_jax.detection.predict_files import predict_files
 from tests.helpers.detectors import random_detector
 from tests.helpers.images import encoded, picture
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from efficientad_jax import Detector, InputError, MapQuantiles, choose_threshold, detect_tiled
+from efficientad_jax.detection.heatmap import Task
 from efficientad_jax.detection.inference import (
     Anomalies,
     jitted_detect,
     raw_maps,
 )
-from efficientad_jax.detection.predict_files import Task, predict_files
+from efficientad_jax.detection.predict_files import predict_files
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.detection.tiles.cutting import blend_shares, tile_offsets
 from efficientad_jax.detection.tiling import chosen_overlap

@@ -12,7 +12,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from efficientad_jax.detection.detector import Detector
-from efficientad_jax.detection.predict_files import Task, predict_files
+from efficientad_jax.detection.heatmap import Task
+from efficientad_jax.detection.predict_files import predict_files
 from efficientad_jax.detection.tiling import detect_tiled
 from efficientad_jax.serving.application import create_application
 from efficientad_jax.watching.watch import Options, watch

@@ -61,6 +61,25 @@ def test_best_f1_is_the_best_over_all_thresholds_and_reached_at_its_own():
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_ignored_pixels_count_as_if_the_maps_did_not_have_them(seed):
+    scores, labels, maps, masks = _split(seed)
+    rng = np.random.default_rng(seed)
+    ignored = [rng.random(m.shape) < 0.3 for m in maps]
+    metrics = evaluate(scores, labels, maps, masks=masks, ignored=ignored)
+    marks, values = _flat(maps, masks)
+    kept = ~np.concatenate([out.ravel() for out in ignored])
+    expected = roc_auc_score(marks[kept], values[kept])
+    assert metrics.pixel_auroc == pytest.approx(expected, abs=1e-12)
+    # Whatever the ignored values are, and whether or not masks mark them, AU-PRO is the same.
+    loud = [np.where(out, 9, m).astype(np.float32) for m, out in zip(maps, ignored, strict=True)]
+    wide = [None if m is None else m | out for m, out in zip(masks, ignored, strict=True)]
+    other = evaluate(scores, labels, loud, masks=wide, ignored=ignored)
+    assert other == metrics
+    assert metrics.au_pro is not None
+    assert evaluate(scores, labels, loud, masks=masks).au_pro != pytest.approx(metrics.au_pro)
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_pixel_auroc_equals_scikit_learn_on_flattened_maps(seed):
     scores, labels, maps, masks = _split(seed)
     expected = roc_auc_score(*_flat(maps, masks))

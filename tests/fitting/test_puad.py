@@ -16,7 +16,8 @@ from efficientad_jax.config import replace as changed
 from efficientad_jax.data.framing import Framing, fill
 from efficientad_jax.data.loading import Dataset, ImageSet
 from efficientad_jax.detection.accelerated import AcceleratedDetection
-from efficientad_jax.detection.predict_files import plan_pictures, predict_files
+from efficientad_jax.detection.heatmap import plan_pictures
+from efficientad_jax.detection.predict_files import predict_files
 from efficientad_jax.detection.puad.distance import distances_on_host
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.evaluation.split_maps import maps_of_split

@@ -104,6 +104,11 @@ def test_the_commands_train_evaluate_and_describe(
     assert "steps       3\n" in described
     assert "score       mean of the map's 5 highest values\n" in described
     assert re.search(r"format      version 3, \d+\.\d MB\n", described)
+    assert main("info", detector, "--validation-images") == 0
+    (held_out,) = map(Path, capsys.readouterr().out.splitlines())
+    assert held_out.parent == place / "part/train/good"
+    score = Detector.load(detector)(held_out).score
+    assert score == pytest.approx(Detector.load(detector).validation_scores[0], rel=1e-5)
 
     # The detector and the images may both have moved.
     detector.rename(tmp_path / "moved")

@@ -16,7 +16,8 @@ from efficientad_jax.data.examples import Example
 from efficientad_jax.data.files import list_images
 from efficientad_jax.data.loading import load_dataset
 from efficientad_jax.data.prepare import generate
-from efficientad_jax.detection.predict_files import plan_pictures, predict_files
+from efficientad_jax.detection.heatmap import plan_pictures
+from efficientad_jax.detection.predict_files import predict_files
 from tests.helpers.bad_images import ANYTHING, RGB, WHOLE_OR_REFUSED, cases
 from tests.helpers.command import efficientad
 from tests.helpers.detectors import random_detector

@@ -17,7 +17,8 @@ from efficientad_jax.data.datasets.archive import Archive, extract
 from efficientad_jax.data.decoding import decode_image
 from efficientad_jax.data.loading import load_dataset
 from efficientad_jax.detection import detector as detector_module
-from efficientad_jax.detection.predict_files import Task, predict_files
+from efficientad_jax.detection.heatmap import Task
+from efficientad_jax.detection.predict_files import predict_files
 from efficientad_jax.networks.teacher import Teacher, load_teacher, save_teacher
 from efficientad_jax.runs.checkpoints import open_checkpoints
 from efficientad_jax.runs.tensorboard import scalar_log

@@ -16,8 +16,9 @@ from efficientad_jax import InputError
 from efficientad_jax.data.framing import Box, Framing, ignored_pixels, map_of_image
 from efficientad_jax.data.image_rows import rows_of_array
 from efficientad_jax.detection.accelerated import AcceleratedDetection
+from efficientad_jax.detection.heatmap import plan_pictures
 from efficientad_jax.detection.inference import detect
-from efficientad_jax.detection.predict_files import plan_pictures, predict_files
+from efficientad_jax.detection.predict_files import predict_files
 from efficientad_jax.detection.spec import DetectorSpec
 from efficientad_jax.detection.tiling import compute_tiled_maps
 from efficientad_jax.export.programs import onnx_program, stablehlo_program

@@ -27,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the images (default: where they were at the training)",
     )
     parser.add_argument(
+        "--ignore-masks",
+        metavar="FOLDER",
+        default="",
+        help="the ignore masks of the images, for a detector that was trained with one for each "
+        "(default: where they were at the training)",
+    )
+    parser.add_argument(
         "--output",
         metavar="FOLDER",
         type=Path,
@@ -41,7 +48,10 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.detector)
     output = options.output or _workdir_of(folder)
-    print(evaluation_summary(evaluate_saved(folder, output, root=options.folder)))
+    evaluation = evaluate_saved(
+        folder, output, root=options.folder, ignore_masks=options.ignore_masks
+    )
+    print(evaluation_summary(evaluation))
     return 0
 
 
