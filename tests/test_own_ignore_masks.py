@@ -3,9 +3,11 @@
 import csv
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace as changed
 from pathlib import Path
 
+import httpx2
 import jax
 import numpy as np
 import pytest
@@ -24,7 +26,10 @@ from efficientad_jax.fitting.inputs import spec_of, suited_to
 from efficientad_jax.fitting.proxy import draw_proxy_images, proxy_measure
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
+from efficientad_jax.serving.application import create_application
 from tests.helpers.detectors import random_detector, random_params
+from tests.helpers.images import encoded
+from tests.helpers.live_server import running
 
 pytestmark = pytest.mark.slow
 
@@ -289,6 +294,41 @@ def without(folder: Path) -> Iterator[Path]:
     path.write_bytes(content)
 
 
+def test_the_server_takes_a_mask_with_its_image(folder):
+    detector = random_detector()
+    images = [image_of(3, noise) for noise in (1, 2)]
+    mask = ~mask_of(3)
+    expected = detector(images[0], mask)
+    black = np.zeros_like(mask)
+
+    def post(address: str, image: np.ndarray, mask: np.ndarray | None) -> httpx2.Response:
+        files = {"image": encoded(image)}
+        if mask is not None:
+            files["ignore_mask"] = encoded(np.where(mask, 255, 0).astype(np.uint8))
+        return httpx2.post(f"{address}/predict", files=files, timeout=60)
+
+    with running(create_application(detector)) as address:
+        scores = [post(address, image, mask).json()["score"] for image in images]
+        assert scores[0] == scores[1] == pytest.approx(expected.score, rel=1e-5)
+        with ThreadPoolExecutor(6) as pool:  # batches of images with and without masks
+            both = [pool.submit(post, address, images[0], m) for m in [mask, None] * 3]
+        found = [answer.result().json()["score"] for answer in both]
+        assert found == pytest.approx([expected.score, detector(images[0]).score] * 3, rel=1e-5)
+        for refused, named in (
+            (post(address, images[0], mask[:99]), "140x190 pixels, expected the 99x190 of its ign"),
+            (post(address, images[0], black), "ignores all pixels, expected black"),
+            (post(address, images[0], nearly_black()), "every patch is ignored"),
+        ):
+            assert refused.status_code == 422
+            assert named in refused.json()["error"]
+
+
+def nearly_black() -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[0, 0] = True
+    return mask
+
+
 def test_masks_that_cannot_be_used_are_refused(folder, without, tmp_path):
     config = configured(folder, "own")
 
@@ -305,12 +345,10 @@ def test_masks_that_cannot_be_used_are_refused(folder, without, tmp_path):
     refused(r"image validation/good/1\.png: 140x190 pixels, expected the 100x190 of its ignore ma")
     without.write_bytes(b"no image")
     refused(r"ignore mask .*1\.bmp: ")
-    nearly = np.zeros((HEIGHT, WIDTH), np.uint8)
-    nearly[0, 0] = 255
-    write(without, nearly)
+    write(without, nearly_black())
     refused("image 2 of 10, by name: ignore mask: at the 128x160 pixels of the networks' input")
     twice = without.with_suffix(".png")
-    write(twice, nearly)
+    write(twice, nearly_black())
     refused(r"ignore mask .*1\.png: is for the same image as .*1\.bmp, expected one mask for each")
     twice.unlink()
     write(without, ~mask_of(5))

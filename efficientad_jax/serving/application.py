@@ -11,7 +11,7 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from efficientad_jax.data.framing import check_image_size, map_of_image, seen_size
+from efficientad_jax.data.framing_file import own_masks_in_input
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.threshold import WORDS, is_anomalous
 from efficientad_jax.errors import InputError, printable
@@ -29,7 +30,7 @@ from efficientad_jax.serving.batching import Batcher
 from efficientad_jax.serving.limits import Limits
 from efficientad_jax.serving.metrics import create_metrics
 from efficientad_jax.serving.scoring import Scored, score_batch
-from efficientad_jax.serving.uploads import decode_upload, read_upload
+from efficientad_jax.serving.uploads import Upload, decode_upload, read_upload
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +47,13 @@ class _Posted(NamedTuple):
       pixels: resized to the input size, unless the detector cuts tiles.
       seen: height and width of its region of interest.
       brightness: the mean of `pixels`, in [0, 255].
+      own_mask: the pixels that its own ignore mask ignores, None for an image without one.
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
     seen: tuple[int, int]
     brightness: float
+    own_mask: Bool[np.ndarray, "h w"] | None
 
 
 class _Service:
@@ -65,8 +68,13 @@ class _Service:
 
         def score(posted: Sequence[_Posted]) -> list[Scored]:
             images = [image.pixels for image in posted]
+            seen = [image.seen for image in posted]
+            if any(image.own_mask is not None for image in posted):
+                nothing = np.zeros(detector.spec.input_size, bool)
+                masks = [nothing if image.own_mask is None else image.own_mask for image in posted]
+                return score_batch(detector, images, seen=seen, own_masks=np.stack(masks))
             if detector.framing.fit == "pad":
-                return score_batch(detector, images, seen=[image.seen for image in posted])
+                return score_batch(detector, images, seen=seen)
             return score_batch(detector, images)
 
         self.batcher = Batcher(score, BATCH_SIZE, self.metrics.batch_size.observe)
@@ -160,9 +168,9 @@ async def _score_upload(request: Request, service: _Service) -> Response:
     try:
         media_type = response_type(request)
         rule = detector.region_rule if wants_regions(request, media_type) else None
-        content = await read_upload(request, limits)
+        upload = await read_upload(request, limits)
         in_thread = partial(asyncio.get_running_loop().run_in_executor, service.codecs)
-        posted, size = await in_thread(_decode_and_resize, content, limits.pixels, detector)
+        posted, size = await in_thread(_decode_and_resize, upload, limits.pixels, detector)
         scored = await service.batcher.submit(posted)
         service.count(scored.score, posted.brightness)
         respond = partial(
@@ -180,23 +188,30 @@ async def _score_upload(request: Request, service: _Service) -> Response:
 
 
 def _decode_and_resize(
-    content: bytes, max_pixels: int, detector: Detector
+    upload: Upload, max_pixels: int, detector: Detector
 ) -> tuple[_Posted, tuple[int, int]]:
     """The image at the detector's input size, and its original height and width.
 
     Raises:
-      HTTPException: that of `decode_upload`; 422 for a size that does not suit the detector.
+      HTTPException: that of `decode_upload`; 422 for a size that does not suit the detector, or a
+        mask that cannot be used.
     """
-    image = decode_upload(content, max_pixels, detector.white_level)
+    image = decode_upload(upload.image, max_pixels, detector.white_level)
     size = (image.shape[0], image.shape[1])
+    seen, own_mask = seen_size(detector.framing, size), None
     try:
         check_image_size(detector.framing, size, "posted")
+        if upload.ignore_mask is not None:
+            given, input_size = [upload.ignore_mask], detector.spec.input_size
+            own_masks = own_masks_in_input(detector.framing, given, [size], input_size=input_size)
+            detector.ignored_in([seen], own_masks)  # refuses one that leaves nothing to see
+            own_mask = own_masks[0]
     except InputError as error:
         raise HTTPException(422, str(error)) from error
     # Tiles are cut when the detector is free.
-    resized = image if detector.framing.fit == "tile" else detector.network_input(image)
-    seen = seen_size(detector.framing, size)
-    return _Posted(resized, seen, float(resized.mean())), size
+    is_tiled = detector.framing.fit == "tile"
+    resized = image if is_tiled else detector.network_input(image, own_mask=own_mask)
+    return _Posted(resized, seen, float(resized.mean()), own_mask), size
 
 
 def _enlarge(detector: Detector, cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:

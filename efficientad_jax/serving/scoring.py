@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from efficientad_jax.data.image_rows import rows_of_array
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
@@ -28,6 +28,7 @@ def score_batch(
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
     *,
     seen: Sequence[tuple[int, int]] | None = None,
+    own_masks: Bool[np.ndarray, "n h w"] | None = None,
 ) -> list[Scored]:
     """Detects in images that are already resized to the detector's input.
 
@@ -36,10 +37,11 @@ def score_batch(
       images: at most `BATCH_SIZE`, RGB at `detector.spec.input_size`; as they are, for a detector
         that cuts them into tiles.
       seen: see `Detector.detect`.
+      own_masks: see `Detector.detect`.
     """
     if detector.framing.fit == "tile":
         return [_score_tiles(detector, image) for image in images]
-    detections = detector.detect_resized(np.stack(images), seen=seen)
+    detections = detector.detect_resized(np.stack(images), seen=seen, own_masks=own_masks)
     return [Scored(detection.score, detection.anomaly_map) for detection in detections]
 
 

@@ -1,6 +1,7 @@
 """Reads the image of a request, or answers with the HTTP status of its error."""
 
 import asyncio
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,12 +18,23 @@ from efficientad_jax.serving.limits import Limits
 _MOST_FIELDS = 16
 
 
-async def read_upload(request: Request, limits: Limits) -> bytes:
-    """The encoded image of a request: its body, or the one file of a multipart form.
+# The name of a form's file that is the ignore mask of the image.
+_MASK = "ignore_mask"
+
+
+class Upload(NamedTuple):
+    """The encoded image of a request, and its ignore mask, if it came with one."""
+
+    image: bytes
+    ignore_mask: bytes | None
+
+
+async def read_upload(request: Request, limits: Limits) -> Upload:
+    """The image of a request: its body, or a file of a multipart form, which may have its mask.
 
     Raises:
       HTTPException: 400 for an empty body, or a form that is damaged or does not hold exactly one
-        file; 408 for a body that does not arrive in time; 413 for one that is too large.
+        image; 408 for a body that does not arrive in time; 413 for one that is too large.
       ClientDisconnect: the client hung up.
     """
     declared = request.headers.get("content-length", "")
@@ -31,24 +43,31 @@ async def read_upload(request: Request, limits: Limits) -> bytes:
     limited = Request(request.scope, _limited(request.receive, limits))
     try:
         async with asyncio.timeout(limits.seconds):
-            content = await _content(limited)
+            upload = await _content(limited)
     except TimeoutError as error:
         line = f"body: not complete after {limits.seconds:g} s"
         raise HTTPException(408, line, {"Connection": "close"}) from error
-    if not content:
+    if not upload.image:
         raise HTTPException(400, "body: empty, expected an encoded image")
-    return content
+    return upload
 
 
-async def _content(request: Request) -> bytes:
+async def _content(request: Request) -> Upload:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
-        return await request.body()
-    async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        if not files:
-            raise HTTPException(400, f"form: no file in {len(form)} parts, expected one image")
-        return await files[0].read()
+        return Upload(await request.body(), None)
+    async with request.form(max_files=2, max_fields=_MOST_FIELDS) as form:
+        parts = form.multi_items()
+        files = [(name, file) for name, file in parts if isinstance(file, UploadFile)]
+        images = [file for name, file in files if name != _MASK]
+        masks = [file for name, file in files if name == _MASK]
+        if not images:
+            raise HTTPException(400, f"form: no image in {len(parts)} parts, expected one")
+        if len(images) > 1:
+            raise HTTPException(
+                400, f"form: two images, expected one, and its mask as a file named {_MASK}"
+            )
+        return Upload(await images[0].read(), await masks[0].read() if masks else None)
 
 
 def decode_upload(content: bytes, most_pixels: int, white_level: int) -> UInt8[np.ndarray, "h w 3"]:

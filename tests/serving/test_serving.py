@@ -185,11 +185,16 @@ def test_forms_without_one_file_are_refused(address):
     without_file = httpx2.post(url, files={"a": (None, "text")})
     assert (without_file.status_code, without_file.json()["error"]) == (
         400,
-        "form: no file in 1 parts, expected one image",
+        "form: no image in 1 parts, expected one",
     )
-    two = httpx2.post(url, files=[("a", ("a", PNG)), ("a", ("b", PNG))])
+    two = httpx2.post(url, files=[("a", ("a", PNG)), ("b", ("b", PNG))])
     assert two.status_code == 400
-    assert "Too many files" in two.json()["error"]
+    assert two.json()["error"].startswith("form: two images, expected one, and its mask as a file")
+    three = httpx2.post(url, files=[("a", ("a", PNG))] * 3)
+    assert three.status_code == 400
+    assert "Too many files" in three.json()["error"]
+    only_mask = httpx2.post(url, files={"ignore_mask": ("a", PNG)})
+    assert only_mask.json()["error"] == "form: no image in 1 parts, expected one"
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(address):

@@ -1,4 +1,4 @@
-"""The datasets, one a module, and what their builders share."""
+"""The datasets by name: one a module, and what their builders share."""
 
 from typing import Any
 
