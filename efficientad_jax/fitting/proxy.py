@@ -66,7 +66,7 @@ class ProxyImages(NamedTuple):
     images: list[UInt8[np.ndarray, "_h _w 3"]]
     sizes: list[tuple[int, int]]
     kinds: list[str]
-    own_masks: Bool[np.ndarray, "n h w"] | None
+    own_masks: Bool[np.ndarray, "n h w"] | None = None
 
     @property
     def good(self) -> int:
