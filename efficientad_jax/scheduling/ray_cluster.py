@@ -151,13 +151,15 @@ def _last_event(result: "ray.ObjectRef[Event]", *, stopped: bool) -> Event:
 def _in_worker(job: Job, events: Queue, folder: str) -> Event:
     """Does a job in the folder of the command, on whose paths the job relies."""
     os.chdir(folder)
-    reported = 0.0
+    reported, stage = 0.0, ""
 
     def report(event: Event) -> None:
-        nonlocal reported
-        if event.stage == "training" and time.monotonic() - reported < _REPORT_SECONDS:
+        nonlocal reported, stage
+        # The first event of a training says where it begins, however soon it comes.
+        is_soon = time.monotonic() - reported < _REPORT_SECONDS
+        if event.stage == stage == "training" and is_soon:
             return
-        reported = time.monotonic()
+        reported, stage = time.monotonic(), event.stage
         # Not `put`, which waits: Ray starts another job on the cores of one that waits.
         actor: Any = events.actor
         actor.put_nowait.remote((job.name, event))
