@@ -27,6 +27,7 @@ from efficientad_jax.fitting.proxy import draw_proxy_images, proxy_measure
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
 from efficientad_jax.serving.application import create_application
+from efficientad_jax.serving.limits import Limits
 from tests.helpers.detectors import random_detector, random_params
 from tests.helpers.images import encoded
 from tests.helpers.live_server import running
@@ -244,7 +245,6 @@ def test_evaluate_predict_and_call_agree(workdir, folder, dataset, tmp_path, cap
 
 
 def test_thresholds_defects_and_puad_see_the_masks(workdir, folder, dataset, tmp_path, capsys):
-    """With the images of other noise they choose and report the same."""
     outputs = []
     for noise in (1, 2):
         detector = Detector.load(workdir / "detector")
@@ -294,32 +294,33 @@ def without(folder: Path) -> Iterator[Path]:
     path.write_bytes(content)
 
 
-def test_the_server_takes_a_mask_with_its_image(folder):
-    detector = random_detector()
-    images = [image_of(3, noise) for noise in (1, 2)]
-    mask = ~mask_of(3)
+def test_the_server_takes_a_mask_with_its_image():
+    detector, images, mask = random_detector(), [image_of(3, n) for n in (1, 2)], ~mask_of(3)
     expected = detector(images[0], mask)
-    black = np.zeros_like(mask)
 
-    def post(address: str, image: np.ndarray, mask: np.ndarray | None) -> httpx2.Response:
+    def post(address: str, image: np.ndarray, mask: np.ndarray | bytes | None) -> httpx2.Response:
         files = {"image": encoded(image)}
         if mask is not None:
-            files["ignore_mask"] = encoded(np.where(mask, 255, 0).astype(np.uint8))
+            is_encoded = isinstance(mask, bytes)
+            files["ignore_mask"] = mask if is_encoded else encoded(255 * mask.astype(np.uint8))
         return httpx2.post(f"{address}/predict", files=files, timeout=60)
 
-    with running(create_application(detector)) as address:
+    with running(create_application(detector, Limits(pixels=HEIGHT * WIDTH))) as address:
         scores = [post(address, image, mask).json()["score"] for image in images]
         assert scores[0] == scores[1] == pytest.approx(expected.score, rel=1e-5)
         with ThreadPoolExecutor(6) as pool:  # batches of images with and without masks
             both = [pool.submit(post, address, images[0], m) for m in [mask, None] * 3]
         found = [answer.result().json()["score"] for answer in both]
         assert found == pytest.approx([expected.score, detector(images[0]).score] * 3, rel=1e-5)
-        for refused, named in (
-            (post(address, images[0], mask[:99]), "140x190 pixels, expected the 99x190 of its ign"),
-            (post(address, images[0], black), "ignores all pixels, expected black"),
-            (post(address, images[0], nearly_black()), "every patch is ignored"),
+        for other, status, named in (
+            (mask[:99], 422, "140x190 pixels, expected the 99x190 of its ignore mask"),
+            (mask & False, 422, "ignores all pixels, expected black"),
+            (nearly_black(), 422, "every patch is ignored"),
+            (b"no image", 415, "not an image of a known format"),
+            (np.ones((HEIGHT, WIDTH + 1), bool), 413, "pixels"),
         ):
-            assert refused.status_code == 422
+            refused = post(address, images[0], other)
+            assert refused.status_code == status
             assert named in refused.json()["error"]
 
 

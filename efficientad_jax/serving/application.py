@@ -193,17 +193,21 @@ def _decode_and_resize(
     """The image at the detector's input size, and its original height and width.
 
     Raises:
-      HTTPException: that of `decode_upload`; 422 for a size that does not suit the detector, or a
-        mask that cannot be used.
+      HTTPException: that of `decode_upload`, of the image or the mask; 422 for a size that does not
+        suit the detector, or a mask that does not suit the image.
     """
-    image = decode_upload(upload.image, max_pixels, detector.white_level)
+    image, mask = (
+        None if content is None else decode_upload(content, max_pixels, detector.white_level)
+        for content in upload
+    )
+    assert image is not None
     size = (image.shape[0], image.shape[1])
     seen, own_mask = seen_size(detector.framing, size), None
     try:
         check_image_size(detector.framing, size, "posted")
-        if upload.ignore_mask is not None:
-            given, input_size = [upload.ignore_mask], detector.spec.input_size
-            own_masks = own_masks_in_input(detector.framing, given, [size], input_size=input_size)
+        if mask is not None:
+            input_size = detector.spec.input_size
+            own_masks = own_masks_in_input(detector.framing, [mask], [size], input_size=input_size)
             detector.ignored_in([seen], own_masks)  # refuses one that leaves nothing to see
             own_mask = own_masks[0]
     except InputError as error:
