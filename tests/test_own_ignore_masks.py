@@ -325,9 +325,7 @@ def test_the_server_takes_a_mask_with_its_image():
 
 
 def nearly_black() -> np.ndarray:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[0, 0] = True
-    return mask
+    return np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) == 0
 
 
 def test_masks_that_cannot_be_used_are_refused(folder, without, tmp_path):
@@ -369,10 +367,9 @@ def test_masks_that_cannot_be_used_are_refused(folder, without, tmp_path):
 
 def test_detectors_refuse_masks_that_do_not_suit(folder, without, workdir, tmp_path, capsys):
     # Another mask is other data.
-    config = configured(folder, "own")
     write(without, ~mask_of(2))
     with pytest.raises(InputError, match="started with other ignore masks"):
-        fit(config, workdir)
+        fit(configured(folder, "own"), workdir)
 
     detector = Detector.load(workdir / "detector")
     with pytest.raises(InputError, match="ignore masks: 1, expected one for each of 2 images"):
@@ -398,3 +395,6 @@ def test_detectors_refuse_masks_that_do_not_suit(folder, without, workdir, tmp_p
     assert run_command(predict, [str(workdir / "detector"), images, output, masks]) == 1
     assert "image good/1.png: has no ignore mask" in capsys.readouterr().err
     assert len((tmp_path / "pictures/scores.csv").read_text().splitlines()) == 1 + 9
+    write(without, nearly_black())  # as is one that leaves no patch to see
+    assert run_command(predict, [str(workdir / "detector"), images, output, masks]) == 1
+    assert "every patch is ignored" in capsys.readouterr().err

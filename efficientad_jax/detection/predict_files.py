@@ -197,7 +197,10 @@ def _open(
             return _Opened(task, rows, None)
         name, framing = _name_of(task).as_posix(), detector.framing
         whole = own_mask_of(own_masks, framing, name, size=rows.size)
-        return _Opened(task, rows, own_mask_in_input(framing, whole, detector.spec.input_size))
+        own_mask = own_mask_in_input(framing, whole, detector.spec.input_size)
+        # Refuses one that leaves no patch to see, which would end the whole batch.
+        detector.ignored_in([seen_size(framing, rows.size)], own_mask[None])
+        return _Opened(task, rows, own_mask)
     except TooManyPixelsError as error:
         complain(f"{error}; --max-pixels accepts larger ones")
     except InputError as error:
