@@ -28,6 +28,7 @@ Size = Literal["small", "medium"]  # PDN-S, PDN-M
 Dtype = Literal["float32", "bfloat16"]
 Reduction = Literal["average", "pca"]
 Fit = Literal["resize", "pad", "tile"]
+FitChoice = Literal["auto", "resize", "pad", "tile"]
 Schedule = Literal["constant", "warmup_cosine", "warmup_stable_decay"]
 
 Section = TypeVar("Section", bound="_Checked")
@@ -146,9 +147,11 @@ class ModelConfig(_Checked):
       input_height: height of the networks' input in pixels.
       input_width: width of the networks' input in pixels.
       input_size: 'HEIGHTxWIDTH', which sets both, and is '' then; or 'auto': the multiples of 32
-        with the proportions of the training images, and with as many pixels as the two have.
+        with the proportions of the training images, and with as many pixels as the two have. It is
+        '' as well where there is no choice: the two differ, or images are cut into tiles.
       fit: how an image becomes the networks' input: 'resize' changes its proportions, 'pad' keeps
         them and fills the rest, which is ignored, 'tile' cuts it into tiles at its own scale.
+        'auto' is 'pad' if the proportions of the images differ, and 'resize' if not.
       padding: whether the PDN pads; the costs in the paper are those without padding.
       dtype: of the computation; parameters are float32.
     """
@@ -163,7 +166,7 @@ class ModelConfig(_Checked):
         "'', 'auto' or 'HEIGHTxWIDTH'",
         lambda x: bool(re.fullmatch(r"|auto|[1-9]\d{0,5}x[1-9]\d{0,5}", x)),
     )
-    fit: Fit = "resize"
+    fit: FitChoice = "resize"
     padding: bool = False
     dtype: Dtype = "float32"
 
@@ -173,12 +176,14 @@ class ModelConfig(_Checked):
             values = {"input_height": height, "input_width": width, "input_size": ""}
             for name, value in values.items():
                 object.__setattr__(self, name, value)  # before the checks
+        has_no_choice = self.fit == "tile" or self.input_height != self.input_width
+        if self.input_size == "auto" and has_no_choice:
+            object.__setattr__(self, "input_size", "")
         super().__post_init__()
-        if self.fit == "tile" and (self.padding or self.input_size):
-            found = "padding = True" if self.padding else f"input_size = {self.input_size!r}"
+        if self.fit == "tile" and self.padding:
             raise InputError(
-                f"config.model.fit = 'tile': expected no config.model.{found} with it; tiles "
-                "have a fixed size, and features without padding"
+                "config.model.padding = True: expected False with config.model.fit = 'tile'; tiles "
+                "have features without padding"
             )
 
     @property

@@ -12,6 +12,7 @@ from efficientad_jax.config import (
     DatasetConfig,
     DistillationConfig,
     LossConfig,
+    ModelConfig,
     TrainConfig,
 )
 
@@ -36,6 +37,9 @@ _CPU_TRAIN = TrainConfig(
     steps_per_dispatch=10,
     checkpoint_every=500,
 )
+# As many pixels as in the paper, in the proportions of the images: a detector of images of several
+# shapes is better by points. See docs/recipes.md.
+_SHAPE = ModelConfig(input_size="auto", fit="auto")
 # False peaks on normal images are narrower than most defects, and even a point shows in 8x8 values:
 # each sees 33x33 pixels, and neighbors are 4 pixels apart. More values miss thin defects. See
 # docs/recipes.md.
@@ -44,12 +48,23 @@ _SCORE = CalibrationConfig(score="top5")
 
 def folder() -> Config:
     """A folder in MVTec AD's layout; a quarter of an hour on 2 cores, evaluation included."""
-    return Config(losses=_CPU_LOSSES, train=_CPU_TRAIN, calibration=_SCORE)
+    return Config(model=_SHAPE, losses=_CPU_LOSSES, train=_CPU_TRAIN, calibration=_SCORE)
 
 
 def thorough() -> Config:
     """A folder in MVTec AD's layout; an hour on 2 cores, evaluation included."""
     return replace(folder(), train=replace(_CPU_TRAIN, steps=34_000, checkpoint_every=2000))
+
+
+def squeezed(config: Config) -> Config:
+    """The same for images that are resized to its sides, where it leaves their shape open.
+
+    Measurements that count every pixel need it, and comparisons with implementations that do so.
+    """
+    model = config.model
+    size = "" if model.input_size == "auto" else model.input_size
+    fit = "resize" if model.fit == "auto" else model.fit
+    return replace(config, model=replace(model, input_size=size, fit=fit))
 
 
 # Those for any folder of images, by the names that commands give them. The last is the paper's.

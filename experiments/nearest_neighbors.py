@@ -7,7 +7,8 @@
 
 Prints the image AU-ROC of the dataset that the configuration names: each image is scored by the
 largest distance of its patches to a bank of 20,000 patches of training images, and by the mean of
-the five largest. `--teacher=` takes the packaged teacher of `config.model.size`.
+the five largest. `--teacher=` takes the packaged teacher of `config.model.size`. Images are squeezed
+to 256x256 pixels, unless `config.model.input_size` names a size.
 """
 
 import jax
@@ -23,6 +24,7 @@ from efficientad_jax.evaluation.nearest_neighbors import Describe, nearest_neigh
 from efficientad_jax.networks.pdn import MARGIN, STRIDE, PatchDescriptionNetwork
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.networks.teacher import load_teacher
+from efficientad_jax.recipes import squeezed
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -41,7 +43,7 @@ def main() -> int:
     """Prints two lines."""
     if (_TEACHER.value is None) == (_BACKBONE.value is None):
         raise InputError("give either --teacher or --backbone")
-    config = read_config(_CONFIG.value)
+    config = squeezed(read_config(_CONFIG.value))
     dataset = load_configured_dataset(config)
     labels = dataset.test.labels
     if not 0 < labels.sum() < len(labels):

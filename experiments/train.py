@@ -10,7 +10,7 @@ from efficientad_jax.fitting.puad_summary import puad_summary
 from efficientad_jax.runs.profile import steps_to_profile
 from efficientad_jax.runs.remote import local_workdir
 from efficientad_jax.runs.tracking import tracking
-from efficientad_jax.runs.workdir import Workdir
+from efficientad_jax.runs.workdir import Workdir, as_started
 from experiments import run
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -30,9 +30,11 @@ def main() -> int:
     """Trains, or resumes an earlier run of the same work directory."""
     config = read_config(_CONFIG.value)
     profile_steps = steps_to_profile(_PROFILE_STEPS.value)
-    dataset = load_configured_dataset(config)
-    with local_workdir(_WORKDIR.value) as workdir, tracking(_MLFLOW.value, workdir):
-        detector = fit_detector(config, dataset, workdir, profile_steps=profile_steps)
+    with local_workdir(_WORKDIR.value) as workdir:
+        config = as_started(config, workdir)
+        dataset = load_configured_dataset(config)
+        with tracking(_MLFLOW.value, workdir):
+            detector = fit_detector(config, dataset, workdir, profile_steps=profile_steps)
     if detector.puad is not None:
         print(f"PUAD {puad_summary(detector)}")
     print(f"detector: {_WORKDIR.value}/{Workdir(workdir).detector.name}")

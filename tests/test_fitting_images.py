@@ -15,15 +15,19 @@ from PIL import Image
 from efficientad_jax import Detector, InputError, detect_tiled, recipes
 from efficientad_jax.config import Config, ModelConfig, replace
 from efficientad_jax.data.framing import FILL, Framing, place_in_input
+from efficientad_jax.data.given_images import load_given_images
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.heatmap import plan_pictures
 from efficientad_jax.detection.predict_files import predict_files
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.export.properties import check_exportable
 from efficientad_jax.fitting.fit_detector import fit_detector
+from efficientad_jax.fitting.inputs import suited_to
 from efficientad_jax.fitting.proxy import auroc_by_kind, draw_proxy_images, split_validation
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
+from efficientad_jax.runs.workdir import as_started
+from efficientad_jax.scheduling.train_and_evaluate import finished, train_and_evaluate
 from efficientad_jax.serving.application import create_application
 from efficientad_jax.training.batch import TrainData, random_crops
 from tests.helpers.detectors import random_detector, random_params
@@ -65,6 +69,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def fit(config: Config, workdir: Path) -> Detector:
+    config = as_started(config, workdir)
     return fit_detector(config, load_configured_dataset(config), workdir)
 
 
@@ -175,6 +180,57 @@ def test_an_input_with_the_proportions_of_the_images(config, tmp_path) -> None:
         fit(replace(config, {"model.input_size": "160x128"}), tmp_path / "run")
 
 
+def folder_of(path: Path, sizes: list[tuple[int, int]]) -> str:
+    """A folder of good images of these heights and widths, the last two for validation."""
+    for number, size in enumerate(sizes):
+        split = "train" if number < len(sizes) - 2 else "validation"
+        file = path / split / "good" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(picture(*size)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fit", "shape"),
+    [
+        ([(100, 250)] * 5, "resize", (160, 416)),
+        ([(100, 250), (100, 252), (100, 248), (100, 250), (100, 250)], "resize", (160, 416)),
+        ([(100, 250), (100, 200), (100, 250), (100, 250), (100, 250)], "pad", (160, 416)),
+        ([(100, 250)] * 3 + [(100, 250), (250, 100)], "pad", (160, 416)),
+        ([(256, 256)] * 5, "resize", (256, 256)),
+    ],
+)
+def test_the_images_choose_size_and_fit(sizes, fit, shape, tmp_path) -> None:
+    config = replace(recipes.folder(), {"dataset.root": folder_of(tmp_path / "images", sizes)})
+    assert (config.model.fit, config.model.input_size) == ("auto", "auto")
+    dataset = load_configured_dataset(config)
+    chosen, framing = suited_to(config, dataset)
+    assert (chosen.model.fit, framing.fit, chosen.model.input_shape) == (fit, fit, shape)
+    explicit = load_configured_dataset(chosen)
+    for ours, theirs in zip(dataset[:2], explicit[:2], strict=True):
+        np.testing.assert_array_equal(ours.images, theirs.images)
+    given = load_given_images([encoded(picture(*size)) for size in sizes], config)
+    assert suited_to(config, given)[0].model.fit == fit
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_shape_that_it_was_started_with(config, tmp_path) -> None:
+    automatic = replace(config, {"model.fit": "auto", "model.input_size": "auto"})
+    # As a version did whose recipe changed the proportions of images.
+    earlier = replace(config, {"model.fit": "resize"})
+    before = fit(earlier, tmp_path / "earlier")
+    after = fit(automatic, tmp_path / "earlier")
+    assert (after.spec.input_size, after.framing.fit) == ((128, 128), "resize")
+    assert after.calibration == before.calibration
+    # A sweep that is repeated finds that it is over.
+    train_and_evaluate(automatic, tmp_path / "sweep", lambda _: None, cache_gb=0.0)
+    detector = Detector.load(tmp_path / "sweep/detector")
+    assert detector.framing.fit == detector.config["model"]["fit"] == "pad"
+    assert finished(automatic, tmp_path / "sweep") is not None
+    with pytest.raises(InputError, match=r"other config\.model\.fit \('pad', not 'resize'\)"):
+        finished(earlier, tmp_path / "sweep")
+
+
 def test_crops_lie_inside_of_each_image() -> None:
     images = np.zeros((2, 200, 300, 3), np.uint8)
     sizes = np.array([(130, 300), (200, 135)], np.int32)
@@ -191,13 +247,16 @@ def test_sizes_and_fits_of_configurations() -> None:
     assert (model.input_shape, model.input_size) == ((128, 320), "")
     assert model == ModelConfig(input_height=128, input_width=320)
     assert ModelConfig(input_size="auto").input_shape == (256, 256)
+    assert ModelConfig(fit="tile", input_size="auto").input_size == ""
+    assert ModelConfig(input_width=320, input_size="auto").input_size == ""
+    assert replace(recipes.folder(), {"model.input_height": 320}).model.input_shape == (320, 256)
+    assert replace(recipes.folder(), {"model.input_height": 320}).model.input_size == ""
     for values, named in (
         ({"input_size": "100x128"}, r"config\.model\.input_height = 100"),
         ({"input_size": "128"}, r"config\.model\.input_size = '128': expected '', 'auto' or"),
-        ({"fit": "tile", "padding": True}, "fit = 'tile'.*padding = True"),
-        ({"fit": "tile", "input_size": "auto"}, "fit = 'tile'.*input_size = 'auto'"),
+        ({"fit": "tile", "padding": True}, "padding = True: .*fit = 'tile'"),
     ):
         with pytest.raises(InputError, match=named):
             ModelConfig(**values)
-    with pytest.raises(InputError, match="'resize' or 'pad' or 'tile'"):
+    with pytest.raises(InputError, match="'auto' or 'resize' or 'pad' or 'tile'"):
         replace(Config(), {"model.fit": "squeeze"})

@@ -24,6 +24,9 @@ from efficientad_jax.errors import InputError
 # The color of ignored pixels: ImageNet's mean, which the networks' input normalization maps to 0.
 FILL = np.array([124, 116, 104], np.uint8)
 
+# Images whose proportions differ by less keep them well enough in an input of one size.
+_SAME_PROPORTIONS = 1.05
+
 _Pixels = TypeVar("_Pixels", bound=np.ndarray)
 
 
@@ -189,6 +192,12 @@ def proportional_size(seen: Sequence[tuple[int, int]], like: tuple[int, int]) ->
     return (shorter, longer) if ratio < 1 else (longer, shorter)
 
 
+def fit_for(seen: Sequence[tuple[int, int]]) -> Fit:
+    """How images of these heights and widths fit into an input: 'pad' if proportions differ."""
+    ratios = [height / width for height, width in seen]
+    return "pad" if max(ratios) > _SAME_PROPORTIONS * min(ratios) else "resize"
+
+
 def network_input(
     framing: Framing,
     image: UInt8[np.ndarray, "h w 3"],
@@ -264,32 +273,17 @@ def masked_pixels(
     None where there is no mask.
     """
     ignored = framing.ignored_in_box
-    return None if ignored is None else _resized(ignored, size)
+    return None if ignored is None else resized_mask(ignored, size)
 
 
-def _resized(ignored: Bool[np.ndarray, "_h _w"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def resized_mask(
+    ignored: Bool[np.ndarray, "_h _w"], size: tuple[int, int]
+) -> Bool[np.ndarray, "h w"]:
     """The pixels that depend on an ignored one after an image was resized to this size."""
     if ignored.shape == size:
         return ignored
     # No weight of bilinear resizing is negative: all that depends on an ignored pixel is above 0.
     return resize_map(np.asarray(ignored, np.float32), size) > 0
-
-
-def own_mask_in_input(
-    framing: Framing, own_mask: Bool[np.ndarray, "h w"], size: tuple[int, int]
-) -> Bool[np.ndarray, "{size[0]} {size[1]}"]:
-    """The pixels of the input that an image's own mask ignores; the framing's are not among them.
-
-    Args:
-      framing: of the detector or the dataset; images are resized or padded.
-      own_mask: True on the pixels to ignore, at the size of the whole image.
-      size: height and width of the networks' input.
-    """
-    part = cut_out(framing, own_mask)
-    place = place_in_input(framing, (part.shape[0], part.shape[1]), size)
-    in_input = np.zeros(size, bool)
-    in_input[place.window] = _resized(part, (place.height, place.width))
-    return in_input
 
 
 def seen_rows(framing: Framing, image: ImageRows, name: str = "") -> ImageRows:

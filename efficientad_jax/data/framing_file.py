@@ -13,7 +13,15 @@ from PIL import Image
 from efficientad_jax.config import Config, DatasetConfig, Fit
 from efficientad_jax.data.decoding import ImageSource, decode_image
 from efficientad_jax.data.files import composed, list_images
-from efficientad_jax.data.framing import PLAIN, Box, Framing, check_box, cut_out, own_mask_in_input
+from efficientad_jax.data.framing import (
+    PLAIN,
+    Box,
+    Framing,
+    check_box,
+    cut_out,
+    place_in_input,
+    resized_mask,
+)
 from efficientad_jax.errors import InputError
 
 # Of a mask in `detector.json`.
@@ -21,13 +29,16 @@ _MOST_MASK_PIXELS = 1 << 28
 
 
 def read_framing(config: Config) -> Framing:
-    """The framing that a configuration describes. A folder of masks is not a part of it.
+    """The framing that a configuration describes; `model.fit` = 'auto' as for images of one shape.
+
+    A folder of masks is not a part of it.
 
     Raises:
       InputError: the mask cannot be read or leaves nothing to look at, or the region of interest
         does not lie inside it.
     """
-    dataset, fit = config.dataset, config.model.fit
+    dataset = config.dataset
+    fit = "resize" if config.model.fit == "auto" else config.model.fit
     box = _parsed_box(dataset.region_of_interest) if dataset.region_of_interest else None
     if not dataset.ignore_mask:
         return Framing(box, None, fit)
@@ -137,6 +148,23 @@ def check_own_mask(
         )
     check_box(framing, size, image)
     _check_some_are_seen(framing, own_mask, f"ignore mask of image {image}")
+
+
+def own_mask_in_input(
+    framing: Framing, own_mask: Bool[np.ndarray, "h w"], size: tuple[int, int]
+) -> Bool[np.ndarray, "{size[0]} {size[1]}"]:
+    """The pixels of the input that an image's own mask ignores; the framing's are not among them.
+
+    Args:
+      framing: of the detector or the dataset; images are resized or padded.
+      own_mask: True on the pixels to ignore, at the size of the whole image.
+      size: height and width of the networks' input.
+    """
+    part = cut_out(framing, own_mask)
+    place = place_in_input(framing, (part.shape[0], part.shape[1]), size)
+    in_input = np.zeros(size, bool)
+    in_input[place.window] = resized_mask(part, (place.height, place.width))
+    return in_input
 
 
 def own_masks_in_input(

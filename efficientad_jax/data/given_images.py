@@ -9,13 +9,12 @@ from jaxtyping import Shaped
 
 from efficientad_jax.config import Config
 from efficientad_jax.data.decoding import ImageSource, decode_image_and_peak
-from efficientad_jax.data.examples import GOOD
+from efficientad_jax.data.examples import GOOD, Reading
 from efficientad_jax.data.framing import network_input, seen_size, stack_images
 from efficientad_jax.data.framing_file import has_own_masks, read_framing
 from efficientad_jax.data.loading import (
     Dataset,
     ImageSet,
-    Reading,
     check_white_level,
     hold_out,
     report_repeated,
@@ -55,9 +54,9 @@ def load_given_images(
             f"config.dataset.ignore_mask = {config.dataset.ignore_mask!r}: a folder of masks, "
             "expected one mask for all images, or the images in a folder"
         )
-    reading = Reading(
-        model.input_shape, framing, white_level, model.input_size == "auto"
-    ).suited_to(source for _, source in named)
+    is_proportional, chooses_fit = model.input_size == "auto", model.fit == "auto"
+    reading = Reading(model.input_shape, framing, white_level, is_proportional, chooses_fit)
+    reading = reading.suited_to(named)
     inputs, sizes, peaks = [], [], []
     for name, source in named:
         pixels, peak = decode_image_and_peak(source, name, white_level=white_level)

@@ -1,7 +1,7 @@
 """Datasets as arrays: read with grain, each image decoded and resized once."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,27 +13,21 @@ from jaxtyping import Bool, Int, UInt8
 from efficientad_jax.config import Config
 from efficientad_jax.data.decoding import (
     WHITE_LEVEL,
-    ImageSource,
     decode_image,
     decode_image_and_peak,
     decode_mask,
-    size_of_image,
 )
-from efficientad_jax.data.examples import GOOD, Example, read_files
+from efficientad_jax.data.examples import GOOD, Example, Framed, Reading, frame, read_files
 from efficientad_jax.data.framing import (
     PLAIN,
     Framing,
     cut_out,
     network_input,
-    own_mask_in_input,
-    proportional_size,
-    seen_size,
     stack_images,
 )
 from efficientad_jax.data.framing_file import (
     has_own_masks,
     list_own_masks,
-    own_mask_of,
     read_framing,
 )
 from efficientad_jax.errors import printable
@@ -96,6 +90,7 @@ def load_dataset(
     framing: Framing = PLAIN,
     own_masks: Mapping[str, Path] | None = None,
     proportional: bool = False,
+    chooses_fit: bool = False,
 ) -> Dataset:
     """Loads a dataset into memory.
 
@@ -120,11 +115,12 @@ def load_dataset(
       own_masks: of `list_own_masks`, None without masks for each image.
       proportional: whether only the number of pixels of `image_size` counts, with the proportions
         of the training images; see `proportional_size`.
+      chooses_fit: whether `fit_for` chooses `framing.fit` by all images but the test images.
 
     Raises:
       InputError: dataset, category, a folder or an image cannot be used.
     """
-    reading = Reading(image_size, framing, white_level, proportional, own_masks)
+    reading = Reading(image_size, framing, white_level, proportional, chooses_fit, own_masks)
     if name == "folder":
         splits = _load_folder(category, root, reading)
     else:
@@ -151,6 +147,7 @@ def load_configured_dataset(config: Config, framing: Framing | None = None) -> D
     Raises:
       InputError: it cannot be loaded.
     """
+    chooses_fit = framing is None and config.model.fit == "auto"
     if framing is None:
         framing = read_framing(config)
     own_masks = None
@@ -168,6 +165,7 @@ def load_configured_dataset(config: Config, framing: Framing | None = None) -> D
         white_level=config.dataset.white_level,
         framing=framing,
         own_masks=own_masks,
+        chooses_fit=chooses_fit,
     )
 
 
@@ -188,23 +186,6 @@ def load_images(
     return np.stack(list(dataset.to_iter_dataset(_READ)))
 
 
-class Reading(NamedTuple):
-    """How images are read; see `load_dataset`."""
-
-    size: tuple[int, int]
-    framing: Framing
-    white_level: int
-    proportional: bool = False
-    own_masks: Mapping[str, Path] | None = None
-
-    def suited_to(self, images: Iterable[ImageSource]) -> "Reading":
-        """With the size that suits the training images, if it depends on them."""
-        if not self.proportional:
-            return self
-        sizes = [seen_size(self.framing, size_of_image(image)) for image in images]
-        return self._replace(size=proportional_size(sizes, self.size))
-
-
 def _load_file(path: Path, reading: Reading) -> UInt8[np.ndarray, "h w 3"]:
     image = decode_image(path, white_level=reading.white_level)
     return network_input(reading.framing, image, reading.size, name=str(path))
@@ -214,7 +195,11 @@ def _load_folder(category: str, root: str, reading: Reading) -> dict[str, ImageS
     from efficientad_jax.data.datasets import folder
 
     examples = folder.list_examples(folder.resolve_category(root, category))
-    reading = reading.suited_to(example.image for example in examples["train"])
+    train, validation = (
+        [(str(example.image), example.image) for example in examples.get(split, [])]
+        for split in ("train", "validation")
+    )
+    reading = reading.suited_to(train, validation)
     splits = {}
     for split, listed in examples.items():
         read = partial(_read_example, reading=reading, split=split)
@@ -234,7 +219,11 @@ def _load_copy(builder: Any, reading: Reading) -> dict[str, ImageSet]:
         split: builder.as_data_source(split, decoders={"image": stored, "masks": stored})
         for split in builder.info.splits
     }
-    reading = reading.suited_to(example["image"] for example in sources["train"])
+    train, validation = (
+        ((example["name"].decode(), example["image"]) for example in sources.get(split, []))
+        for split in ("train", "validation")
+    )
+    reading = reading.suited_to(train, validation)
     splits = {}
     for split, source in sources.items():
         read = partial(_decode_example, reading=reading, split=split)
@@ -246,20 +235,11 @@ def _load_copy(builder: Any, reading: Reading) -> dict[str, ImageSet]:
     return splits
 
 
-class _Framed(NamedTuple):
-    """An image as the networks get it; the fields are those of an `ImageSet`."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    size: tuple[int, int]
-    own_mask: Bool[np.ndarray, "h w"] | None
-    ignored: Bool[np.ndarray, "_h _w"] | None
-
-
 class _Loaded(NamedTuple):
     """One image; the fields are those of an `ImageSet`."""
 
     name: str
-    framed: _Framed
+    framed: Framed
     label: int
     defect: str
     mask: Bool[np.ndarray, "_h _w"] | None
@@ -300,25 +280,11 @@ def check_white_level(peaks: Sequence[int | None], white_level: int) -> None:
         )
 
 
-def _framed(
-    image: UInt8[np.ndarray, "_h _w 3"], name: str, source: str, *, reading: Reading, split: str
-) -> _Framed:
-    """Frames an image of a dataset; `source` is its name for messages."""
-    framing, size = reading.framing, (image.shape[0], image.shape[1])
-    seen, own_mask, ignored = seen_size(framing, size), None, None
-    if reading.own_masks is not None:
-        whole = own_mask_of(reading.own_masks, framing, name, size=size)
-        own_mask = own_mask_in_input(framing, whole, reading.size)
-        ignored = cut_out(framing, whole) if split == "test" else None  # for the metrics
-    pixels = network_input(framing, image, reading.size, name=source, own_mask=own_mask)
-    return _Framed(pixels, seen, own_mask, ignored)
-
-
 def _read_example(example: Example, reading: Reading, split: str) -> _Loaded:
     image, masks, peak = read_files(example, reading.white_level)
     return _Loaded(
         example.name,
-        _framed(image, example.name, str(example.image), reading=reading, split=split),
+        frame(image, example.name, str(example.image), reading=reading, split=split),
         int(example.defect != GOOD),
         example.defect,
         _union([cut_out(reading.framing, mask) for mask in masks]),
@@ -339,7 +305,7 @@ def _decode_example(example: dict[str, Any], reading: Reading, split: str) -> _L
         regions = [(mask, min(area, float(mask.sum()))) for mask, area in regions if mask.any()]
     return _Loaded(
         name,
-        _framed(image, name, name, reading=reading, split=split),
+        frame(image, name, name, reading=reading, split=split),
         int(example["label"]),
         example["defect"].decode(),
         _union(masks),

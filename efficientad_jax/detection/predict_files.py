@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from efficientad_jax.data.framing import own_mask_in_input, seen_size
-from efficientad_jax.data.framing_file import own_mask_of
+from efficientad_jax.data.framing import seen_size
+from efficientad_jax.data.framing_file import own_mask_in_input, own_mask_of
 from efficientad_jax.data.image_rows import ImageRows, rows_of_array, rows_of_file
 from efficientad_jax.detection.detector import BATCH_SIZE, Detector
 from efficientad_jax.detection.heatmap import Complain, Task, save_picture

@@ -9,7 +9,7 @@ from jaxtyping import Bool, PyTree, UInt8
 
 from efficientad_jax.config import Config, replace
 from efficientad_jax.data.files import list_images
-from efficientad_jax.data.framing import Framing, input_sizes
+from efficientad_jax.data.framing import Framing, fit_for, input_sizes
 from efficientad_jax.data.framing_file import read_framing
 from efficientad_jax.data.loading import Dataset
 from efficientad_jax.detection.detector import Detector
@@ -36,8 +36,12 @@ def spec_of(config: Config, out_channels: int) -> DetectorSpec:
 
 
 def suited_to(config: Config, dataset: Dataset) -> tuple[Config, Framing]:
-    """The configuration with the input's size, and the framing with that of the images."""
+    """The configuration with the input's size and the fit, and the framing, for the images."""
     framing = read_framing(config)
+    if config.model.fit == "auto":
+        fit = fit_for([*dataset.train.sizes, *dataset.validation.sizes])
+        config = replace(config, {"model.fit": fit})
+        framing = dataclasses.replace(framing, fit=fit)
     if config.model.input_size == "auto":
         height, width = dataset.train.images.shape[1:3]
         config = replace(config, {"model.input_size": f"{height}x{width}"})

@@ -20,6 +20,7 @@ from efficientad_jax.errors import InputError
 from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.runs.remote import local_workdir
 from efficientad_jax.runs.tracking import tracking
+from efficientad_jax.runs.workdir import as_started
 
 
 def train_detector(
@@ -60,13 +61,16 @@ def train_detector(
     is_folder = isinstance(images, str | os.PathLike)
     root = os.fspath(images) if is_folder else ""
     config = configure(recipe, root, minutes=minutes, fields=fields or {})
-    dataset = load_configured_dataset(config) if is_folder else load_given_images(images, config)
     with ExitStack() as stack:
         if workdir is None:
             temporary = tempfile.TemporaryDirectory(prefix="efficientad-jax-")
             local = Path(stack.enter_context(temporary))
         else:
             local = stack.enter_context(local_workdir(os.fspath(workdir)))
+        config = as_started(config, local)
+        dataset = (
+            load_configured_dataset(config) if is_folder else load_given_images(images, config)
+        )
         stack.enter_context(tracking(mlflow, local))
         return fit_detector(config, dataset, local, on_steps=on_steps)
 

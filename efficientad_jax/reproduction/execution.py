@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from efficientad_jax.config import Config
+from efficientad_jax.config import Config, read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
 from efficientad_jax.errors import InputError
@@ -83,7 +83,7 @@ def _recalibrate(trained: Path, configs: Mapping[Path, Config]) -> None:
         CalibrationChoice(c.calibration.q_a, c.calibration.q_b, c.calibration.normalize)
         for c in configs.values()
     ]
-    dataset = load_configured_dataset(next(iter(configs.values())))
+    dataset = load_configured_dataset(read_config(detector.config), detector.framing)
     test = dataset.test
     scores = recalibrated_scores(detector, dataset.validation.images, test.images, choices)
     for (folder, config), run_scores in zip(configs.items(), scores, strict=True):

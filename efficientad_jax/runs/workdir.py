@@ -16,6 +16,7 @@ from efficientad_jax.config import (
     as_dict,
     read_config,
     read_distillation,
+    replace,
 )
 from efficientad_jax.errors import InputError
 from efficientad_jax.storage.atomic import write_atomically
@@ -27,6 +28,8 @@ _UNRECORDED_PACKAGED = "e4bab3e773a47a9a47ccbd9441989a333006e56ddd2b61f27b28629f
 _DATA_PLACES = ("config.dataset.root", "config.dataset.data_dir", "config.pretraining_images")
 _PLACES = (*_DATA_PLACES, "config.teacher ")
 _STEPS = "config.train.steps "
+# A run chooses these by its images if they are 'auto'; each with the fields that the choice sets.
+_SHAPES = {"input_size": ("input_size", "input_height", "input_width"), "fit": ("fit",)}
 
 
 class DataIdentity(NamedTuple):
@@ -167,7 +170,9 @@ def claim_workdir(
             stored = {k: v for k, v in _completed(stored, config).items() if k not in ignored}
         if steps := chosen_steps(stored, config):
             expected["train"] |= {"steps": steps}
-            content = (json.dumps(expected, indent=2) + "\n").encode()
+        if isinstance(config, Config):
+            expected["model"] |= _chosen_shape(stored, config)
+        content = (json.dumps(expected, indent=2) + "\n").encode()
         more_steps = _steps(stored) < _steps(expected)
         places = _PLACES if teacher_sha256 or data else _DATA_PLACES
         _check_config(workdir, stored, expected, places=(*places, _STEPS) if more_steps else places)
@@ -219,6 +224,41 @@ def chosen_steps(stored: object, config: Config | DistillationConfig) -> int:
     if not isinstance(config, Config) or not isinstance(train, dict) or not config.train.minutes:
         return 0
     return _steps(stored) if train.get("minutes") == config.train.minutes else 0
+
+
+def as_started(config: Config, workdir: Path) -> Config:
+    """The configuration with the shape of the input that a run chose when it was started.
+
+    Images are loaded in that shape, so it has to be known before they are. A run of an earlier
+    version keeps the shape that was the recipe's then.
+
+    Args:
+      config: that the run is given now; `model.input_size` and `model.fit` may be 'auto'.
+      workdir: of the run; it need not exist.
+    """
+    try:
+        stored = json.loads(Workdir(workdir.expanduser()).config.read_text())
+    except (OSError, ValueError, RecursionError):  # `claim_workdir` reports it
+        return config
+    chosen = _chosen_shape(_completed(stored, config), config) if isinstance(stored, dict) else {}
+    try:
+        return replace(config, {f"model.{name}": value for name, value in chosen.items()})
+    except InputError:
+        return config
+
+
+def _chosen_shape(stored: object, config: Config) -> dict[str, Any]:
+    """The fields of `model` that a run chose by its images, where `config` leaves the choice open.
+
+    A sweep that looks for trainings that are over leaves it open, as it reads no images.
+    """
+    model = stored.get("model") if isinstance(stored, dict) else None
+    if not isinstance(model, dict):
+        return {}
+    opened = as_dict(config)["model"]
+    names = [name for name in _SHAPES if opened[name] == "auto" and model.get(name) != "auto"]
+    fields = [field for name in names for field in _SHAPES[name]]
+    return {field: model[field] for field in fields if field in model}
 
 
 def _steps(config: object) -> int:

@@ -14,7 +14,7 @@ from efficientad_jax.detection.file import is_saved
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.fitting.fit_detector import fit_detector
-from efficientad_jax.runs.workdir import Workdir, claim_workdir
+from efficientad_jax.runs.workdir import Workdir, as_started, claim_workdir
 from efficientad_jax.scheduling.job import Event, Report
 
 _LOCK_SECONDS = 30.0
@@ -39,6 +39,7 @@ def train_and_evaluate(config: Config, folder: Path, report: Report, *, cache_gb
     files = Workdir(folder)
     report(Event("preparing"))
     with _only_process(folder):
+        config = as_started(config, folder)
         dataset = load_configured_dataset(config)
         # With a saved detector, only the evaluation is missing.
         if is_saved(files.detector):

@@ -15,7 +15,7 @@ from efficientad_jax.config import Config, as_dict, replace
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.errors import InputError
 from efficientad_jax.fitting.fit_detector import fit_detector
-from efficientad_jax.runs.workdir import Workdir
+from efficientad_jax.runs.workdir import Workdir, as_started
 from efficientad_jax.scheduling.job import Event, Report
 from efficientad_jax.scheduling.train_and_evaluate import finished, train_and_evaluate
 from efficientad_jax.storage.atomic import write_atomically
@@ -75,6 +75,7 @@ def _branch_off(
     # Branches choose by measurements after the decay, which the trunk does not reach.
     unmeasured = {"train.proxy_every": 0, "train.patience": 0}
     constant = replace(branch, {"train.steps": point, "train.decay_factor": 1.0} | unmeasured)
+    constant = as_started(constant, trunk)
     fit_detector(
         constant,
         load_configured_dataset(constant),
@@ -87,5 +88,5 @@ def _branch_off(
     shutil.copytree(source.checkpoints / str(point), partly.checkpoints / str(point))
     for file in (source.teacher_sha256, source.data):
         shutil.copy(file, partly.path)
-    write_atomically(partly.config, json.dumps(as_dict(branch)).encode())
+    write_atomically(partly.config, json.dumps(as_dict(as_started(branch, trunk))).encode())
     partly.path.rename(workdir)

@@ -108,7 +108,8 @@ def images_in_poses(
         return images, (UPRIGHT,)
     if framing.fit != "resize" or config.dataset.ignore_mask:
         by = "an ignore mask" if config.dataset.ignore_mask else f"model.fit = {framing.fit!r}"
-        raise InputError(f"config.train.poses = {choice!r}: expected 'upright' with {by}")
+        how = "; or give config.model.fit = 'resize'" if framing.fit == "pad" else ""
+        raise InputError(f"config.train.poses = {choice!r}: expected 'upright' with {by}{how}")
     poses = chosen_poses(choice, images, compute, file=file)
     most = int(config.train.feature_cache_gb / features_gb)
     return in_poses(images, poses, most or None), poses

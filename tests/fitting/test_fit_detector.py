@@ -18,7 +18,7 @@ from efficientad_jax.evaluation.evaluate_run import evaluate_workdir
 from efficientad_jax.fitting.fit_detector import fit_detector
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
-from efficientad_jax.runs.workdir import claim_workdir
+from efficientad_jax.runs.workdir import as_started, claim_workdir
 from efficientad_jax.training import rate
 from efficientad_jax.training.poses import all_poses
 from tests.helpers.dataset_trees import write_mvtec_ad
@@ -47,6 +47,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def fit(config: Config, workdir: Path) -> Detector:
+    config = as_started(config, workdir)
     return fit_detector(config, load_configured_dataset(config), workdir)
 
 
@@ -167,8 +168,8 @@ def test_a_run_with_turned_images_keeps_the_poses_that_it_chose(
     assert json.loads(poses.read_text())[0] == [False, 0]
     # As on a machine that would choose others: all of them.
     everything = fit(replace(config, {"train.poses": "all"}), tmp_path / "all")
-    shutil.rmtree(tmp_path / "chosen")
-    claim_workdir(tmp_path / "chosen", chosen)
+    for made in ("checkpoints", "detector"):
+        shutil.rmtree(tmp_path / "chosen" / made)
     poses.write_text(json.dumps(all_poses(128, 128)))
     assert_equal(fit(chosen, tmp_path / "chosen"), everything)
     with pytest.raises(InputError, match=r"config\.train\.poses = 'auto': expected 'upright' with"):

@@ -14,6 +14,7 @@ from efficientad_jax.data.loading import ImageSet
 from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.lazy_maps import Enlarged
 from efficientad_jax.evaluation.metrics import evaluate
+from efficientad_jax.recipes import squeezed
 from efficientad_jax.storage.atomic import write_atomically
 
 
@@ -36,6 +37,7 @@ def comparable(config: Config, minutes: float, steps: int) -> Config:
             f"device {jax.default_backend()}: anomalib trains on the CPU, expected JAX to do so as "
             "well; set JAX_PLATFORMS=cpu"
         )
+    config = squeezed(config)  # as anomalib does it
     model = config.model
     size = model.input_size or "x".join(map(str, model.input_shape))
     found: dict[str, tuple[Any, Any]] = {
