@@ -18,12 +18,17 @@ _WORKDIR = flags.DEFINE_string(
 _ROOT = flags.DEFINE_string(
     "dataset_root", "", "where the dataset lies now, if it has moved since the training"
 )
+_IGNORE_MASKS = flags.DEFINE_string(
+    "ignore_masks", "", "where the images' own ignore masks lie now, if they have moved"
+)
 
 
 def main() -> int:
     """Evaluates."""
     with local_workdir(_WORKDIR.value) as workdir:
-        evaluation = evaluate_workdir(workdir.absolute(), root=_ROOT.value)
+        evaluation = evaluate_workdir(
+            workdir.absolute(), root=_ROOT.value, ignore_masks=_IGNORE_MASKS.value
+        )
     print(evaluation_summary(evaluation).replace(str(workdir.absolute()), _WORKDIR.value))
     return 0
 

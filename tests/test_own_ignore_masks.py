@@ -240,6 +240,7 @@ def test_evaluate_predict_and_call_agree(workdir, folder, dataset, tmp_path, cap
     run_command(evaluate, [str(workdir / "detector"), str(root), *output])
     moved = json.loads((tmp_path / "moved/metrics.json").read_text())["detector"]
     assert moved == evaluate_workdir(workdir).metrics.as_dict()
+    assert evaluate_workdir(workdir, ignore_masks=str(masks)).metrics.as_dict() == moved
     run_command(info, [str(workdir / "detector")])
     assert "trained with an ignore mask for each image" in capsys.readouterr().out
 

@@ -80,7 +80,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_workdir(
-    workdir: Path, dataset: Dataset | None = None, *, root: str = ""
+    workdir: Path, dataset: Dataset | None = None, *, root: str = "", ignore_masks: str = ""
 ) -> Evaluation:
     """Evaluates the detector of a work directory on the dataset of its configuration.
 
@@ -91,12 +91,15 @@ def evaluate_workdir(
       workdir: of a training.
       dataset: the dataset, if it is loaded already.
       root: where the dataset lies now, '' for the place in the detector's configuration.
+      ignore_masks: folder of the images' own ignore masks, '' for that in the detector's
+        configuration.
 
     Raises:
       InputError: the detector or its dataset cannot be loaded.
       OSError: a file cannot be written.
     """
-    return evaluate_saved(Workdir(workdir).detector, workdir, dataset, root=root)
+    folder = Workdir(workdir).detector
+    return evaluate_saved(folder, workdir, dataset, root=root, ignore_masks=ignore_masks)
 
 
 def evaluate_saved(
@@ -114,8 +117,7 @@ def evaluate_saved(
       output: folder for `metrics.json` and `report.html`; it is created if needed.
       dataset: see `evaluate_workdir`.
       root: see `evaluate_workdir`.
-      ignore_masks: folder of the images' own ignore masks, '' for that in the detector's
-        configuration.
+      ignore_masks: see `evaluate_workdir`.
 
     Raises:
       InputError, OSError: see `evaluate_workdir`.

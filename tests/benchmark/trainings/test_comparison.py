@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from efficientad_jax import recipes
 from efficientad_jax.benchmark.trainings.comparison import (
     Row,
     comparable,
@@ -56,6 +57,11 @@ def test_our_training_has_the_time_or_the_steps():
     assert timed == replace(Config(), {"train.minutes": 15.0}).train
     counted = comparable(replace(Config(), {"train.minutes": 3.0}), 0.0, 20).train
     assert (counted.minutes, counted.steps) == (0.0, 20)
+
+
+def test_images_are_squeezed_as_anomalib_does():
+    model = comparable(recipes.folder(), 15.0, 0).model
+    assert (model.fit, model.input_size, model.input_shape) == ("resize", "", (256, 256))
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(0.0, 0), (1.0, 1)])
