@@ -7,8 +7,8 @@
 
 Prints the image AU-ROC of the dataset that the configuration names: each image is scored by the
 largest distance of its patches to a bank of 20,000 patches of training images, and by the mean of
-the five largest. `--teacher=` takes the packaged teacher of `config.model.size`. Images are squeezed
-to 256x256 pixels, unless `config.model.input_size` names a size.
+the five largest. `--teacher=` takes the packaged teacher of `config.model.size`. Images are
+squeezed to 256x256 pixels, unless `config.model.input_size` names a size.
 """
 
 import jax
