@@ -74,7 +74,6 @@ def test_either_a_time_or_steps_are_given(minutes, steps):
     ("field", "value", "message"),
     [
         ("model.input_height", 288, "model.input_size = '288x256': expected '256x256'"),
-        ("model.input_size", "auto", "model.input_size = 'auto': expected '256x256'"),
         ("model.fit", "pad", "model.fit = 'pad': expected 'resize'"),
         ("model.padding", True, "model.padding = True: expected False"),
         ("train.batch_size", 2, "train.batch_size = 2: expected 1"),
