@@ -12,6 +12,7 @@ as this machine makes in 15 minutes.
 
 `--config.category=NAME` takes the folder NAME inside FOLDER, as for `bottle` of MVTec AD. For
 logical anomalies, and with time for ten times the steps, add `--config.losses.autoencoder=True`.
+The input has the proportions of the images; docs/recipes.md says how to choose another shape.
 """
 
 from ml_collections import ConfigDict

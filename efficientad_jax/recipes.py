@@ -37,8 +37,9 @@ _CPU_TRAIN = TrainConfig(
     steps_per_dispatch=10,
     checkpoint_every=500,
 )
-# As many pixels as in the paper, in the proportions of the images: a detector of images of several
-# shapes is better by points. See docs/recipes.md.
+# As many pixels as in the paper, in the proportions of the images. Of images of several shapes a
+# detector localizes better; where all have one shape, nothing is measured to speak for it. See
+# docs/recipes.md.
 _SHAPE = ModelConfig(input_size="auto", fit="auto")
 # False peaks on normal images are narrower than most defects, and even a point shows in 8x8 values:
 # each sees 33x33 pixels, and neighbors are 4 pixels apart. More values miss thin defects. See
