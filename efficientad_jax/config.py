@@ -8,6 +8,7 @@ need. Creating a dataclass checks all types and ranges.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -222,8 +223,10 @@ class TrainConfig(_Checked):
         resumed keeps it.
       batch_size: images per step.
       crop: largest height and width in pixels that a step takes of each of its images, at a random
-        place, so that a step takes no longer for larger images; 0 takes whole images, as the paper
-        does. The autoencoder always gets whole ones.
+        place; 0 for any. Above 0 it takes the place of `crop_pixels`.
+      crop_pixels: largest number of pixels that a step takes of each of its images, at a random
+        place, so that a step takes no longer for larger images. It is a square where one fits. 0
+        takes whole images, as the paper does. The autoencoder always gets whole ones.
       penalty_crop: the same for the photograph of the pretraining penalty, which then costs less;
         0 takes as much of it as of the image, as the paper does.
       autoencoder_crop: the same for the part of an image in which the losses compare the
@@ -254,6 +257,7 @@ class TrainConfig(_Checked):
     minutes: float = _at_least(0, 0.0)
     batch_size: int = _at_least(1, 1)  # line 14
     crop: int = _crop_side()
+    crop_pixels: int = _value(0, "0, or at least 36 * 36", lambda x: x == 0 or x >= 36 * 36)
     penalty_crop: int = _crop_side()
     autoencoder_crop: int = _crop_side()
     poses: Literal["upright", "auto", "all"] = "upright"
@@ -269,6 +273,8 @@ class TrainConfig(_Checked):
     patience: int = _at_least(0, 0)
 
     def __post_init__(self) -> None:
+        if self.crop:
+            object.__setattr__(self, "crop_pixels", 0)  # before the checks
         super().__post_init__()
         if self.patience and not self.proxy_every:
             raise InputError(
@@ -370,8 +376,12 @@ class Config(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("crop", "autoencoder_crop"):
-            if self.model.padding and getattr(self, f"{name}_size"):
+        sizes = {
+            "crop" if self.train.crop else "crop_pixels": self.crop_size,
+            "autoencoder_crop": self.autoencoder_crop_size,
+        }
+        for name, size in sizes.items():
+            if self.model.padding and size:
                 raise InputError(
                     f"config.train.{name} = {getattr(self.train, name)}: expected 0, whole images, "
                     "with config.model.padding = True, as padded features change at the borders of "
@@ -381,11 +391,11 @@ class Config(_Checked):
     @property
     def crop_size(self) -> tuple[int, int] | None:
         """Height and width of the part of an image that a step takes, None for whole images."""
-        height, width = self.model.input_shape
-        size = min(self.train.crop, height), min(self.train.crop, width)
+        whole, train = self.model.input_shape, self.train
+        size = self._part(train.crop) or _largest_part(whole, train.crop_pixels) or whole
         if self.model.fit == "tile":  # the autoencoder needs whole tiles
-            return size if self.train.crop and not self.losses.autoencoder else (height, width)
-        return size if self.train.crop and size != (height, width) else None
+            return whole if self.losses.autoencoder else size
+        return None if size == whole else size
 
     @property
     def penalty_crop_size(self) -> tuple[int, int] | None:
@@ -402,6 +412,18 @@ class Config(_Checked):
         """A square of this side, as far as it fits into the networks' input; None for no side."""
         height, width = self.model.input_shape
         return (min(side, height), min(side, width)) if side else None
+
+
+def _largest_part(shape: tuple[int, int], pixels: int) -> tuple[int, int] | None:
+    """The part with at most so many pixels that is most like a square; None for the whole.
+
+    Its sides are multiples of 4, as those of a crop have to be.
+    """
+    if not pixels or math.prod(shape) <= pixels:
+        return None
+    short = min(math.isqrt(pixels) // 4 * 4, *shape)
+    long = min(pixels // short // 4 * 4, max(shape))
+    return (short, long) if shape[0] <= shape[1] else (long, short)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ _CPU_LOSSES = LossConfig(
 _CPU_TRAIN = TrainConfig(
     # Parts in any rotation and small defects need them; see docs/recipes.md.
     steps=8000,
-    # A step takes no longer for larger inputs.
-    crop=256,
+    # A step takes no longer for larger inputs, and whole ones of any shape that 'auto' chooses.
+    crop_pixels=256 * 288,
     # Ten times the paper's rate, because there are few steps. The second half of them anneals.
     learning_rate=1e-3,
     decay_at=0.5,
@@ -84,7 +84,7 @@ def elpv(category: str) -> Config:
         dataset=DatasetConfig(name="elpv"),
         calibration=CalibrationConfig(),
         # An unknown category is refused when the dataset is loaded.
-        train=replace(_CPU_TRAIN, steps=_ELPV_STEPS.get(category, _ELPV_STEPS["mono"]), crop=0),
+        train=replace(_CPU_TRAIN, steps=_ELPV_STEPS.get(category, _ELPV_STEPS["mono"])),
     )
 
 

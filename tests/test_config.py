@@ -16,6 +16,7 @@ from efficientad_jax.config import (
     read_distillation,
     replace,
 )
+from efficientad_jax.data.framing import proportional_size
 from efficientad_jax.errors import InputError
 
 # A value out of range for every field that has one.
@@ -43,6 +44,7 @@ OUT_OF_RANGE = {
     "train.decay_factor": 0.0,
     "train.weight_decay": -1e-5,
     "train.crop": 130,
+    "train.crop_pixels": 1000,
     "train.penalty_crop": 32,
     "train.autoencoder_crop": 98,
     "train.steps_per_dispatch": 0,
@@ -172,6 +174,31 @@ def test_crops_are_no_larger_than_the_input_and_need_networks_without_padding():
     assert padded.crop_size is None
     with pytest.raises(InputError, match=r"config\.train\.crop = 256: expected 0, whole images"):
         replace(padded, {"model.input_width": 640})
+
+
+def test_parts_of_large_inputs_have_as_many_pixels_as_the_recipe_s_largest():
+    most = recipes.folder().train.crop_pixels
+
+    def size(height, width, pixels=most):
+        model = {"model.input_height": height, "model.input_width": width}
+        return replace(Config(), {"train.crop_pixels": pixels, **model}).crop_size
+
+    assert size(256, 256) is None
+    assert size(224, 288) is None
+    for height in range(60, 16_000, 16):
+        assert size(*proportional_size([(height, 1000)], (256, 256))) is None
+    assert size(320, 832) == (268, 272)
+    assert size(832, 128) == (576, 128)
+    assert size(256, 288, 36 * 36) == (36, 36)
+    assert size(512, 512, 0) is None
+    for height, width in ((224, 640), (4096, 160), (320, 256)):
+        rows, columns = size(height, width)
+        assert rows % 4 == columns % 4 == 0
+        assert most - 4 * max(rows, columns) < rows * columns <= most
+    both = replace(recipes.folder(), {"train.crop": 128})
+    assert (both.train.crop_pixels, both.crop_size) == (0, (128, 128))
+    with pytest.raises(InputError, match=r"config\.train\.crop_pixels = 73728: expected 0, whole"):
+        replace(recipes.folder(), {"model.padding": True, "model.input_width": 640})
 
 
 def test_the_paper_s_constants():

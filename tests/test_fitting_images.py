@@ -26,7 +26,7 @@ from efficientad_jax.fitting.inputs import suited_to
 from efficientad_jax.fitting.proxy import auroc_by_kind, draw_proxy_images, split_validation
 from efficientad_jax.networks.pdn import PatchDescriptionNetwork
 from efficientad_jax.networks.teacher import Teacher, save_teacher
-from efficientad_jax.runs.workdir import as_started
+from efficientad_jax.runs.workdir import Workdir, as_started
 from efficientad_jax.scheduling.train_and_evaluate import finished, train_and_evaluate
 from efficientad_jax.serving.application import create_application
 from efficientad_jax.training.batch import TrainData, random_crops
@@ -229,6 +229,27 @@ def test_a_run_keeps_the_shape_that_it_was_started_with(config, tmp_path) -> Non
     assert finished(automatic, tmp_path / "sweep") is not None
     with pytest.raises(InputError, match=r"other config\.model\.fit \('pad', not 'resize'\)"):
         finished(earlier, tmp_path / "sweep")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crop", [96, 0])
+def test_a_run_keeps_the_parts_of_images_that_it_was_started_with(crop, config, tmp_path) -> None:
+    """Recipes of earlier versions had `crop`, and no `crop_pixels`."""
+    later = replace(config, {"train.steps": 4, "train.decay_at": 1.0})
+    assert later.train.crop_pixels
+    earlier = replace(later, {"train.crop": crop, "train.crop_pixels": 0})
+    at_once = fit(earlier, tmp_path / "at_once").calibration
+    run = tmp_path / "run"
+    fit(replace(earlier, {"train.steps": 2}), run)
+    file = Workdir(run).config
+    stored = json.loads(file.read_text())
+    del stored["train"]["crop_pixels"]
+    file.write_text(json.dumps(stored))
+    for _ in range(2):  # the second time from the configuration that the first one has written
+        assert as_started(later, run).crop_size == ((96, 96) if crop else None)
+        assert fit(later, run).calibration == at_once
+    with pytest.raises(InputError, match=r"other config\.train\.crop \("):
+        fit(replace(later, {"train.crop": 64}), run)
 
 
 def test_crops_lie_inside_of_each_image() -> None:

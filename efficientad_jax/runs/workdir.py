@@ -28,7 +28,7 @@ _UNRECORDED_PACKAGED = "e4bab3e773a47a9a47ccbd9441989a333006e56ddd2b61f27b28629f
 _DATA_PLACES = ("config.dataset.root", "config.dataset.data_dir", "config.pretraining_images")
 _PLACES = (*_DATA_PLACES, "config.teacher ")
 _STEPS = "config.train.steps "
-# A run chooses these by its images if they are 'auto'; each with the fields that the choice sets.
+# A run chooses these of `model` by its images if they are 'auto'; each with what the choice sets.
 _SHAPES = {"input_size": ("input_size", "input_height", "input_width"), "fit": ("fit",)}
 
 
@@ -170,8 +170,8 @@ def claim_workdir(
             stored = {k: v for k, v in _completed(stored, config).items() if k not in ignored}
         if steps := chosen_steps(stored, config):
             expected["train"] |= {"steps": steps}
-        if isinstance(config, Config):
-            expected["model"] |= _chosen_shape(stored, config)
+        for section, values in _kept_choices(stored, config).items():
+            expected[section] |= values
         content = (json.dumps(expected, indent=2) + "\n").encode()
         more_steps = _steps(stored) < _steps(expected)
         places = _PLACES if teacher_sha256 or data else _DATA_PLACES
@@ -230,35 +230,43 @@ def as_started(config: Config, workdir: Path) -> Config:
     """The configuration with the shape of the input that a run chose when it was started.
 
     Images are loaded in that shape, so it has to be known before they are. A run of an earlier
-    version keeps the shape that was the recipe's then.
+    version keeps the shape and the parts of images that were the recipe's then.
 
     Args:
-      config: that the run is given now; `model.input_size` and `model.fit` may be 'auto'.
+      config: that the run is given now; it may leave these choices open.
       workdir: of the run; it need not exist.
     """
     try:
         stored = json.loads(Workdir(workdir.expanduser()).config.read_text())
     except (OSError, ValueError, RecursionError):  # `claim_workdir` reports it
         return config
-    chosen = _chosen_shape(_completed(stored, config), config) if isinstance(stored, dict) else {}
+    kept = _kept_choices(_completed(stored, config), config) if isinstance(stored, dict) else {}
+    changes = {f"{section}.{name}": x for section in kept for name, x in kept[section].items()}
     try:
-        return replace(config, {f"model.{name}": value for name, value in chosen.items()})
+        return replace(config, changes)
     except InputError:
         return config
 
 
-def _chosen_shape(stored: object, config: Config) -> dict[str, Any]:
-    """The fields of `model` that a run chose by its images, where `config` leaves the choice open.
+def _kept_choices(stored: object, config: Config | DistillationConfig) -> dict[str, dict[str, Any]]:
+    """Choices of a started run that `config` leaves open, by section and field.
 
     A sweep that looks for trainings that are over leaves it open, as it reads no images.
     """
-    model = stored.get("model") if isinstance(stored, dict) else None
-    if not isinstance(model, dict):
+    if isinstance(config, DistillationConfig):
         return {}
-    opened = as_dict(config)["model"]
-    names = [name for name in _SHAPES if opened[name] == "auto" and model.get(name) != "auto"]
-    fields = [field for name in names for field in _SHAPES[name]]
-    return {field: model[field] for field in fields if field in model}
+    model, train = (
+        stored.get(name) if isinstance(stored, dict) else None for name in ("model", "train")
+    )
+    opened, kept = as_dict(config)["model"], {}
+    if isinstance(model, dict):
+        names = [name for name in _SHAPES if opened[name] == "auto" and model.get(name) != "auto"]
+        fields = [field for name in names for field in _SHAPES[name]]
+        kept["model"] = {field: model[field] for field in fields if field in model}
+    # Of a version whose recipes limited the sides of the parts that a step takes.
+    if isinstance(train, dict) and config.train.crop_pixels and train.get("crop_pixels") == 0:
+        kept["train"] = {name: train[name] for name in ("crop", "crop_pixels") if name in train}
+    return kept
 
 
 def _steps(config: object) -> int:
