@@ -37,6 +37,9 @@ from efficientad_jax.convolution.native_build import native_library
 ConvolutionMethod = Literal["auto", "direct", "gpu", "tpu", "products", "native"]
 _Algorithm = Literal["direct", "padded first", "filter", "patches", "products", "whole image"]
 
+# A TPU's compiler arranges one image of fewer channels in a way that takes half as long again.
+_FEWEST_TPU_CHANNELS = 8
+
 # JAX's names of GPUs, which depend on its version and on what asks.
 _GPU_NAMES = ("gpu", "cuda", "rocm")
 
@@ -130,6 +133,8 @@ def convolve_with_epilogue(
         return _native(
             algorithm, x, kernel, bias=bias, stride=stride, padding=padding, epilogue=epilogue
         )
+    if chosen_method(method) == "tpu":
+        x, kernel = _suited_to_tpu(x, kernel, pooled=epilogue.pool and stride == 1 and not padding)
     y = _by_xla(algorithm, x, kernel, stride=stride, padding=padding) + bias
     if epilogue == Epilogue(relu=True, pool=True) and chosen_method(method) == "gpu":
         return _relu_and_pool(y)
@@ -268,6 +273,24 @@ def _by_xla(algorithm: _Algorithm, x: Array, kernel: Array, *, stride: int, padd
     if filters_well and x.dtype == jnp.float32:
         return cook_toom_convolution(x, kernel)
     return _patch_products(x, kernel)
+
+
+def _suited_to_tpu(x: Array, kernel: Array, *, pooled: bool) -> tuple[Array, Array]:
+    """Images and kernel with the same outputs, those of them that count, in less time on a TPU.
+
+    Averages of 2x2 outputs read no odd row or column at the end. Without it, the gradients of an
+    average need fewer copies.
+    """
+    if pooled:
+        odd = [
+            (size - side + 1) % 2 for size, side in zip(x.shape[1:3], kernel.shape, strict=False)
+        ]
+        x = x[:, : x.shape[1] - odd[0], : x.shape[2] - odd[1]]
+    if len(x) == 1 and x.shape[-1] < _FEWEST_TPU_CHANNELS:
+        more = (0, _FEWEST_TPU_CHANNELS - x.shape[-1])
+        none = (0, 0)
+        x, kernel = jnp.pad(x, (none, none, none, more)), jnp.pad(kernel, (none, none, more, none))
+    return x, kernel
 
 
 @jax.custom_vjp

@@ -23,13 +23,21 @@ from efficientad_jax.detection.inference import (
 )
 from efficientad_jax.detection.map_normalization import check_quantiles
 from efficientad_jax.networks.ignored import Ignored
+from efficientad_jax.networks.layers import with_pixel_kernels
 from efficientad_jax.networks.model import Networks
+from efficientad_jax.networks.pdn import takes_pixels
 from efficientad_jax.storage.executables import kept_executable
 
 
 def cast_params(networks: Networks, params: DetectorParams) -> DetectorParams:
     """The parameters in the dtype of the computation; PUAD's statistics stay in float32."""
-    cast = jax.tree.map(lambda leaf: leaf.astype(networks.teacher.dtype), params)
+    dtype = networks.teacher.dtype
+    if takes_pixels(networks.teacher):
+        params = params._replace(
+            teacher=with_pixel_kernels(params.teacher, "conv1", dtype),
+            student=with_pixel_kernels(params.student, "conv1", dtype),
+        )
+    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return cast._replace(puad=params.puad)
 
 

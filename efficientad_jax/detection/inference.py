@@ -17,7 +17,7 @@ from efficientad_jax.detection.threshold import RegionRule, required_rule
 from efficientad_jax.networks.ignored import Ignored, fill_ignored
 from efficientad_jax.networks.layers import float32_features, with_transformed_kernels
 from efficientad_jax.networks.model import Networks
-from efficientad_jax.networks.pdn import STRIDE
+from efficientad_jax.networks.pdn import STRIDE, takes_pixels
 from efficientad_jax.networks.preprocessing import normalize_images, to_unit_range
 from efficientad_jax.networks.resize import resize_bilinear
 
@@ -180,10 +180,11 @@ def _raw_maps(
     x = normalize_images(to_unit_range(images))
     half = networks.teacher.out_channels
     channels = slice(0, half) if params.autoencoder is None else None
+    seen = images if takes_pixels(networks.teacher) else x
     with jax.named_scope("teacher"):
-        teacher = float32_features(networks.teacher, params.teacher, x)
+        teacher = float32_features(networks.teacher, params.teacher, seen)
     with jax.named_scope("student"):
-        student = float32_features(networks.student, params.student, x, channels)
+        student = float32_features(networks.student, params.student, seen, channels)
     local = jnp.square(teacher - student[..., :half]).mean(-1)
     maps = RawMaps(local, None)
     if params.autoencoder is not None:

@@ -183,7 +183,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
         masks=test.masks,
         defects=test.defects,
         regions=test.regions,
-        ignored=_ignored_pixels(detector.framing, test),
+        ignored=ignored_pixels(detector.framing, test),
     )
     rule, region_counts, boxes = detector.region_rule, None, None
     if rule is not None:
@@ -214,7 +214,7 @@ def evaluate_detector(detector: Detector, dataset: Dataset, workdir: Path) -> Ev
     return evaluation
 
 
-def _ignored_pixels(framing: Framing, test: ImageSet) -> list[Bool[np.ndarray, "_ _"]] | None:
+def ignored_pixels(framing: Framing, test: ImageSet) -> list[Bool[np.ndarray, "_ _"]] | None:
     """The pixels of each region of interest that no metric counts; None where all count."""
     common = framing.ignored_in_box
     if test.ignored is not None:

@@ -6,7 +6,7 @@ from typing import NamedTuple, get_args
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from efficientad_jax.config import Size as Size
 from efficientad_jax.convolution import ConvolutionMethod
@@ -113,12 +113,16 @@ class PatchDescriptionNetwork(nn.Module):
                 setattr(self, layer.name, conv)
 
     def __call__(
-        self, images: Float[Array, "n h w 3"], channels: slice | None = None
+        self,
+        images: Float[Array, "n h w 3"] | UInt8[Array, "n h w 3"],
+        channels: slice | None = None,
     ) -> Float[Array, "n oh ow c"]:
         """Computes the features of every patch.
 
         Args:
-          images: float32, ImageNet-normalized RGB; without padding at least 33x33 pixels.
+          images: float32, ImageNet-normalized RGB; without padding at least 33x33 pixels. Without
+            padding they may also be uint8 RGB, which are normalized without being rounded to
+            `dtype`.
           channels: output channels to compute, by default all. It only restricts the last layer:
             `network(x, channels=s)` equals `network(x)[..., s]`.
 
@@ -128,9 +132,11 @@ class PatchDescriptionNetwork(nn.Module):
         """
         return self.last_layer(self.trunk(images), channels)
 
-    def trunk(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n fh fw f"]:
+    def trunk(
+        self, images: Float[Array, "n h w 3"] | UInt8[Array, "n h w 3"]
+    ) -> Float[Array, "n fh fw f"]:
         """Applies all layers but the last, whose output is the same for all `channels`."""
-        x = images.astype(self.dtype)
+        x = images if images.dtype == jnp.uint8 else images.astype(self.dtype)
         for layer in LAYERS[self.size][:-1]:
             x = self._apply(layer, x)
         return x
@@ -152,3 +158,12 @@ class PatchDescriptionNetwork(nn.Module):
             strides=(2, 2),
             padding=((layer.pad, layer.pad),) * 2,  # pyright: ignore[reportArgumentType]
         )
+
+
+def takes_pixels(network: PatchDescriptionNetwork) -> bool:
+    """Whether a network gets pixels as they are, and not normalized.
+
+    In bfloat16 pixels are exact, and normalized images are not. Rounding these and the kernel of
+    the first layer makes most of the difference between scores in bfloat16 and in float32.
+    """
+    return jnp.dtype(network.dtype) != jnp.float32 and not network.padding

@@ -19,10 +19,10 @@ from efficientad_jax.convolution.native import Epilogue
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gpu", "tpu"])
 @pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize("size", [(9, 11), (10, 8)])
+@pytest.mark.parametrize("size", [(1, 9, 11), (2, 9, 10), (2, 10, 8)])
 def test_values_and_gradients_with_an_epilogue(method, pool, size):
     keys = jax.random.split(jax.random.key(0), 4)
-    x = jax.random.normal(keys[0], (2, *size, 3))
+    x = jax.random.normal(keys[0], (*size, 3))
     kernel, bias = jax.random.normal(keys[1], (4, 4, 3, 5)), jax.random.normal(keys[2], (5,))
 
     def apply(x, kernel, bias, method):

@@ -101,6 +101,14 @@ def test_train_evaluate_predict(folder, tmp_path):  # long: each command needs t
     assert figures["good_images"] == figures["anomalous_images"] == 2
     assert (workdir / "report.html").stat().st_size > 10_000
 
+    result = command("compare_dtypes", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    assert f"float32    image AU-ROC {figures['image_auroc']:.4f}, pixel" in result.stdout
+    assert "bfloat16   image AU-ROC " in result.stdout
+    (difference,) = re.findall(r"difference of a score: (\d\.\d+)", result.stdout)
+    assert 0 < float(difference) < 0.5
+    assert "verdicts that differ: " in result.stdout
+
     (folder / "test" / "blot" / "broken.png").write_bytes(b"no image")
     output = tmp_path / "predicted"
     result = efficientad("predict", workdir / "detector", f"--output={output}", folder / "test")
