@@ -276,10 +276,10 @@ def _by_xla(algorithm: _Algorithm, x: Array, kernel: Array, *, stride: int, padd
 
 
 def _suited_to_tpu(x: Array, kernel: Array, *, pooled: bool) -> tuple[Array, Array]:
-    """Images and kernel with the same outputs, those of them that count, in less time on a TPU.
+    """Images and a kernel with the same outputs, which take a TPU less time.
 
-    Averages of 2x2 outputs read no odd row or column at the end. Without it, the gradients of an
-    average need fewer copies.
+    If the outputs are averaged, an odd row or column at their end is left out: no average reads it,
+    and the gradients of the average need fewer copies without it.
     """
     if pooled:
         odd = [

@@ -123,7 +123,7 @@ def _for_pixels(
 ) -> tuple[Float[Array, "kh kw 3 k"], Float[Array, " k"]]:
     """Kernel and bias for centered pixels, of those for normalized images."""
     center = normalize_images(jnp.full(3, _CENTER / 255, jnp.float32))
-    shift = jnp.einsum("yxck,c->k", kernel, center, precision="highest")
+    shift = (kernel * center[:, None]).sum((0, 1, 2))
     kernel = _rounded_with_sums(kernel / (255 * IMAGENET_STD)[:, None], dtype)
     return kernel, (bias + shift).astype(dtype)
 

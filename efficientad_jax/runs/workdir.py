@@ -251,7 +251,7 @@ def as_started(config: Config, workdir: Path) -> Config:
 def _kept_choices(stored: object, config: Config | DistillationConfig) -> dict[str, dict[str, Any]]:
     """Choices of a started run that `config` leaves open, by section and field.
 
-    A sweep that looks for trainings that are over leaves it open, as it reads no images.
+    A sweep that looks for trainings that are over leaves them open, as it reads no images.
     """
     if isinstance(config, DistillationConfig):
         return {}

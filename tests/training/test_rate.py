@@ -29,18 +29,18 @@ def test_the_steps_of_a_configuration_are_timed_without_their_compilation(
 
     monkeypatch.setattr(rate, "monotonic", lambda: next(times))
     monkeypatch.setattr(rate, "train_steps", make_steps)
-    changes = {"model.input_height": 128, "model.input_width": 320, "train.batch_size": 2}
-    networks = create_networks("small", 4, (128, 320))
+    changes = {"model.input_height": 128, "model.input_width": 640, "train.batch_size": 2}
+    networks = create_networks("small", 4, (128, 640))
     seconds = rate.seconds_per_step(
         replace(recipes.folder(), changes), networks, {}, has_cached_features=has_cached_features
     )
     assert seconds == pytest.approx(12 / 30)
     assert len(given) == 4
     data, indices, crop = given[0]
-    assert data.images.shape == (2, 128, 320, 3)
+    assert data.images.shape == (2, 128, 640, 3)
     features = data.teacher_features
     assert (features is not None) == has_cached_features
     if features is not None:
-        assert features.shape == (2, 24, 72, 4)
+        assert features.shape == (2, 24, 152, 4)
     assert data.pretraining_images is None
-    assert (indices.shape, crop) == ((10, 2), (128, 256))
+    assert (indices.shape, crop) == ((10, 2), (128, 576))
