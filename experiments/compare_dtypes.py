@@ -14,6 +14,7 @@ from absl import flags
 from efficientad_jax.config import read_config
 from efficientad_jax.data.loading import load_configured_dataset
 from efficientad_jax.detection.detector import Detector
+from efficientad_jax.errors import InputError
 from efficientad_jax.evaluation.evaluate_run import ignored_pixels
 from efficientad_jax.evaluation.metrics import evaluate
 from efficientad_jax.evaluation.split_maps import maps_of_split
@@ -32,6 +33,8 @@ def main() -> int:
     with local_workdir(_WORKDIR.value) as workdir:
         detector = Detector.load(Workdir(workdir).detector)
         test = load_configured_dataset(read_config(detector.config), detector.framing).test
+        if not test.names:
+            raise InputError(f"workdir {_WORKDIR.value}: its dataset has no test images")
         scores = []
         for dtype in _DTYPES:
             spec = detector.spec._replace(dtype=dtype)
