@@ -6,7 +6,7 @@
 The run makes steps at the constant learning rate until the time for the decay has come. The steps
 of the decay then take the time that is left. The teacher is the one that `experiments.distill`
 gives for as many steps. This is for a machine that is available only for some minutes. The teacher
-is saved as `WORKDIR/run/teacher.safetensors`.
+is saved as `WORKDIR/run/teacher.safetensors`. The same command continues a run that was stopped.
 """
 
 import json
@@ -26,6 +26,7 @@ from efficientad_jax.distillation.loop import distill_teacher
 from efficientad_jax.distillation.target_projection import FILE as PROJECTION
 from efficientad_jax.errors import InputError, StoppedError
 from efficientad_jax.networks.teacher import save_teacher
+from efficientad_jax.runs.checkpoints import rate_between_checkpoints
 from efficientad_jax.runs.workdir import Workdir
 from efficientad_jax.storage.atomic import write_atomically
 from experiments import run
@@ -51,21 +52,13 @@ def main() -> int:
             f"config.schedule = {config.schedule!r}: expected 'warmup_stable_decay', whose decay "
             "can begin at any step"
         )
-    constant_steps = config.steps - config.decay_steps
     workdir = Path(_WORKDIR.value).expanduser().absolute()
     constant, final = Workdir(workdir / "constant"), Workdir(workdir / "run")
-    seconds = 60 * _MINUTES.value * constant_steps / config.steps
-    step = _distill_for(_with_steps(config, constant_steps, 0), constant.path, seconds)
-    if step < constant_steps:
-        rate, start_seconds = _rate(constant.checkpoints, start)
-        left = _PLANNED * (start + 60 * _MINUTES.value - time.time() - start_seconds)
-        decay = max(1, int(rate * left))
-        print(f"{rate:.1f} steps/s: {step} steps, then {decay} of decay", flush=True)
-        config = _with_steps(config, step, decay)
-    final.path.mkdir()
-    shutil.copytree(constant.checkpoints / str(step), final.checkpoints / str(step))
-    shutil.copy(constant.path / PROJECTION, final.path)
-    write_atomically(final.config, json.dumps(as_dict(config)).encode())
+    if final.config.exists():  # an earlier call was stopped in its decay
+        stored = json.loads(final.config.read_bytes())
+        config = replace(config, steps=stored["steps"], decay_steps=stored["decay_steps"])
+    else:
+        config = _constant_part(config, constant, final, start=start)
     teacher = distill_teacher(config, final.path)
     file = final.path / "teacher.safetensors"
     save_teacher(file, teacher)
@@ -74,36 +67,64 @@ def main() -> int:
     return 0
 
 
+def _constant_part(
+    config: DistillationConfig, constant: Workdir, final: Workdir, *, start: float
+) -> DistillationConfig:
+    """Makes the steps at the constant rate, and the work directory `final` for those of the decay.
+
+    Returns:
+      The configuration with as many steps of decay as the time that is left has.
+    """
+    constant_steps = config.steps - config.decay_steps
+    seconds = 60 * _MINUTES.value * constant_steps / config.steps
+    step = _distill_for(_with_steps(config, constant_steps, 0), constant.path, seconds)
+    if step < constant_steps:
+        measured = rate_between_checkpoints(constant.checkpoints, start)
+        if measured is None:
+            raise InputError(
+                f"--minutes={_MINUTES.value}: one checkpoint, of step {step}, expected at least "
+                "two; give more minutes or a lower config.steps_per_round"
+            )
+        rate, start_seconds = measured
+        left = _PLANNED * (start + 60 * _MINUTES.value - time.time() - start_seconds)
+        decay = max(1, int(rate * left))
+        print(f"{rate:.1f} steps/s: {step} steps, then {decay} of decay", flush=True)
+        config = _with_steps(config, step, decay)
+    shutil.rmtree(final.path, ignore_errors=True)
+    final.path.mkdir()
+    shutil.copytree(constant.checkpoints / str(step), final.checkpoints / str(step))
+    shutil.copy(constant.path / PROJECTION, final.path)
+    write_atomically(final.config, json.dumps(as_dict(config)).encode())
+    return config
+
+
 def _with_steps(config: DistillationConfig, constant: int, decay: int) -> DistillationConfig:
     """The configuration with other numbers of steps before the decay and during it."""
     return replace(config, steps=constant + decay, decay_steps=decay)
 
 
 def _distill_for(config: DistillationConfig, workdir: Path, seconds: float) -> int:
-    """Makes the steps that fit into `seconds`; returns their number."""
+    """Makes the steps that fit into `seconds`; returns their number.
+
+    Raises:
+      InputError: the time was over before the first step.
+    """
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     try:
         distill_teacher(config, workdir)
     except StoppedError as stopped:
         return stopped.step or 0
+    except SystemExit as ended:  # by a signal before the steps began
+        if timer.is_alive():  # not that of the timer
+            raise
+        raise InputError(
+            f"--minutes={_MINUTES.value}: the {seconds:.0f} seconds for the constant rate were "
+            "over before its first step; give more minutes"
+        ) from ended
     finally:
         timer.cancel()
     return config.steps
-
-
-def _rate(checkpoints: Path, start: float) -> tuple[float, float]:
-    """Steps per second between the checkpoints, and seconds from `start` to the first step."""
-    folders = [p for p in checkpoints.iterdir() if p.name.isdecimal()]
-    saved = sorted((int(p.name), p.stat().st_mtime) for p in folders)
-    (first, first_time), (last, last_time) = saved[0], saved[-1]
-    if last == first:
-        raise InputError(
-            f"--minutes={_MINUTES.value}: one checkpoint, of step {last}, expected at least two; "
-            "give more minutes or a lower config.steps_per_round"
-        )
-    rate = (last - first) / (last_time - first_time)
-    return rate, max(0.0, first_time - start - first / rate)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,25 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
             manager.close()
 
 
+def rate_between_checkpoints(folder: Path, start: float) -> tuple[float, float] | None:
+    """How fast a run was, by the times of its checkpoints.
+
+    Args:
+      folder: of the checkpoints.
+      start: time at which the process started, in seconds since the epoch.
+
+    Returns:
+      Steps per second, and seconds from `start` to the first step; None with fewer than two
+      checkpoints.
+    """
+    saved = sorted((int(p.name), p.stat().st_mtime) for p in folder.iterdir() if p.name.isdecimal())
+    if len(saved) < 2:
+        return None
+    (first, first_time), (last, last_time) = saved[0], saved[-1]
+    rate = (last - first) / (last_time - first_time)
+    return rate, max(0.0, first_time - start - first / rate)
+
+
 class _Kept:
     """Preserves the checkpoint that the newest one names as its `kept_step`."""
 
