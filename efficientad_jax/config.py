@@ -235,6 +235,9 @@ class TrainConfig(_Checked):
       poses: 'upright' for the images as they are, as in the paper; 'all' turns them by quarter
         turns and mirrors them, for parts that lie in any pose; 'auto' takes the poses in which the
         images look like each other.
+      shift: whether a step sees its images from a random pixel on, 0 to 4 pixels from the border of
+        its part, in place of multiples of 4 only. Its patches then lie between those of other
+        steps. Not in the paper. The teacher's features are computed in every step, not cached.
       learning_rate: of Adam.
       decay_at: fraction of the steps after which the learning rate decays.
       decay_factor: by which the learning rate is multiplied then.
@@ -261,6 +264,7 @@ class TrainConfig(_Checked):
     penalty_crop: int = _crop_side()
     autoencoder_crop: int = _crop_side()
     poses: Literal["upright", "auto", "all"] = "upright"
+    shift: bool = False
     learning_rate: float = _above(0, 1e-4)  # line 12
     decay_at: float = _fraction(0.95, "(0, 1]")  # line 33: after 66,500 of 70,000 steps
     decay_factor: float = _fraction(0.1, "(0, 1]")  # line 33
@@ -376,6 +380,11 @@ class Config(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model.padding and self.train.shift:
+            raise InputError(
+                "config.train.shift = True: expected False with config.model.padding = True, as "
+                "padded features change at the borders of a part"
+            )
         sizes = {
             "crop" if self.train.crop else "crop_pixels": self.crop_size,
             "autoencoder_crop": self.autoencoder_crop_size,
@@ -395,6 +404,9 @@ class Config(_Checked):
         size = self._part(train.crop) or _largest_part(whole, train.crop_pixels) or whole
         if self.model.fit == "tile":  # the autoencoder needs whole tiles
             return whole if self.losses.autoencoder else size
+        if train.shift:
+            # The largest that can begin at each of 5 pixels.
+            size = min(size[0], whole[0] - 4), min(size[1], whole[1] - 4)
         return None if size == whole else size
 
     @property

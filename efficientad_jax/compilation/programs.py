@@ -143,7 +143,7 @@ def _training(config: Config, device: Any, platform: ConvolutionMethod) -> Progr
     features = (_TRAINING_IMAGES, height, width, _CHANNELS)
     data = TrainData(
         _abstract((_TRAINING_IMAGES, *size, 3), jnp.uint8),
-        _abstract(features, jnp.float16) if train.feature_cache_gb else None,
+        _abstract(features, jnp.float16) if train.feature_cache_gb and not train.shift else None,
         photographs if config.losses.penalty else None,
     )
     indices = _abstract(steps, jnp.int32)
@@ -160,6 +160,10 @@ def _training(config: Config, device: Any, platform: ConvolutionMethod) -> Progr
             indices=on_device(indices),
             pretraining_indices=on_device(indices),
             key=on_device(key),
+            crop=config.crop_size,
+            shift=train.shift,
+            penalty_crop=config.penalty_crop_size,
+            autoencoder_crop=config.autoencoder_crop_size,
         ),
         steps=train.steps_per_dispatch,
         least_bytes=2 * _bytes(state.opt_state) + _bytes(teacher),

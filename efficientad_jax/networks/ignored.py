@@ -192,6 +192,15 @@ def ignored_outputs(
     return inside == 0
 
 
+def ignored_outputs_of_parts(pixels: Bool[Array, "b h w"]) -> Bool[Array, "b oh ow"]:
+    """The outputs of an unpadded PDN of which every pixel is ignored; compiled with a step."""
+    for axis in (1, 2):
+        window, strides = [1, 1, 1], [1, 1, 1]
+        window[axis], strides[axis] = RECEPTIVE_FIELD, STRIDE
+        pixels = jax.lax.reduce_window(pixels, True, jax.lax.bitwise_and, window, strides, "valid")
+    return pixels
+
+
 def fill_ignored(
     images: UInt8[Array, "n h w 3"] | Float[Array, "n h w 3"], ignored: Ignored | None
 ) -> UInt8[Array, "n h w 3"] | Float[Array, "n h w 3"]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float16, Int, UInt8
 
-from efficientad_jax.networks.ignored import Ignored
+from efficientad_jax.networks.ignored import Ignored, ignored_outputs_of_parts
 from efficientad_jax.networks.pdn import STRIDE, output_size
 
 
@@ -59,6 +59,7 @@ def take_batch(
     crop: tuple[int, int] | None,
     key: jax.Array,
     whole: bool,
+    shift: bool = False,
     penalty_crop: tuple[int, int] | None = None,
 ) -> Batch:
     """The batch of these training images and photographs.
@@ -71,12 +72,13 @@ def take_batch(
         whole images.
       key: random key of the step.
       whole: whether a batch of crops has the whole training images as well.
+      shift: see `random_crops`.
       penalty_crop: as `crop`, of the photographs; None takes as much of them as of the images.
     """
     # Another key than those of the losses, which are split off this one.
     crop_key = jax.random.fold_in(key, 0)
     if crop:
-        batch = random_crops(data, images, photographs, crop=crop, key=crop_key)
+        batch = random_crops(data, images, photographs, crop=crop, key=crop_key, shift=shift)
         if whole:
             ignored = None if data.ignored is None else data.ignored.of(images)
             batch = batch._replace(whole_images=data.images[images], whole_ignored=ignored)
@@ -101,27 +103,40 @@ def random_crops(
     *,
     crop: tuple[int, int],
     key: jax.Array,
+    shift: bool = False,
 ) -> Batch:
     """The batch of parts of these training images and photographs, at random places.
 
     The places are multiples of the stride of an unpadded PDN. The teacher's features of a part are
     then exactly those of the whole image there.
+
+    Args:
+      data: all images.
+      images: which training images.
+      photographs: which pretraining images, if there are any.
+      crop: height and width of the parts in pixels.
+      key: random key of the step.
+      shift: whether parts begin at any pixel; `data` then has no teacher features.
     """
     height, width = data.images.shape[1:3]
     keys = jax.random.split(key, 4)
     if data.sizes is not None:
         height, width = data.sizes[images, 0], data.sizes[images, 1]
-    rows = _random_places(keys[0], height, crop[0], count=len(images))
-    columns = _random_places(keys[1], width, crop[1], count=len(images))
-    pixels = (STRIDE * rows, STRIDE * columns)
+    unit = 1 if shift else STRIDE
+    rows = _random_places(keys[0], height, crop[0], count=len(images), unit=unit)
+    columns = _random_places(keys[1], width, crop[1], count=len(images), unit=unit)
+    pixels = (unit * rows, unit * columns)
     features, pretraining, ignored = data.teacher_features, data.pretraining_images, data.ignored
     outputs = (rows, columns), output_size(*crop)
     if ignored is not None:
         which = images if len(ignored.values) > 1 else jnp.zeros_like(images)
-        ignored = Ignored(
-            _cut(jnp.asarray(ignored.pixels)[..., None], which, pixels, crop)[..., 0],
-            _cut(jnp.asarray(ignored.values)[..., None], which, *outputs)[..., 0],
+        hidden = _cut(jnp.asarray(ignored.pixels)[..., None], which, pixels, crop)[..., 0]
+        values = (
+            ignored_outputs_of_parts(hidden)
+            if shift
+            else _cut(jnp.asarray(ignored.values)[..., None], which, *outputs)[..., 0]
         )
+        ignored = Ignored(hidden, values)
     return Batch(
         _cut(data.images, images, pixels, crop),
         None if features is None else _cut(features, images, *outputs),
@@ -194,10 +209,10 @@ def random_parts(
 
 
 def _random_places(
-    key: jax.Array, side: int | Int[Array, " b"], part: int, *, count: int
+    key: jax.Array, side: int | Int[Array, " b"], part: int, *, count: int, unit: int = STRIDE
 ) -> Int[Array, " b"]:
-    """Where parts of `part` pixels begin in sides of `side` pixels, in units of the stride."""
-    return jax.random.randint(key, (count,), 0, (side - part) // STRIDE + 1)
+    """Where parts of `part` pixels begin in sides of `side` pixels, in units of so many pixels."""
+    return jax.random.randint(key, (count,), 0, (side - part) // unit + 1)
 
 
 def _cut(

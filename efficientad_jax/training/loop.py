@@ -108,6 +108,7 @@ def _compiled_steps(
         teacher_params=teacher_params,
         key=run.key,
         crop=config.crop_size,
+        shift=config.train.shift,
         penalty_crop=config.penalty_crop_size,
         autoencoder_crop=config.autoencoder_crop_size,
     )

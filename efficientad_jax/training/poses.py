@@ -90,7 +90,7 @@ def images_in_poses(
     """The training images in the poses of `config.train.poses`, and these poses.
 
     Images get no more poses than the cache has room for their features. Where it has none for those
-    of the images, none are cached, and all poses are shown.
+    of the images, or with `config.train.shift`, none are cached, and all poses are shown.
 
     Args:
       config: of the training.
@@ -111,7 +111,7 @@ def images_in_poses(
         how = "; or give config.model.fit = 'resize'" if framing.fit == "pad" else ""
         raise InputError(f"config.train.poses = {choice!r}: expected 'upright' with {by}{how}")
     poses = chosen_poses(choice, images, compute, file=file)
-    most = int(config.train.feature_cache_gb / features_gb)
+    most = 0 if config.train.shift else int(config.train.feature_cache_gb / features_gb)
     return in_poses(images, poses, most or None), poses
 
 

@@ -100,6 +100,7 @@ def seconds_per_step(
             pretraining_indices=indices,
             key=jax.random.key(0),
             crop=config.crop_size,
+            shift=config.train.shift,
             penalty_crop=config.penalty_crop_size,
             autoencoder_crop=config.autoencoder_crop_size,
         )

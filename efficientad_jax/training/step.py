@@ -3,6 +3,7 @@
 Everything here is a pure function of a state. The loop is in `training.loop`.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -306,6 +307,7 @@ def scan_steps(
     pretraining_indices: Int[Array, "k b"],
     key: jax.Array,
     crop: tuple[int, int] | None = None,
+    shift: bool = False,
     penalty_crop: tuple[int, int] | None = None,
     autoencoder_crop: tuple[int, int] | None = None,
 ) -> tuple[TrainState, Losses]:
@@ -322,17 +324,16 @@ def scan_steps(
       pretraining_indices: which pretraining images each step takes, if the penalty is on.
       key: random key of the whole training; each step folds its number in.
       crop: see `take_batch`.
+      shift: likewise.
       penalty_crop: likewise.
       autoencoder_crop: see `compute_losses`.
     """
-    size = crop or (data.images.shape[1], data.images.shape[2])
-    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, size)
-    flat, state, teacher_params = _flatten_on_gpu(networks.student, state, teacher_params)
+    flat, state, teacher_params = _prepared(
+        networks, state, teacher_params, sides=crop or data.images.shape[1:3]
+    )
     whole = objective.autoencoder and _is_part(networks, crop)
-    take = partial(take_batch, crop=crop, penalty_crop=penalty_crop, whole=whole)
-
-    def unflatten(state: TrainState) -> PyTree | None:
-        return None if flat is None else flat.unflatten(state.params, networks.student.dtype)
+    take = partial(take_batch, crop=crop, shift=shift, penalty_crop=penalty_crop, whole=whole)
+    unflatten = partial(_unflattened, flat, networks.student)
 
     def step(carried: _Carried, rows: tuple[Array, Array]) -> tuple[_Carried, Losses]:
         state, params = carried
@@ -356,18 +357,28 @@ def scan_steps(
     return state if flat is None else flat.map(flat.unflatten, state), losses
 
 
-def _flatten_on_gpu(
-    student: PatchDescriptionNetwork, state: TrainState, teacher_params: PyTree
+def _prepared(
+    networks: Networks, state: TrainState, teacher_params: PyTree, *, sides: Sequence[int]
 ) -> tuple[FlatLayout | None, TrainState, PyTree]:
-    """On a GPU a state of vectors with their layout, and the teacher in the computation's dtype.
+    """State and teacher as all steps use them, on images with these sides.
 
-    Elsewhere both as they are: on a TPU slices cost more than they save.
+    On a GPU the state consists of vectors, with their layout, and the teacher is in the
+    computation's dtype. Elsewhere the state is as it is: on a TPU slices cost more than they save.
     """
+    student = networks.student
+    size = sides[0], sides[1]
+    teacher_params = with_transformed_kernels(networks.teacher, teacher_params, size)
     if chosen_method(student.convolution) != "gpu":
         return None, state, teacher_params
     flat = flat_layout(state.params)
     cast = jax.tree.map(lambda leaf: leaf.astype(student.dtype), teacher_params)
     return flat, flat.map(flat.flatten, state), cast
+
+
+def _unflattened(
+    flat: FlatLayout | None, student: PatchDescriptionNetwork, state: TrainState
+) -> PyTree | None:
+    return None if flat is None else flat.unflatten(state.params, student.dtype)
 
 
 def _is_part(networks: Networks, crop: tuple[int, int] | None) -> bool:
@@ -380,7 +391,7 @@ train_steps = jax.jit(
     scan_steps,
     static_argnames=(
         *("networks", "objective", "optimizer"),
-        *("crop", "penalty_crop", "autoencoder_crop"),
+        *("crop", "shift", "penalty_crop", "autoencoder_crop"),
     ),
     donate_argnames=("state",),
 )

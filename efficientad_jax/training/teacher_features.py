@@ -53,6 +53,7 @@ def normalize_over_images(
     Returns:
       Parameters of the normalized teacher, and its features of each image if they fit into
       `config.train.feature_cache_gb` gigabytes, so that training does not compute them again.
+      There are none with `config.train.shift`.
     """
     compute = _describe(network, teacher)
     if tiles is not None:
@@ -172,8 +173,9 @@ def _teacher_features(
 
 
 def features_fit(images: np.ndarray, network: PatchDescriptionNetwork, config: Config) -> bool:
-    """Whether the teacher's features of the images fit into the cache."""
-    return features_gb(images, network) <= config.train.feature_cache_gb
+    """Whether the teacher's features of the images can be cached, and fit into the cache."""
+    train = config.train
+    return not train.shift and features_gb(images, network) <= train.feature_cache_gb
 
 
 def features_gb(images: np.ndarray, network: PatchDescriptionNetwork) -> float:
