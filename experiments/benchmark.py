@@ -72,20 +72,25 @@ def main() -> int:
         "not installed": ", ".join(n for n, available in installed.items() if not available)
         or "none",
     }
-    costs, starts = {}, {}
-    if _TRAIN.value:
-        trainable = [n for n in names if n in (OURS, LAX, "pytorch eager", "torch.compile")]
-        measurements = [_time_training(size, image_size, trainable) for size in sizes]
-    else:
-        measurements = []
-        for size in sizes:
-            costs[size] = cost_of(size, image_size)
-            if _START_UP.value:
-                starts[size] = _measure_start_ups(size, image_size, names)
-            measurements += [
-                _time_detection(size, image_size, batch, names=names) for batch in _BATCHES.value
-            ]
-    print(write_results(Path(_OUTPUT.value), facts, measurements, costs=costs, starts=starts))
+    costs, starts, measurements = {}, {}, []
+
+    def add(measurement: Measurement) -> str:
+        # What is measured is written at once: a machine may be there for some minutes only.
+        measurements.append(measurement)
+        return write_results(Path(_OUTPUT.value), facts, measurements, costs=costs, starts=starts)
+
+    text = ""
+    for size in sizes:
+        if _TRAIN.value:
+            trainable = [n for n in names if n in (OURS, LAX, "pytorch eager", "torch.compile")]
+            text = add(_time_training(size, image_size, trainable))
+            continue
+        costs[size] = cost_of(size, image_size)
+        if _START_UP.value:
+            starts[size] = _measure_start_ups(size, image_size, names)
+        for batch in _BATCHES.value:
+            text = add(_time_detection(size, image_size, batch, names=names))
+    print(text)
     print(f"results: {_OUTPUT.value}")
     return 0
 
