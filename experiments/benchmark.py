@@ -75,7 +75,7 @@ def main() -> int:
     costs, starts, measurements = {}, {}, []
 
     def add(measurement: Measurement) -> str:
-        # What is measured is written at once: a machine may be there for some minutes only.
+        # Written at once, as a rented machine may be taken away.
         measurements.append(measurement)
         return write_results(Path(_OUTPUT.value), facts, measurements, costs=costs, starts=starts)
 

@@ -45,7 +45,8 @@ def kept_executable(
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         _log.warning("compiled programs are not kept for the next start: %s", error)
-        return compile_program()
+        with _out_of_the_persistent_cache():
+            return compile_program()
     file = folder / f"{_identity(program, device)}.bin"
     if file.is_file():
         try:

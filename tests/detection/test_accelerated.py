@@ -109,6 +109,24 @@ def test_other_networks_have_other_programs(cache):
 
 
 @pytest.mark.slow
+def test_a_program_that_was_not_kept_is_compiled_for_the_file_that_is(cache):
+    """On a CPU, a program that JAX has loaded from its own cache cannot be written to a file."""
+    images = uint8_images(1, SIZE)
+    own = create_networks("small", 7, SIZE, convolution="gpu")  # compiled by no other test
+    params = DetectorParams(*(random_params(network, SIZE) for network in own))
+    cache.parent.mkdir(parents=True)
+    cache.parent.chmod(0o777)  # a folder that is not used
+    expected = AcceleratedDetection(own, params)(CALIBRATION, images)
+    cache.parent.chmod(0o700)
+    for _ in range(2):  # the first writes the file, the second reads it
+        jax.clear_caches()
+        ours = AcceleratedDetection(own, params)(CALIBRATION, images)
+        assert len(list(cache.iterdir())) == 1
+        for a, b in zip(ours, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
 def test_a_damaged_program_is_compiled_again(cache, caplog):
     images = uint8_images(1, SIZE)
     AcceleratedDetection(networks("gpu"), params_of())(CALIBRATION, images)
