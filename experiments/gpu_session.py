@@ -9,9 +9,10 @@ Its stages come in this order, each in a process of its own with a part of the m
 2. `latency`: detection of S and M with 1, 8 and 16 images, next to PyTorch and ONNX Runtime.
 3. the training of `configs/paper.py` on each dataset, in the minutes that are left.
 
-A stage whose time is over saves a checkpoint and stops. The same command continues with what is
-not done; `WORKDIR/done` has a file for each stage that is. `--steps=20 --rounds=1` tries all of it
-on a CPU. The exit status is 1 if a stage failed.
+Distillation and trainings save a checkpoint when their time is over, and the same command
+continues them. Latencies that were measured are kept, and measured again. `WORKDIR/done` has a file
+for each stage that is done. `--steps=20 --rounds=1` tries all of it on a CPU. The exit status is 1
+if a stage failed.
 """
 
 import sys
